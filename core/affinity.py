@@ -1,0 +1,109 @@
+"""Pairs of neighbouring pixels: which ones, what their labels say, and what an edge map says (METHOD, section 5)."""
+
+import torch
+from torch import Tensor
+
+from core import IGNORE, InputError
+
+
+def search_paths(radius: int) -> list[list[tuple[int, int]]]:
+    """The path of each direction of the half disc of a radius, grouped by length; a path starts at its far end.
+
+    A path holds (y, x) offsets from the source: every grid point of the bounding box of (0, 0) and the far end whose
+    squared distance to the line between them is below 1. Radius 5 has 34 directions, radius 10 has 152.
+    """
+    ends = [(0, x) for x in range(1, radius)]
+    ends += [(y, x) for y in range(1, radius) for x in range(-radius + 1, radius) if y * y + x * x < radius**2]
+    paths = []
+    for end_y, end_x in ends:
+        box = [(y, x) for y in range(end_y + 1) for x in range(min(0, end_x), max(0, end_x) + 1)]
+        on_path = [p for p in box if (p[0] * end_x - p[1] * end_y) ** 2 < end_y**2 + end_x**2]
+        paths.append(sorted(on_path, key=lambda p: -p[0] - abs(p[1])))
+    return sorted(paths, key=len)
+
+
+class PathIndex:
+    """The pairs within a radius on an (h, w) map, without index tensors: a direction is a shift of the whole map.
+
+    Sources are the pixels whose directions all stay inside: the first h-(r-1) rows, columns r-1 .. w-r, row by row.
+    """
+
+    def __init__(self, radius: int, size: int | tuple[int, int]):
+        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.radius = radius
+        self.rows, self.columns = self.height - (radius - 1), self.width - 2 * (radius - 1)
+        if radius < 2 or self.rows < 1 or self.columns < 1:
+            raise InputError(f'a radius of {radius} (2 or more) does not fit a {self.height}x{self.width} map')
+        self.paths = search_paths(radius)
+
+    @property
+    def num_directions(self) -> int:
+        return len(self.paths)
+
+    @property
+    def num_sources(self) -> int:
+        return self.rows * self.columns
+
+    def shifted(self, maps: Tensor, offset: tuple[int, int]) -> Tensor:
+        """What lies at an offset from each source: (..., h, w) -> a view (..., rows, columns)."""
+        y, x = offset[0], offset[1] + self.radius - 1
+        return maps[..., y : y + self.rows, x : x + self.columns]
+
+    def edge_to_affinity(self, edge: Tensor) -> Tensor:
+        """Affinity of each pair, 1 - the largest edge on its path: (N, [1,] h, w) -> (N, directions, sources)."""
+        edge = edge.squeeze(1) if edge.dim() == 4 else edge
+        if edge.shape[-2:] != (self.height, self.width):
+            raise InputError(f'an edge map of {tuple(edge.shape[-2:])} for pairs of a {self.height}x{self.width} map')
+        return 1 - _PathMaximum.apply(edge, self).flatten(2)
+
+
+class _PathMaximum(torch.autograd.Function):
+    """(N, h, w) -> (N, directions, rows, columns), the largest value on each path.
+
+    Left to autograd, each of the 2,000 shifts of radius 10 would be kept for the backward pass (gigabytes); here only
+    the place of the maximum on its path is kept, in a byte.
+    """
+
+    @staticmethod
+    def forward(ctx, edge: Tensor, index: PathIndex) -> Tensor:
+        shape = (len(edge), index.num_directions, index.rows, index.columns)
+        best = edge.new_empty(shape)
+        place = torch.zeros(shape, dtype=torch.uint8, device=edge.device)
+        for d, path in enumerate(index.paths):
+            best[:, d] = index.shifted(edge, path[0])
+            for i, offset in enumerate(path[1:], 1):
+                candidate = index.shifted(edge, offset)
+                place[:, d].masked_fill_(candidate > best[:, d], i)
+                torch.maximum(best[:, d], candidate, out=best[:, d])
+        ctx.save_for_backward(place)
+        ctx.index, ctx.edge_shape = index, edge.shape
+        return best
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (place,) = ctx.saved_tensors
+        index = ctx.index
+        grad_edge = grad.new_zeros(ctx.edge_shape)
+        for d, path in enumerate(index.paths):
+            for i, offset in enumerate(path):
+                index.shifted(grad_edge, offset).add_(grad[:, d] * (place[:, d] == i))
+        return grad_edge, None
+
+
+def affinity_labels(label: Tensor, path_index: PathIndex, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a label map says of each pair: (..., h, w) integers -> bg_pos, fg_pos, neg, bool (..., directions, sources).
+
+    Pairs with an end at 255 are in none; bg_pos: both background; fg_pos: equal and not background; neg: different.
+    num_classes is the number of foreground classes: a label above it that is not 255 raises InputError.
+    """
+    label = torch.as_tensor(label)
+    label = label if label.dtype == torch.uint8 else label.long()
+    if ((label > num_classes) & (label != IGNORE) | (label < 0)).any():
+        raise InputError(f'a label map holds classes beyond {num_classes} that are not {IGNORE}')
+    source = path_index.shifted(label, (0, 0))
+    target = torch.stack([path_index.shifted(label, path[0]) for path in path_index.paths], dim=-3)
+    source = source.unsqueeze(-3)
+    valid = (source != IGNORE) & (target != IGNORE)
+    equal = (source == target) & valid
+    background = source == 0
+    return tuple(x.flatten(-2) for x in (equal & background, equal & ~background, valid & (source != target)))

@@ -1,0 +1,57 @@
+"""The head of DeepLabv3+ (Chen et al. 2018) as METHOD, section 7 gives it, and its multi-scale inference."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+
+def _unit(inputs: int, outputs: int, kernel: int, norm: Norm, dilation: int = 1, dropout: float = 0) -> nn.Sequential:
+    """Convolution without bias that keeps the size, norm, ReLU, and dropout where asked for."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, norm(outputs), nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else []))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling at output stride 16: (N, inputs, h, w) -> (N, 256, h, w)."""
+
+    def __init__(self, inputs: int, norm: Norm):
+        super().__init__()
+        self.branches = nn.ModuleList([_unit(inputs, 256, 1, norm)])
+        self.branches.extend(_unit(inputs, 256, 3, norm, dilation) for dilation in (6, 12, 18))
+        self.pooled = _unit(inputs, 256, 1, norm)
+        self.project = _unit(5 * 256, 256, 1, norm, dropout=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
+        return self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], 1))
+
+
+class Decoder(nn.Module):
+    """ASPP's output and layer1's features -> logits at layer1's size, (N, num_classes, h/4, w/4)."""
+
+    def __init__(self, low_channels: int, num_classes: int, norm: Norm):
+        super().__init__()
+        self.low = _unit(low_channels, 48, 1, norm)
+        self.fuse = nn.Sequential(_unit(256 + 48, 256, 3, norm, dropout=0.5), _unit(256, 256, 3, norm, dropout=0.1))
+        self.classify = nn.Conv2d(256, num_classes, 1)
+
+    def forward(self, x: Tensor, low: Tensor) -> Tensor:
+        low = self.low(low)
+        x = F.interpolate(x, low.shape[2:], mode='bilinear', align_corners=True)
+        return self.classify(self.fuse(torch.cat([x, low], 1)))
+
+
+@torch.no_grad()
+def multi_scale_logits(model: nn.Module, images: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Logits summed over scales and mirror image: normalised images (3, h_s, w_s) -> (C+1, h, w)."""
+    total = 0
+    for image in images:
+        logits = model(torch.stack([image, image.flip(-1)])).float()
+        logits = F.interpolate(logits, size, mode='bilinear', align_corners=False)
+        total = total + logits[0] + logits[1].flip(-1)
+    return total

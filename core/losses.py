@@ -1,0 +1,62 @@
+"""The losses of the paper, short enough to be read beside it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-5
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_cls and L_p-cls (equations 2, 3): multi-label soft margin, mean over images and classes.
+
+    logits (N, C) are spatial means of class maps, labels (N, C) are multi-hot.
+    """
+    return F.multilabel_soft_margin_loss(logits, labels)
+
+
+def reconstruction_loss(
+    maps: Tensor, merged: Tensor, labels: Tensor, re_loss: str = 'L1_Loss', option: str = 'masking'
+) -> Tensor:
+    """L_re (equation 4): how far the class maps of the image are from those put together from its tiles.
+
+    maps, merged (N, C, h, w); labels (N, C) multi-hot. option 'masking': absent classes count as zeros in the mean over
+    N, C, h, w (published); 'selection': the mean over each image's present classes, then over the images that have any;
+    'none': no mask. Gradients flow through both arguments.
+    """
+    distance = {'L1_Loss': torch.abs, 'L2_Loss': torch.square}[re_loss](maps - merged)
+    if option == 'none':
+        return distance.mean()
+    if option == 'masking':
+        return (distance * labels[:, :, None, None]).mean()
+    if option == 'selection':
+        present = labels.sum(1)
+        per_image = (distance.mean((2, 3)) * labels).sum(1) / present.clamp(min=1)
+        return per_image.sum() / (present > 0).sum().clamp(min=1)
+    raise ValueError(f'option {option!r} is none of masking, selection, none')
+
+
+def confidence_loss(tile_logits: Tensor) -> Tensor:
+    """L_conf: mean over tiles of -sum_c p log(p + 1e-5), p = sigmoid(tile_logits) with tile_logits (g*g*N, C)."""
+    p = torch.sigmoid(tile_logits)
+    return -(p * torch.log(p + EPSILON)).sum(1).mean()
+
+
+def alpha_at(iteration: int, total: int, alpha: float, alpha_schedule: float) -> float:
+    """The weight of L_re at an iteration: a ramp to alpha over alpha_schedule of all; constant where that is 0."""
+    if alpha_schedule == 0:
+        return alpha
+    return min(alpha * iteration / (total * alpha_schedule), alpha)
+
+
+def affinity_loss(affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor) -> Tensor:
+    """AffinityNet's loss: ((bg+ + fg+)/2 + neg)/2, each a mean of -log over its own pairs in the whole batch.
+
+    affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg of the same shape, bool or 0/1.
+    """
+
+    def term(pairs: Tensor, p: Tensor) -> Tensor:
+        return (pairs * -torch.log(p + EPSILON)).sum() / (pairs.sum() + EPSILON)
+
+    positive = (term(bg_pos, affinity) + term(fg_pos, affinity)) / 2
+    return (positive + term(neg, 1 - affinity)) / 2

@@ -1,0 +1,139 @@
+"""Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
+
+An operation takes an RGB PIL image and a PIL mask (or None) and returns both; the last one of a pipeline returns
+tensors: the image normalised (3, h, w) float32, the mask (h, w) int64. Random numbers come from torch's default
+generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published crop (a
+smaller image at a random place of a canvas that is 0 after normalisation) and the published scaling (by the longer
+side) have no counterpart there.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from core import IGNORE
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+AUGMENTATIONS = ('colorjitter', 'randaugment')
+
+
+def normalize(image: Image.Image) -> Tensor:
+    """An RGB image -> (3, h, w) float32, ImageNet's mean and deviation taken out."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return v2.functional.normalize(v2.functional.to_dtype(pixels, torch.float32, scale=True), MEAN, STD)
+
+
+def scaled(image: Image.Image, scale: float) -> Tensor:
+    """The normalised image at a scale of the original, (3, round(h s), round(w s)), bicubic."""
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return normalize(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+
+
+def _random_int(low: int, high: int) -> int:
+    """Uniform in [low, high], both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+class Pipeline:
+    """Operations in a row, their randomness drawn from a seed of integers such as (seed, epoch, sample)."""
+
+    def __init__(self, *operations):
+        self.operations = operations
+
+    def __call__(
+        self, image: Image.Image, mask: Image.Image | None, seed: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+            for operation in self.operations:
+                image, mask = operation(image, mask)
+        return image, mask
+
+
+class RandomLongerSide:
+    """Scale so that the longer side is an integer drawn from [low, high]; image bicubic, mask nearest."""
+
+    def __init__(self, low: int, high: int):
+        self.low, self.high = low, high
+
+    def __call__(self, image, mask):
+        scale = _random_int(self.low, self.high) / max(image.size)
+        size = tuple(max(1, round(side * scale)) for side in image.size)
+        mask = mask and mask.resize(size, Image.Resampling.NEAREST)
+        return image.resize(size, Image.Resampling.BICUBIC), mask
+
+
+class RandomFlip:
+    """Mirror with probability 1/2."""
+
+    def __call__(self, image, mask):
+        if torch.rand(()) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            mask = mask and mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image, mask
+
+
+class Augment:
+    """Colour jitter and RandAugment, of the image alone: for training with image-level labels."""
+
+    def __init__(self, names: list[str]):
+        known = {
+            'colorjitter': lambda: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
+            'randaugment': lambda: v2.RandAugment(num_ops=2),
+        }
+        self.operations = [known[name]() for name in AUGMENTATIONS if name in names]
+
+    def __call__(self, image, mask):
+        for operation in self.operations:
+            image = operation(image)
+        return image, mask
+
+
+class _Crop:
+    """A window of size x size as tensors; what lies outside the image is 0 after normalising, 255 in the mask."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def place(self, side: int) -> tuple[int, int]:
+        """(offset in the image, offset in the window) along a side of the image."""
+        raise NotImplementedError
+
+    def __call__(self, image, mask):
+        (x, to_x), (y, to_y) = (self.place(side) for side in image.size)
+        box = (x, y, min(x + self.size, image.width), min(y + self.size, image.height))
+        pad = (to_x, self.size - to_x - (box[2] - box[0]), to_y, self.size - to_y - (box[3] - box[1]))
+        if mask is not None:
+            mask = F.pad(torch.from_numpy(np.array(mask.crop(box))).long(), pad, value=IGNORE)
+        return F.pad(normalize(image.crop(box)), pad), mask
+
+
+class RandomCrop(_Crop):
+    """At random; an image smaller than the window lies at a random place in it."""
+
+    def place(self, side: int) -> tuple[int, int]:
+        free = side - self.size
+        return (_random_int(0, free), 0) if free >= 0 else (0, _random_int(0, -free))
+
+
+class TopLeftCrop(_Crop):
+    """The corner of the image: what validation inside training sees."""
+
+    def place(self, side: int) -> tuple[int, int]:
+        return 0, 0
+
+
+class ResizeMask:
+    """Bring the mask (h, w) to (size, size) by nearest, the image staying as it is: AffinityNet's labels."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, image, mask):
+        if mask is not None:
+            mask = F.interpolate(mask[None, None].float(), (self.size, self.size), mode='nearest-exact')[0, 0].long()
+        return image, mask

@@ -1,0 +1,148 @@
+"""Stage 9: mIoU of CAMs (stage 2), walked CAMs (stage 5), pseudo-labels (stage 6) or predictions (stage 8).
+
+Reads   experiments/predictions/{experiment_name}/; masks of the list --domain
+Writes  experiments/results/{experiment_name}@{domain}.json: every figure, by class and by threshold; for --domain test,
+        whose masks are secret, experiments/results/{experiment_name}.tgz for the VOC test server
+
+    python3 evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 \\
+        --domain val --data_dir $D/SegmentationClass
+"""
+
+from tools import flags
+
+
+def parse_args(argv=None):
+    parser = flags.parser_of(__doc__)
+    flags.add_data(parser, data_dir=False)
+    where = 'the folder of masks, or the root that holds SegmentationClass'
+    parser.add_argument('--data_dir', '--gt_dir', default='../VOC2012/', help=where)
+    parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder to score')
+    parser.add_argument('--domain', default='train', help='list of images')
+    parser.add_argument('--mode', choices=('npy', 'png', 'rw'), help='CAMs, label maps, walked CAMs; default: as found')
+    parser.add_argument('--threshold', type=flags.real(0, 1), help='score this background threshold alone')
+    parser.add_argument('--max_th', type=flags.real(0.06, 1), default=0.50, help='end of the thresholds of mode rw')
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
+
+import io
+import tarfile
+
+import numpy as np
+
+from core import InputError
+from core.datasets import check_files, encode_mask, label_path, load_info, mask_path, read_mask
+from core.metrics import ConfusionMatrix, ThresholdSweep
+from tools import UserError, stage
+from tools.experiment import check_inputs, experiment_options, input_folder, results_path, write_json
+from tools.files import maps_inside, read_maps, write_bytes
+
+
+def figures(matrix, info):
+    """What is kept of a confusion matrix: percentages, None for a class that does not occur."""
+    names = ('background', *info.class_names)
+    iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
+    return {'miou': 100 * matrix.miou(), 'fp': 100 * matrix.fp(), 'fn': 100 * matrix.fn(), 'iou': iou}
+
+
+def count(args, mode, folder, ids, info):
+    """[(threshold, ConfusionMatrix)] over all listed images; the one threshold of label maps is None."""
+    if mode == 'png':
+        matrix = ConfusionMatrix(info.num_classes + 1)
+        for image_id in stage.progress(ids, 'scoring'):
+            mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
+            path = label_path(folder, image_id)
+            prediction = read_mask(path, info.num_classes, mask.shape)
+            if (prediction == 255).any():
+                raise UserError(f'{path}: holds 255 (unsure), which cannot be scored: pseudo-labels have none')
+            matrix.update(prediction, mask)
+        return [(None, matrix)]
+    name, end = ('rw', args.max_th) if mode == 'rw' else ('hr_cam', 0.80)
+    thresholds = [round(0.05 * i, 2) for i in range(1, 20) if 0.05 * i < end - 1e-9]
+    sweep = ThresholdSweep(info.num_classes + 1, thresholds if args.threshold is None else [args.threshold])
+    for image_id in stage.progress(ids, 'scoring'):
+        mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
+        keys, maps = read_maps(folder / f'{image_id}.npz', name, info.num_classes, mask.shape)
+        sweep.update(maps, keys, mask)
+    return list(zip(sweep.thresholds, sweep.matrices(), strict=True))
+
+
+def find_mode(folder, image_id):
+    """What the folder's own files are. Raises UserError where there is nothing to score."""
+    if (folder / f'{image_id}.npz').is_file():
+        return 'rw' if 'rw' in maps_inside(folder / f'{image_id}.npz') else 'npy'
+    if label_path(folder, image_id).is_file():
+        return 'png'
+    raise UserError(f'--experiment_name: {folder} holds neither {image_id}.npz nor {image_id}.png: run its stage first')
+
+
+def pack(folder, ids, info, path):
+    """The upload for the VOC test server: 8-bit palette PNGs of class indices in a .tgz."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
+        for image_id in stage.progress(ids, 'packing'):
+            content = encode_mask(read_mask(label_path(folder, image_id), info.num_classes), info.palette)
+            member = tarfile.TarInfo(f'results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png')
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    write_bytes(path, buffer.getvalue())
+    print(f'{path}: {len(ids)} predictions for the test server')
+
+
+def report(rows, mode):
+    """Print a line for each threshold and the best one's IoU by class."""
+    for threshold, row in rows:
+        at = '' if threshold is None else f'threshold {threshold:.2f}: '
+        print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
+    best_threshold, best = max(rows, key=lambda item: item[1]['miou'])
+    for name, iou in best['iou'].items():
+        print(f'  {name:14} {"  -" if iou is None else f"{iou:6.2f}"}')
+    at = '' if best_threshold is None else f' at threshold {best_threshold:.2f}'
+    print(f'best mIoU {best["miou"]:.2f} %{at}')
+    if mode == 'rw' and len(rows) > 1:
+        # Thresholds that err to either side of the best one.
+        for name, factor in (('over', 1.6), ('under', 0.6)):
+            near = min(rows, key=lambda item: abs(item[1]['fp'] - factor * best['fp']))
+            print(
+                f"{name}: FP {near[1]['fp']:.2f} % at threshold {near[0]:.2f} is closest to {factor} of the best one's"
+            )
+    return best_threshold, best
+
+
+def main(args):
+    info = load_info(args.dataset)
+    ids = info.ids(args.domain)
+    folder = input_folder(args.experiment_name, '--experiment_name', 'the stage that is to be scored')
+    mode = args.mode or find_mode(folder, ids[0])
+    check_inputs(folder, ids, '.png' if mode == 'png' else '.npz', 'the stage that is to be scored')
+    name = f'{args.experiment_name}@{args.domain}'
+    if args.domain == 'test':
+        pack(folder, ids, info, results_path(name, 'tgz'))
+        return
+    check_files([mask_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
+
+    matrices = count(args, mode, folder, ids, info)
+    rows = [(threshold, figures(matrix, info)) for threshold, matrix in matrices]
+    threshold, best = report(rows, mode)
+    nothing = ConfusionMatrix(info.num_classes + 1)
+    nothing.counts[:, 0] = matrices[0][1].counts.sum(1)
+    print(f'(an all-background labelling: {100 * nothing.miou():.2f} %)')
+    result = {
+        'experiment_name': args.experiment_name,
+        'domain': args.domain,
+        'mode': mode,
+        'images': len(ids),
+        'threshold': threshold,
+        **best,
+        'all_background_miou': 100 * nothing.miou(),
+        'thresholds': [{'threshold': threshold, **row} for threshold, row in rows],
+        'made_with': experiment_options(folder),
+    }
+    write_json(results_path(name, 'json'), result)
+    print(f'written to {results_path(name, "json")}')
+
+
+if __name__ == '__main__':
+    stage.run(main, ARGS, InputError)

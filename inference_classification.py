@@ -1,0 +1,66 @@
+"""Stage 2: CAMs of whole images, over scales and mirror image.
+
+Reads   experiments/models/{tag}.pth of stage 1; images and XML of the list --domain (the labels are the true ones,
+        for val too: figures of these CAMs describe label quality, not prediction)
+Writes  experiments/predictions/{tag}@{train|val}@scale={scales}/{id}.npz: keys, cam at stride 4, hr_cam
+
+    python3 inference_classification.py --architecture resnest101 --tag ResNeSt101@Puzzle@optimal --domain train_aug \\
+        --data_dir $D
+"""
+
+from core.backbone import BACKBONES
+from tools import flags
+
+
+def parse_args(argv=None):
+    parser = flags.parser_of(__doc__)
+    flags.add_data(parser)
+    flags.add_workers(parser)
+    flags.add_device(parser)
+    parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 1')
+    parser.add_argument('--architecture', default='resnet50', choices=BACKBONES, help='backbone it was trained with')
+    parser.add_argument('--domain', default='train_aug', help='list of images')
+    flags.add_scales(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
+
+import torch
+
+from core import InputError
+from core.cam import multi_scale_cam
+from core.datasets import ScaledImages, keys_of, load_info, read_labels, xml_path
+from core.networks import Classifier
+from core.transforms import scaled
+from tools import stage
+from tools.checkpoint import load_model
+from tools.device import ordered_loader, pick_device
+from tools.experiment import cam_name, model_path, output_folder
+from tools.files import write_cam
+
+
+def main(args):
+    info = load_info(args.dataset)
+    ids = info.ids(args.domain)
+    labels = {image_id: read_labels(xml_path(args.data_dir, image_id), info) for image_id in ids}
+    images = ScaledImages(args.data_dir, ids, flags.floats(args.scales), scaled)
+
+    device = pick_device(args.device)
+    model = Classifier(args.architecture, info.num_classes)
+    load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
+    model = model.to(device).eval()
+
+    folder = output_folder(cam_name(args.tag, args.domain, args.scales), args)
+    loader = ordered_loader(images, None, args.num_workers, device)
+    for image_id, image, versions in stage.progress(loader, 'CAMs'):
+        versions = [version.to(device, non_blocking=True) for version in versions]
+        label = torch.from_numpy(labels[image_id]).to(device)
+        cam, hr_cam = multi_scale_cam(model, versions, label, image.shape[:2])
+        write_cam(folder / f'{image_id}.npz', keys_of(labels[image_id]), cam.cpu().numpy(), hr_cam.cpu().numpy())
+    print(f'{len(ids)} CAMs in {folder}')
+
+
+if __name__ == '__main__':
+    stage.run(main, ARGS, InputError)

@@ -1,0 +1,87 @@
+"""Stage 5: let CAMs walk at random up to the edges that AffinityNet sees.
+
+Reads   experiments/models/{model_name}.pth of stage 4; experiments/predictions/{cam_dir}/{id}.npz of stage 2;
+        images of the list --domain
+Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={exp_times}@rw/{id}.npz: keys, rw
+
+    python3 inference_rw.py --architecture resnest101 --model_name AffinityNet@ResNeSt-101@Puzzle \\
+        --cam_dir ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug --data_dir $D
+"""
+
+from core.backbone import BACKBONES
+from tools import flags
+
+
+def parse_args(argv=None):
+    parser = flags.parser_of(__doc__)
+    flags.add_data(parser)
+    flags.add_workers(parser)
+    flags.add_device(parser)
+    parser.add_argument('--model_name', type=flags.folder_name, required=True, help='the model of stage 4')
+    parser.add_argument('--architecture', default='resnet50', choices=BACKBONES, help='backbone it was trained with')
+    parser.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs')
+    parser.add_argument('--domain', default='train_aug', help='list of images')
+    parser.add_argument('--beta', type=flags.real(0), default=10, help='exponent of affinities')
+    parser.add_argument('--exp_times', type=flags.integer(0, 16), default=8, help='the walk takes 2^exp_times steps')
+    parser.add_argument('--image_size', type=flags.integer(32), default=512, help='smaller images are padded to it')
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from core import InputError
+from core.cam import strided_size
+from core.datasets import ScaledImages, load_info
+from core.networks import AffinityNet
+from core.random_walk import finish, random_walk
+from core.transforms import scaled
+from tools import stage
+from tools.checkpoint import load_model
+from tools.device import ordered_loader, pick_device
+from tools.experiment import check_inputs, input_folder, model_path, output_folder, random_walk_name
+from tools.files import read_maps, write_rw
+
+
+@torch.no_grad()
+def edge_of(model, image, least_size):
+    """Edges in [0, 1] of a normalised image (3, h, w) at stride 4, from the image and its mirror image."""
+    h, w = image.shape[1:]
+    image = F.pad(image, (0, max(0, least_size - w), 0, max(0, least_size - h)))
+    logits = model(torch.stack([image, image.flip(-1)]))[:, 0].float()
+    edge = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
+    rows, columns = strided_size((h, w))
+    return edge[:rows, :columns]
+
+
+def main(args):
+    info = load_info(args.dataset)
+    ids = info.ids(args.domain)
+    cams = input_folder(args.cam_dir, '--cam_dir', 'inference_classification.py')
+    check_inputs(cams, ids, '.npz', 'inference_classification.py')
+    images = ScaledImages(args.data_dir, ids, [1.0], scaled)
+
+    device = pick_device(args.device)
+    model = AffinityNet(args.architecture)
+    load_model(model, model_path(args.model_name), '--model_name', 'train_affinitynet.py', args.architecture)
+    model = model.to(device).eval()
+
+    folder = output_folder(random_walk_name(args.model_name, args.domain, args.beta, args.exp_times), args)
+    walk = partial(random_walk, beta=args.beta, exp_times=args.exp_times)
+    loader = ordered_loader(images, None, args.num_workers, device)
+    for image_id, image, (version,) in stage.progress(loader, 'random walk'):
+        size = image.shape[:2]
+        keys, cam = read_maps(cams / f'{image_id}.npz', 'cam', info.num_classes, strided_size(size))
+        edge = edge_of(model, version.to(device, non_blocking=True), args.image_size)
+        walked = finish(walk(torch.from_numpy(cam).to(device), edge), size)
+        write_rw(folder / f'{image_id}.npz', keys, walked.cpu().numpy())
+    print(f'{len(ids)} CAMs after the random walk in {folder}')
+
+
+if __name__ == '__main__':
+    stage.run(main, ARGS, InputError)

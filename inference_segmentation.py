@@ -1,0 +1,67 @@
+"""Stage 8: predictions of the segmentation network, over scales and mirror image, refined by a dense CRF.
+
+Reads   experiments/models/{tag}.pth of stage 7; images of the list --domain
+Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iteration}/{id}.png: 0..C
+
+    python3 inference_segmentation.py --backbone resnest101 --mode fix --use_gn True \\
+        --tag DeepLabv3+@ResNeSt-101@Fix@GN --scale 0.5,1.0,1.5,2.0 --iteration 10
+"""
+
+from core.backbone import BACKBONES
+from tools import flags
+
+
+def parse_args(argv=None):
+    parser = flags.parser_of(__doc__)
+    flags.add_data(parser)
+    flags.add_workers(parser)
+    flags.add_device(parser)
+    parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 7')
+    flags.add_segmenter(parser, BACKBONES)
+    parser.add_argument('--domain', default='val', help='list of images')
+    flags.add_scales(parser)
+    parser.add_argument('--iteration', type=flags.integer(0), default=10, help='of the dense CRF; 0: none')
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
+
+import torch
+
+from core import InputError
+from core.crf import crf_from_probability
+from core.datasets import ScaledImages, encode_mask, load_info
+from core.deeplab import multi_scale_logits
+from core.networks import build_segmenter
+from core.transforms import scaled
+from tools import stage
+from tools.checkpoint import load_model
+from tools.device import ordered_loader, pick_device
+from tools.experiment import model_path, output_folder, segmentation_name
+from tools.files import write_bytes
+
+
+def main(args):
+    info = load_info(args.dataset)
+    ids = info.ids(args.domain)
+    images = ScaledImages(args.data_dir, ids, flags.floats(args.scales), scaled)
+
+    device = pick_device(args.device)
+    model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)
+    load_model(model, model_path(args.tag), '--tag', 'train_segmentation.py', flags.segmenter_name(args))
+    model = model.to(device).eval()
+
+    folder = output_folder(segmentation_name(args.tag, args.domain, args.scales, args.iteration), args)
+    loader = ordered_loader(images, None, args.num_workers, device)
+    for image_id, image, versions in stage.progress(loader, 'predictions'):
+        versions = [version.to(device, non_blocking=True) for version in versions]
+        logits = multi_scale_logits(model, versions, image.shape[:2])
+        probability = torch.softmax(logits, 0).cpu().numpy()
+        prediction = crf_from_probability(image, probability, args.iteration).argmax(0)
+        write_bytes(folder / f'{image_id}.png', encode_mask(prediction, info.palette))
+    print(f'{len(ids)} predictions in {folder}')
+
+
+if __name__ == '__main__':
+    stage.run(main, ARGS, InputError)

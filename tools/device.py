@@ -1,0 +1,100 @@
+"""The one place that knows devices and processes: where to compute, how to spread a batch, how to feed it."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from tools import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is the GPUs if there are any, else the CPU. Raises UserError for a device that cannot be used."""
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f'--device {name}: cannot be used here; auto finds what there is') from None
+    return device
+
+
+def num_replicas(device: torch.device) -> int:
+    """How many devices share a batch: all visible GPUs for 'cuda', one for 'cuda:1' or the CPU."""
+    return torch.cuda.device_count() if device.type == 'cuda' and device.index is None else 1
+
+
+def rounds_for(bn_replicas: int, device: torch.device) -> int:
+    """Passes that a batch takes so that BatchNorm acts as on bn_replicas devices, of which some are here."""
+    here = num_replicas(device)
+    if bn_replicas % here:
+        raise UserError(
+            f'--bn_replicas {bn_replicas} is no multiple of the {here} visible GPUs: pass --bn_replicas {here}'
+        )
+    return bn_replicas // here
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device, in nn.DataParallel where several GPUs share the batch."""
+    model = model.to(device)
+    return nn.DataParallel(model) if num_replicas(device) > 1 else model
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a stage may touch: weights, dropout, data order. Augmentation has its own seeds."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class EpochSampler(Sampler):
+    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; set `epoch` before each pass."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter([(self.epoch, int(position)) for position in order])
+
+
+def training_loader(dataset, batch_size: int, num_workers: int, seed: int, device: torch.device) -> DataLoader:
+    """Shuffled batches, the incomplete last one dropped (as published)."""
+    if len(dataset) < batch_size:
+        raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), seed),
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == 'cuda',
+        worker_init_fn=_one_thread,
+    )
+
+
+def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
+    """Everything once, in order; batch_size None gives single samples as the data set makes them."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == 'cuda',
+        collate_fn=_same if batch_size is None else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _same(sample):
+    return sample

@@ -1,0 +1,80 @@
+"""The npz files between stages, and how every output comes to be: whole, or not at all. No pickle is ever read."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from tools import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name in the same folder, then rename: nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_cam(path: Path, keys: np.ndarray, cam: np.ndarray, hr_cam: np.ndarray) -> None:
+    """CAMs: keys (K+1,), cam (K, h/4, w/4), hr_cam (K, h, w)."""
+    _write_npz(path, keys=keys, cam=cam, hr_cam=hr_cam)
+
+
+def write_rw(path: Path, keys: np.ndarray, rw: np.ndarray) -> None:
+    """CAMs after the random walk: keys (K+1,), rw (K, h, w)."""
+    _write_npz(path, keys=keys, rw=rw)
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def maps_inside(path: Path) -> list[str]:
+    """The names of the arrays of an npz file; [] where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
+        return []
+
+
+def read_maps(
+    path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """keys (K+1,) and the maps called `name` (K, h, w) of a file that `write_cam` or `write_rw` made.
+
+    Raises UserError naming the file: not such a file, maps that do not go with the keys, classes beyond num_classes,
+    values that are not finite, maps that are not of the size (h, w).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys, maps = file['keys'], file[name]
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UserError(f'{path}: damaged, or no npz file with "keys" and "{name}" ({type(error).__name__})') from None
+    if (
+        keys.ndim != 1
+        or maps.ndim != 3
+        or len(keys) != len(maps) + 1
+        or keys.dtype.kind not in 'iu'
+        or maps.dtype.kind != 'f'
+    ):
+        raise UserError(
+            f'{path}: "{name}" of {maps.dtype}{maps.shape} does not go with "keys" of {keys.dtype}{keys.shape}'
+        )
+    if keys[0] != 0 or (np.diff(keys) <= 0).any() or keys[-1] > num_classes:
+        raise UserError(f'{path}: keys {keys.tolist()} are not 0 and rising classes up to {num_classes} (--dataset)')
+    if size is not None and maps.shape[1:] != tuple(size):
+        raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
+    if not np.isfinite(maps).all():
+        raise UserError(f'{path}: "{name}" holds values that are not finite')
+    return keys, maps

@@ -1,0 +1,86 @@
+"""The log of a training run: lines on screen and in logs/{tag}.txt, curves in data/{tag}.json, all in TensorBoard."""
+
+import json
+import sys
+import time
+
+import numpy as np
+
+from tools.experiment import EXPERIMENTS, versions, write_json
+
+
+class Averages:
+    """Means of the loss terms since the last line, summed on their device: reading a value there would wait for it."""
+
+    def __init__(self):
+        self.sums, self.count = {}, 0
+
+    def add(self, **values) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+
+    def take(self) -> dict[str, float]:
+        """The means, in the order of the first call; starts anew."""
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class RunLog:
+    """log(text) writes a line; scalars(step, **values) a point of each curve; picture(step, name, image) an image."""
+
+    def __init__(self, tag: str, options: dict):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.tag, self.start = tag, time.time()
+        self.curves: dict[str, list[list[float]]] = {}
+        self.options = options
+        path = EXPERIMENTS / 'logs' / f'{tag}.txt'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open('a')
+        self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / tag))
+        self.log(json.dumps({'options': options, 'versions': versions()}))
+
+    def __enter__(self) -> 'RunLog':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+        self.writer.close()
+
+    def log(self, text: str) -> None:
+        self.file.write(text + '\n')
+        self.file.flush()
+        print(text, file=sys.stderr, flush=True)
+
+    def training(self, iteration: int, total: int, lr: float, losses: dict[str, float], **more: float) -> None:
+        """A line and a point of each curve, while training."""
+        values = {**losses, **more}
+        text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
+        self.log(f'iteration {iteration}/{total}, lr {lr:.5f}, {text}, time {self.elapsed()}')
+        self.scalars(iteration, lr=lr, **values)
+
+    def scored(self, iteration: int, epoch: int, name: str, miou: float, best: bool) -> None:
+        """A line and a point after an epoch; also writes the curves' file. miou in [0, 1]."""
+        self.log(f'epoch {epoch}: {name} {100 * miou:.2f} %{" (best so far)" if best else ""}, time {self.elapsed()}')
+        self.scalars(iteration, mIoU=100 * miou)
+        self.save_curves()
+
+    def scalars(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append([step, value])
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """image (h, w, 3) uint8 RGB."""
+        self.writer.add_image(name, image, step, dataformats='HWC')
+
+    def save_curves(self) -> None:
+        """Write data/{tag}.json: options, and [step, value] points by curve."""
+        write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {'options': self.options, 'curves': self.curves})
+        self.writer.flush()
+
+    def elapsed(self) -> str:
+        minutes, seconds = divmod(int(time.time() - self.start), 60)
+        return f'{minutes}:{seconds:02d}'

@@ -1,0 +1,36 @@
+"""Pictures for people: heat maps over images, coloured masks, sheets of both. All are (h, w, 3) uint8 RGB."""
+
+import cv2
+import numpy as np
+
+
+def denormalize(images: np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
+    """Normalised (N, 3, h, w) float -> (N, h, w, 3) uint8."""
+    pixels = images.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
+    return (pixels * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def heat(image: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """A score in [0, 1] of any resolution (h', w') as a heat map over the image."""
+    h, w = image.shape[:2]
+    score = cv2.resize(np.clip(score, 0, 1).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    colours = cv2.applyColorMap((score * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
+    return (0.5 * image + 0.5 * colours).astype(np.uint8)
+
+
+def coloured(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """A mask of class indices (h', w') in the palette's colours, half over the image."""
+    h, w = image.shape[:2]
+    mask = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
+    return (0.5 * image + 0.5 * palette[mask]).astype(np.uint8)
+
+
+def sheet(rows: list[list[np.ndarray]], pad: int = 4) -> np.ndarray:
+    """Rows of pictures of one size as one picture; short rows are filled with white."""
+    h, w = rows[0][0].shape[:2]
+    columns = max(map(len, rows))
+    canvas = np.full((len(rows) * (h + pad), columns * (w + pad), 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            canvas[i * (h + pad) :, j * (w + pad) :][: picture.shape[0], : picture.shape[1]] = picture
+    return canvas
