@@ -62,9 +62,9 @@ def voc_palette() -> np.ndarray:
 
 
 def load_info(path: str | Path) -> DatasetInfo:
-    """Read a data set's JSON: {"name", "classes": [...], "lists": {domain: file}, "palette": [[r, g, b], ...]}.
+    """Read a data set's JSON: {"name", "classes": [...], "lists": {domain: file}, "palette": [[r, g, b]]}.
 
-    The palette may be left out. List files are looked for beside the JSON. Raises InputError for anything that is not so.
+    The palette may be left out. List files lie beside the JSON. Raises InputError for anything that is not so.
     """
     path = Path(path)
     try:

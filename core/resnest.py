@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNeSt(nn.Module):
-    """Images (N, 3, H, W) -> five feature maps. layers: blocks of each layer; width: planes of layer1 (published 64)."""
+    """Images (N, 3, H, W) -> five feature maps. layers: blocks a layer; width: planes of layer1 (published 64)."""
 
     def __init__(self, layers: tuple[int, ...], stem_width: int, width: int = 64, output_stride: int = 16):
         super().__init__()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tools import make_demo_data as demo
 
-OPTIONS = ['--num_train', '20', '--num_val', '3', '--size', '64', '--seed', '3']
+OPTIONS = ['--num_train_aug', '20', '--num_train', '8', '--num_val', '3', '--size', '64', '--seed', '3']
 
 
 def make(out: Path, *options: str) -> None:
@@ -39,8 +39,8 @@ def test_same_seed_same_bytes_for_any_number_of_workers(made, tmp_path):
 
 
 def test_samples_depend_on_seed_split_and_index_alone(made, tmp_path):
-    make(tmp_path / 'fewer', '--num_train', '2', '--num_val', '1')
-    make(tmp_path / 'other', '--num_train', '2', '--num_val', '1', '--seed', '4')
+    make(tmp_path / 'fewer', '--num_train_aug', '2', '--num_train', '2', '--num_val', '1')
+    make(tmp_path / 'other', '--num_train_aug', '2', '--num_train', '2', '--num_val', '1', '--seed', '4')
     fewer, other, whole = contents(tmp_path / 'fewer'), contents(tmp_path / 'other'), contents(made)
     pictures = [name for name in fewer if name.endswith(('.jpg', '.png', '.xml'))]
     assert len(pictures) == 9
@@ -55,9 +55,10 @@ def test_layout(made):
     assert info['classes'] == sorted(info['classes']) == demo.CLASSES
     assert set(info['lists']) == {'train', 'train_aug', 'val'}
     assert (made / info['lists']['train_aug']).read_text().split() == ids[:20]
+    assert (made / info['lists']['train']).read_text().split() == ids[:8]
     assert (made / info['lists']['val']).read_text().split() == ids[20:]
     assert set(contents(made)) == {
-        'dataset.json', 'ImageSets/Segmentation/train.txt', 'ImageSets/Segmentation/val.txt',
+        'dataset.json', *(f'ImageSets/Segmentation/{domain}.txt' for domain in ('train_aug', 'train', 'val')),
         *(f'{folder}/{i}.{ending}' for i in ids for folder, ending in
           [('JPEGImages', 'jpg'), ('Annotations', 'xml'), ('SegmentationClass', 'png')]),
     }  # fmt: skip

@@ -6,7 +6,7 @@ legs, so a classifier is tempted to look at a head or a tail only: the habit tha
 Reads:   nothing
 Writes:  OUT/JPEGImages/{id}.jpg, OUT/Annotations/{id}.xml, OUT/SegmentationClass/{id}.png (palette, 255 = border),
          OUT/ImageSets/Segmentation/{train,val}.txt, and last OUT/dataset.json: where it stands, the set is whole
-Command: python3 tools/make_demo_data.py --out experiments/demo --num_train 1500 --num_val 200 --size 128 --seed 0
+Command: python3 tools/make_demo_data.py --out experiments/demo
 """
 
 import argparse
@@ -65,7 +65,7 @@ SHIFT = 4  # OpenCV takes coordinates as integers, in units of 2^-SHIFT pixels
 DARK, PALE, PINK = np.array([[38, 36, 40], [236, 230, 214], [222, 160, 150]], np.float32)
 OURS = re.compile(  # what a killed run of this program may have left in its folder
     r'(JPEGImages|Annotations|SegmentationClass)(/\.?(train|val)_\d{5,}\.(jpg|xml|png)(\.\d+\.tmp)?)?'
-    r'|ImageSets(/Segmentation(/\.?(train|val)\.txt(\.\d+\.tmp)?)?)?|\.dataset\.json\.\d+\.tmp'
+    r'|ImageSets(/Segmentation(/\.?(train|train_aug|val)\.txt(\.\d+\.tmp)?)?)?|\.dataset\.json\.\d+\.tmp'
 )
 
 
@@ -450,8 +450,9 @@ def is_made(out: Path, made_with: dict[str, int]) -> bool:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('experiments/demo'), help='folder of the data set')
-    parser.add_argument('--num_train', type=int, default=1500, help='scenes to train on')
-    parser.add_argument('--num_val', type=int, default=200, help='scenes to score on')
+    parser.add_argument('--num_train_aug', type=int, default=1500, help='scenes to train on')
+    parser.add_argument('--num_train', type=int, default=300, help='the first of these, whose CAMs are scored')
+    parser.add_argument('--num_val', type=int, default=200, help='further scenes, to score predictions on')
     parser.add_argument('--size', type=int, default=128, help='pixels of the longer side, from 64')
     parser.add_argument('--seed', type=int, default=0, help='another seed draws another set')
     parser.add_argument('--num_workers', type=int, default=os.cpu_count() or 1, help='processes; changes no file')
@@ -459,11 +460,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag, least in {'num_train': 1, 'num_val': 1, 'size': 64, 'seed': 0, 'num_workers': 1}.items():
         if getattr(args, flag) < least:
             parser.error(f'--{flag} {getattr(args, flag)}: must be {least} or more')
+    if args.num_train_aug < args.num_train:
+        parser.error(f'--num_train_aug {args.num_train_aug} is below --num_train {args.num_train}, which it holds')
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    made_with = {key: getattr(args, key) for key in ('num_train', 'num_val', 'size', 'seed')} | {'drawing': DRAWING}
+    options = ('num_train_aug', 'num_train', 'num_val', 'size', 'seed')
+    made_with = {key: getattr(args, key) for key in options} | {'drawing': DRAWING}
     if is_made(args.out, made_with):
         print(f'{args.out}: the data set is there already, made with these options')
         return
@@ -476,21 +480,22 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(f'--out {args.out}: cannot be written ({error.strerror})')
 
     # Spawned, for a fork of a process whose OpenCV has already run threads can hang.
-    samples = [(split, i) for split in SPLITS for i in range(getattr(args, f'num_{split}'))]
+    samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
     write = functools.partial(write_sample, args.out, args.seed, args.size)
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(args.num_workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as executor:
         for _ in tqdm(executor.map(write, samples, chunksize=16), total=len(samples), unit='scene', disable=None):
             pass
 
-    lists = {split: f'ImageSets/Segmentation/{split}.txt' for split in SPLITS}
-    for split, path in lists.items():
-        ids = [make_id(*sample) for sample in samples if sample[0] == split]
-        write_bytes(args.out / path, '\n'.join([*ids, '']).encode())
-    lists = {'train': lists['train'], 'train_aug': lists['train'], 'val': lists['val']}
+    ids = [make_id(*sample) for sample in samples]
+    train_aug, val = ids[: args.num_train_aug], ids[args.num_train_aug :]
+    lists = {}
+    for domain, listed in {'train_aug': train_aug, 'train': train_aug[: args.num_train], 'val': val}.items():
+        lists[domain] = f'ImageSets/Segmentation/{domain}.txt'
+        write_bytes(args.out / lists[domain], '\n'.join([*listed, '']).encode())
     info = {'name': 'drawn scenes', 'classes': CLASSES, 'lists': lists, 'made_with': made_with}
     write_bytes(args.out / 'dataset.json', (json.dumps(info, indent=2) + '\n').encode())
-    print(f'{args.out}: drew {args.num_train} scenes to train on and {args.num_val} to score on')
+    print(f'{args.out}: drew {args.num_train_aug} scenes to train on and {args.num_val} to score on')
 
 
 if __name__ == '__main__':
