@@ -32,11 +32,11 @@ import tarfile
 
 import numpy as np
 
-from core import InputError
+from core import IGNORE, InputError
 from core.datasets import check_files, encode_mask, label_path, load_info, mask_path, read_mask
 from core.metrics import ConfusionMatrix, ThresholdSweep
 from tools import UserError, stage
-from tools.experiment import check_inputs, experiment_options, input_folder, results_path, write_json
+from tools.experiment import check_inputs, experiment_options, input_folder, maker_of, results_path, write_json
 from tools.files import maps_inside, read_maps, write_bytes
 
 
@@ -44,7 +44,18 @@ def figures(matrix, info):
     """What is kept of a confusion matrix: percentages, None for a class that does not occur."""
     names = ('background', *info.class_names)
     iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
-    return {'miou': 100 * matrix.miou(), 'fp': 100 * matrix.fp(), 'fn': 100 * matrix.fn(), 'iou': iou}
+    means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn()}
+    if np.isnan(means['fp']):
+        raise UserError('neither masks nor predictions contain a class: nothing to score (--domain, --data_dir?)')
+    return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
+
+
+def read_prediction(path, info, size=None):
+    """A label map without 255."""
+    prediction = read_mask(path, info.num_classes, size)
+    if (prediction == IGNORE).any():
+        raise UserError(f'{path}: holds {IGNORE} (unsure), which cannot be scored: affinity labels are no predictions')
+    return prediction
 
 
 def count(args, mode, folder, ids, info):
@@ -53,11 +64,7 @@ def count(args, mode, folder, ids, info):
         matrix = ConfusionMatrix(info.num_classes + 1)
         for image_id in stage.progress(ids, 'scoring'):
             mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
-            path = label_path(folder, image_id)
-            prediction = read_mask(path, info.num_classes, mask.shape)
-            if (prediction == 255).any():
-                raise UserError(f'{path}: holds 255 (unsure), which cannot be scored: pseudo-labels have none')
-            matrix.update(prediction, mask)
+            matrix.update(read_prediction(label_path(folder, image_id), info, mask.shape), mask)
         return [(None, matrix)]
     name, end = ('rw', args.max_th) if mode == 'rw' else ('hr_cam', 0.80)
     thresholds = [round(0.05 * i, 2) for i in range(1, 20) if 0.05 * i < end - 1e-9]
@@ -75,7 +82,7 @@ def find_mode(folder, image_id):
         return 'rw' if 'rw' in maps_inside(folder / f'{image_id}.npz') else 'npy'
     if label_path(folder, image_id).is_file():
         return 'png'
-    raise UserError(f'--experiment_name: {folder} holds neither {image_id}.npz nor {image_id}.png: run its stage first')
+    raise UserError(f'{folder} holds neither {image_id}.npz nor {image_id}.png; {maker_of(folder.name)} makes them')
 
 
 def pack(folder, ids, info, path):
@@ -83,7 +90,7 @@ def pack(folder, ids, info, path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
         for image_id in stage.progress(ids, 'packing'):
-            content = encode_mask(read_mask(label_path(folder, image_id), info.num_classes), info.palette)
+            content = encode_mask(read_prediction(label_path(folder, image_id), info), info.palette)
             member = tarfile.TarInfo(f'results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png')
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -114,11 +121,14 @@ def report(rows, mode):
 def main(args):
     info = load_info(args.dataset)
     ids = info.ids(args.domain)
-    folder = input_folder(args.experiment_name, '--experiment_name', 'the stage that is to be scored')
+    maker = maker_of(args.experiment_name)
+    folder = input_folder(args.experiment_name, '--experiment_name', maker)
     mode = args.mode or find_mode(folder, ids[0])
-    check_inputs(folder, ids, '.png' if mode == 'png' else '.npz', 'the stage that is to be scored')
+    if mode == 'png' and args.threshold is not None:
+        raise UserError(f'--threshold {args.threshold}: {folder} holds label maps, which have no scores')
+    check_inputs(folder, ids, '.png' if mode == 'png' else '.npz', maker)
     name = f'{args.experiment_name}@{args.domain}'
-    if args.domain == 'test':
+    if args.domain == 'test' and not mask_path(args.data_dir, ids[0]).is_file():
         pack(folder, ids, info, results_path(name, 'tgz'))
         return
     check_files([mask_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')

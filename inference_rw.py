@@ -18,7 +18,7 @@ def parse_args(argv=None):
     flags.add_workers(parser)
     flags.add_device(parser)
     parser.add_argument('--model_name', type=flags.folder_name, required=True, help='the model of stage 4')
-    parser.add_argument('--architecture', default='resnet50', choices=BACKBONES, help='backbone it was trained with')
+    parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs')
     parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--beta', type=flags.real(0), default=10, help='exponent of affinities')

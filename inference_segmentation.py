@@ -35,7 +35,7 @@ from core.datasets import ScaledImages, encode_mask, load_info
 from core.deeplab import multi_scale_logits
 from core.networks import build_segmenter
 from core.transforms import scaled
-from tools import stage
+from tools import UserError, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device
 from tools.experiment import model_path, output_folder, segmentation_name
@@ -57,6 +57,8 @@ def main(args):
     for image_id, image, versions in stage.progress(loader, 'predictions'):
         versions = [version.to(device, non_blocking=True) for version in versions]
         logits = multi_scale_logits(model, versions, image.shape[:2])
+        if not torch.isfinite(logits).all():
+            raise UserError(f'{image_id}: logits that are not finite: the model of --tag {args.tag} diverged')
         probability = torch.softmax(logits, 0).cpu().numpy()
         prediction = crf_from_probability(image, probability, args.iteration).argmax(0)
         write_bytes(folder / f'{image_id}.png', encode_mask(prediction, info.palette))

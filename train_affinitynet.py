@@ -15,7 +15,7 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=3, sizes=(320, 640))
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='name of the run and its model')
-    parser.add_argument('--architecture', default='resnet50', choices=BACKBONES, help='backbone, frozen')
+    parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone, frozen')
     parser.add_argument('--label_name', type=flags.folder_name, required=True, help='folder of affinity labels')
     parser.add_argument('--pred_dir', default='experiments/predictions/', help='where that folder lies')
     parser.add_argument('--radius', type=flags.integer(2), default=10, help='of the pairs, in pixels of the edge map')
@@ -41,8 +41,8 @@ from core.networks import AffinityNet
 from core.transforms import MEAN, STD, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask
 from tools import pictures, stage
 from tools.checkpoint import save_model
-from tools.device import parallel, pick_device, seed_all, training_loader
-from tools.experiment import input_folder, model_path
+from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
+from tools.experiment import check_inputs, input_folder, model_path
 from tools.log import Averages, RunLog
 from tools.optim import sgd_poly
 
@@ -62,6 +62,7 @@ def main(args):
     device = pick_device(args.device)
     seed_all(args.seed)
     folder = input_folder(args.label_name, '--label_name', 'make_affinity_labels.py', args.pred_dir)
+    check_inputs(folder, info.ids('train_aug'), '.png', 'make_affinity_labels.py')
 
     # Labels go through the same scaling, mirroring and cropping as images, then to the size of the edge map.
     edge_size = strided_size((args.image_size, args.image_size))
@@ -78,7 +79,7 @@ def main(args):
     load_weights(model.backbone, args.architecture, args.weights)
     iterations = args.max_epoch * len(train_loader)
     optimizer, schedule = sgd_poly(model.head.parameters(), args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device).train()
+    model = parallel(model, device, devices_for(args.batch_size, device)).train()
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
     with RunLog(args.tag, vars(args)) as log:
@@ -96,12 +97,13 @@ def main(args):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                lr = optimizer.param_groups[0]['lr']
                 schedule.step()
 
                 iteration += 1
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
-                    log.training(iteration, iterations, schedule.get_last_lr()[0], averages.take())
+                    log.training(iteration, iterations, lr, averages.take())
 
             sheet = edge_sheet(batch['images'][:8], batch['masks'][:8], logits[:8].detach(), info.palette)
             log.picture(iteration, 'edges', sheet)

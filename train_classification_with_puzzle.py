@@ -18,7 +18,7 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=15, sizes=(320, 640))
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='name of the run and its model')
-    parser.add_argument('--architecture', default='resnet50', choices=BACKBONES, help='backbone')
+    parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone')
     parser.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='fix: frozen BatchNorm')
     parser.add_argument('--augment', default='', help='colorjitter, randaugment or both, joined by a comma')
     parser.add_argument('--num_pieces', type=flags.integer(1), default=4, help='tiles of an image, a square number')
@@ -38,6 +38,10 @@ def parse_args(argv=None):
         parser.error(f'--augment {args.augment}: knows colorjitter and randaugment')
     if args.mode == 'normal' and args.batch_size % args.bn_replicas:
         parser.error(f'--batch_size {args.batch_size} is no multiple of --bn_replicas {args.bn_replicas}')
+    if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
+        parser.error(
+            f'--batch_size {args.batch_size} leaves BatchNorm one image of each --bn_replicas {args.bn_replicas}'
+        )
     return args
 
 
@@ -60,7 +64,7 @@ from core.puzzle import check_puzzle, merge, tile
 from core.transforms import MEAN, STD, Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop
 from tools import pictures, stage
 from tools.checkpoint import ModelKeeper
-from tools.device import ordered_loader, parallel, pick_device, rounds_for, seed_all, training_loader
+from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
 from tools.log import Averages, RunLog
 from tools.optim import parameter_groups, sgd_poly
 
@@ -111,7 +115,9 @@ def main(args):
     info = load_info(args.dataset)
     check_puzzle(args.image_size, args.num_pieces)
     device = pick_device(args.device)
-    rounds = rounds_for(args.bn_replicas, device) if args.mode == 'normal' else 1
+    replicas = args.bn_replicas if args.mode == 'normal' else args.batch_size
+    devices = devices_for(replicas, device)
+    rounds = replicas // devices if args.mode == 'normal' else 1
     seed_all(args.seed)
 
     # Images are scaled, mirrored and cropped for training; scored in their top left corner, beside their masks.
@@ -129,7 +135,7 @@ def main(args):
     iterations = args.max_epoch * len(train_loader)
     groups = parameter_groups(model, args.lr, args.wd)
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device).train()
+    model = parallel(model, device, devices).train()
     keeper = ModelKeeper(args.tag, args.select, args.architecture)
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
@@ -148,12 +154,13 @@ def main(args):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                lr = optimizer.param_groups[0]['lr']
                 schedule.step()
 
                 iteration += 1
                 averages.add(loss=loss, **losses)
                 if iteration % print_every == 0:
-                    log.training(iteration, iterations, schedule.get_last_lr()[0], averages.take(), alpha=alpha)
+                    log.training(iteration, iterations, lr, averages.take(), alpha=alpha)
 
             threshold, miou, sheet = score_cams(model, score_loader, info, device)
             log.picture(iteration, 'CAMs', sheet)

@@ -25,6 +25,8 @@ def parse_args(argv=None):
     parser.add_argument('--select', default='best', choices=('best', 'last'), help='best: by masks of val')
     args = parser.parse_args(argv)
     flags.check_training(parser, args)
+    if args.mode == 'normal' and args.batch_size < 2:
+        parser.error(f'--mode normal needs --batch_size 2 or more, not {args.batch_size}: BatchNorm trains')
     return args
 
 
@@ -44,8 +46,8 @@ from core.networks import build_segmenter
 from core.transforms import MEAN, STD, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop
 from tools import pictures, stage
 from tools.checkpoint import ModelKeeper
-from tools.device import ordered_loader, parallel, pick_device, seed_all, training_loader
-from tools.experiment import input_folder
+from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
+from tools.experiment import check_inputs, input_folder
 from tools.log import Averages, RunLog
 from tools.optim import parameter_groups, sgd_poly
 
@@ -75,6 +77,7 @@ def main(args):
     device = pick_device(args.device)
     seed_all(args.seed)
     folder = input_folder(args.label_name, '--label_name', 'make_pseudo_labels.py', args.pred_dir)
+    check_inputs(folder, info.ids('train_aug'), '.png', 'make_pseudo_labels.py')
 
     # Images and pseudo-labels are scaled, mirrored and cropped together; val is scored in its top left corner.
     longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
@@ -90,7 +93,7 @@ def main(args):
     iterations = args.max_epoch * len(train_loader)
     groups = parameter_groups(model, args.lr, args.wd)
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device).train()
+    model = parallel(model, device, devices_for(args.batch_size, device)).train()
     keeper = ModelKeeper(args.tag, args.select, flags.segmenter_name(args))
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
@@ -105,17 +108,18 @@ def main(args):
                 # DeepLabv3+ answers at the size of the image, Seg_Model and CSeg_Model below it.
                 logits = model(images)
                 if logits.shape[2:] != labels.shape[1:]:
-                    labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest')[:, 0].long()
+                    labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
                 loss = F.cross_entropy(logits, labels, ignore_index=IGNORE)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                lr = optimizer.param_groups[0]['lr']
                 schedule.step()
 
                 iteration += 1
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
-                    log.training(iteration, iterations, schedule.get_last_lr()[0], averages.take())
+                    log.training(iteration, iterations, lr, averages.take())
 
             miou, sheet = score_masks(model, score_loader, info, device)
             log.picture(iteration, 'predictions', sheet)

@@ -137,6 +137,7 @@ def _read(path: Path) -> dict:
         raise InputError(f'--weights {path}: cannot be read ({error.strerror}); or pass imagenet or none') from None
     except Exception as error:  # whatever a damaged or foreign file makes of the unpickler
         raise InputError(f'--weights {path}: is no state dict ({type(error).__name__})') from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    whole = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not whole or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f'--weights {path}: is no state dict (names with a tensor each)')
     return state

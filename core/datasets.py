@@ -85,6 +85,8 @@ def load_info(path: str | Path) -> DatasetInfo:
     if 'palette' in content:
         try:
             colours = np.asarray(content['palette'])
+            if colours.min() < 0 or colours.max() > 255:
+                raise ValueError
             palette[: len(colours)] = colours.reshape(-1, 3).astype(np.uint8)
         except (ValueError, TypeError):
             raise InputError(f'--dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None

@@ -1,7 +1,6 @@
 """Model files: plain state dicts of CPU tensors, read without pickle, with a note on how they came to be."""
 
 import io
-import pickle
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def load_model(model: nn.Module, path: Path, flag: str, script: str, architectur
         raise UserError(f'{flag}: {path} is not there; {script} makes it')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever a damaged or foreign file makes of the unpickler
         raise UserError(f'{path}: damaged, or no model file ({type(error).__name__})') from None
     note = read_note(state)
     if note.get('architecture', architecture) != architecture:

@@ -19,28 +19,24 @@ def pick_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f'--device {name}: cannot be used here; auto finds what there is') from None
+    if device.type not in ('cpu', 'cuda'):
+        raise UserError(f'--device {name}: neither cpu nor cuda')
     return device
 
 
-def num_replicas(device: torch.device) -> int:
-    """How many devices share a batch: all visible GPUs for 'cuda', one for 'cuda:1' or the CPU."""
-    return torch.cuda.device_count() if device.type == 'cuda' and device.index is None else 1
+def devices_for(replicas: int, device: torch.device) -> int:
+    """How many devices share a batch that is split among `replicas`: the largest number of visible GPUs dividing it.
+
+    'cuda:1' and the CPU stand alone. The batch then takes replicas / devices passes (core.networks).
+    """
+    visible = torch.cuda.device_count() if device.type == 'cuda' and device.index is None else 1
+    return max(count for count in range(1, visible + 1) if replicas % count == 0)
 
 
-def rounds_for(bn_replicas: int, device: torch.device) -> int:
-    """Passes that a batch takes so that BatchNorm acts as on bn_replicas devices, of which some are here."""
-    here = num_replicas(device)
-    if bn_replicas % here:
-        raise UserError(
-            f'--bn_replicas {bn_replicas} is no multiple of the {here} visible GPUs: pass --bn_replicas {here}'
-        )
-    return bn_replicas // here
-
-
-def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on its device, in nn.DataParallel where several GPUs share the batch."""
+def parallel(model: nn.Module, device: torch.device, devices: int) -> nn.Module:
+    """The model on its device, in nn.DataParallel where several GPUs share the batch (split as published)."""
     model = model.to(device)
-    return nn.DataParallel(model) if num_replicas(device) > 1 else model
+    return nn.DataParallel(model, device_ids=list(range(devices))) if devices > 1 else model
 
 
 def seed_all(seed: int) -> None:

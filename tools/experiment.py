@@ -42,7 +42,19 @@ def pseudo_label_name(walked: str, crf_iteration: int) -> str:
 
 
 def segmentation_name(tag: str, domain: str, scales: str, iteration: int) -> str:
-    return f'{tag}@{domain}@scale={scales}@iteration={iteration}'
+    return f'{tag}@{split_of(domain)}@scale={scales}@iteration={iteration}'
+
+
+def maker_of(name: str) -> str:
+    """The script that makes the predictions folder of a name, by the name's last part."""
+    last = name.rsplit('@', 1)[-1]
+    makers = {
+        'rw': 'inference_rw.py',
+        'crf=': 'make_pseudo_labels.py',
+        'aff_fg=': 'make_affinity_labels.py',
+        'iteration=': 'inference_segmentation.py',
+    }
+    return next((script for part, script in makers.items() if last.startswith(part)), 'inference_classification.py')
 
 
 def output_folder(name: str, args: Namespace) -> Path:

@@ -9,6 +9,9 @@ import numpy as np
 
 from tools import UserError
 
+# What numpy and zipfile raise for files that are not what they should be; NotImplementedError is a RuntimeError.
+DAMAGES = (OSError, ValueError, KeyError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile)
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write under a temporary name in the same folder, then rename: nobody ever sees half a file."""
@@ -32,6 +35,9 @@ def write_rw(path: Path, keys: np.ndarray, rw: np.ndarray) -> None:
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f'{path}: "{name}" would not be finite: the model diverged, train it anew')
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
@@ -42,7 +48,7 @@ def maps_inside(path: Path) -> list[str]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return list(file.files)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
+    except DAMAGES:
         return []
 
 
@@ -59,7 +65,7 @@ def read_maps(
             keys, maps = file['keys'], file[name]
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except DAMAGES as error:
         raise UserError(f'{path}: damaged, or no npz file with "keys" and "{name}" ({type(error).__name__})') from None
     if (
         keys.ndim != 1

@@ -13,7 +13,11 @@ def parser_of(docstring: str) -> argparse.ArgumentParser:
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    return argparse.ArgumentParser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str):
+            self.exit(2, f'{self.prog}: error: {message}\n')  # one line; --help tells the rest
+
+    return Parser(description=docstring, formatter_class=Formatter, allow_abbrev=False)
 
 
 def boolean(text: str) -> bool:
@@ -110,7 +114,7 @@ def add_segmenter(parser: argparse.ArgumentParser, backbones: Iterable[str]) -> 
     """The network of stages 7 and 8."""
     networks = ('DeepLabv3+', 'Seg_Model', 'CSeg_Model')
     parser.add_argument('--architecture', default='DeepLabv3+', choices=networks, help='segmentation network')
-    parser.add_argument('--backbone', default='resnet50', choices=backbones, help='its backbone')
+    parser.add_argument('--backbone', default='resnest101', choices=backbones, help='its backbone')
     parser.add_argument('--mode', default='fix', choices=('normal', 'fix'), help='fix: frozen BatchNorm statistics')
     parser.add_argument('--use_gn', type=boolean, default=True, help='GroupNorm in the head of DeepLabv3+')
 
@@ -128,7 +132,7 @@ def add_training(
     add_data(parser)
     add_workers(parser)
     add_device(parser)
-    parser.add_argument('--seed', type=integer(0), default=0, help='all randomness follows from it')
+    parser.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='all randomness follows from it')
     parser.add_argument('--batch_size', type=integer(1), default=32, help='images of a step, over all devices')
     parser.add_argument('--max_epoch', type=integer(1), default=epochs, help='passes over the training list')
     parser.add_argument('--lr', type=real(0), default=lr, help='learning rate of the first step')

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from tools import UserError
 from tools.experiment import EXPERIMENTS, versions, write_json
 
 
@@ -57,6 +58,8 @@ class RunLog:
     def training(self, iteration: int, total: int, lr: float, losses: dict[str, float], **more: float) -> None:
         """A line and a point of each curve, while training."""
         values = {**losses, **more}
+        if not np.isfinite(list(values.values())).all():
+            raise UserError(f'the loss is not finite at iteration {iteration} ({values}): try a smaller --lr')
         text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
         self.log(f'iteration {iteration}/{total}, lr {lr:.5f}, {text}, time {self.elapsed()}')
         self.scalars(iteration, lr=lr, **values)

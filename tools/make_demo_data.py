@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for core and tools, when run as a file
 from core.datasets import encode_mask, voc_palette
+from tools import flags
 from tools.files import write_bytes
 
 # What makes the set easy or hard. Raise DRAWING with any change to the pictures: it is saved among the options.
@@ -448,7 +449,7 @@ def is_made(out: Path, made_with: dict[str, int]) -> bool:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser_of(__doc__)
     parser.add_argument('--out', type=Path, default=Path('experiments/demo'), help='folder of the data set')
     parser.add_argument('--num_train_aug', type=int, default=1500, help='scenes to train on')
     parser.add_argument('--num_train', type=int, default=300, help='the first of these, whose CAMs are scored')

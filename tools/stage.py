@@ -23,7 +23,7 @@ def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Except
             line = line.removeprefix(f'{fault.__module__}.{fault.__qualname__}: ')
         sys.exit(f'{sys.argv[0]}: error: {line}')
     except OSError as error:
-        sys.exit(f'{sys.argv[0]}: error: {error}')
+        sys.exit(f'{sys.argv[0]}: error: {str(error).strip().splitlines()[-1]}')
     except KeyboardInterrupt:
         sys.exit(130)
 

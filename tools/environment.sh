@@ -1,0 +1,15 @@
+# Sourced: makes .venv beside the scripts, with the packages of the requirements file given, and puts it on the PATH.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "$("$PYTHON" --version) is too old: Python 3.10 or newer is needed (PYTHON=/path/to/python3 chooses one)" >&2
+    exit 1
+}
+command -v c++ >/dev/null || command -v g++ >/dev/null || {
+    echo 'a C++ compiler (g++) is needed to build pydensecrf2' >&2
+    exit 1
+}
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+export PATH="$PWD/.venv/bin:$PATH"

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The whole pipeline on a drawn data set, from nothing but a seed:  bash tools/quickstart.sh
+# Each line below is a stage of the README with other flags: a small network from scratch on small scenes. There is no
+# ImageNet file for it, so the classifier of stage 1 stands in for one in stages 4 and 7 (--weights).
+source "$(dirname "$0")/environment.sh" requirements.txt
+
+SEED=${SEED:-0}
+D=experiments/demo
+NET=resnest14_narrow
+DATA="--dataset $D/dataset.json --data_dir $D"
+TRAIN="$DATA --num_workers 2 --seed $SEED --momentum 0.9 --image_size 128 --min_image_size 96 --max_image_size 192 --batch_size 16"
+CLASSIFIER="$TRAIN --architecture $NET --weights none --lr 0.02 --max_epoch 6 --bn_replicas 1"
+
+step() { echo; echo "== $*"; }
+
+step 'The drawn data set'
+python tools/make_demo_data.py --out $D --seed 0
+
+step '1 and 2: a plain classifier (--loss_option cl), its CAMs on train'
+python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl --tag demo@cl
+python inference_classification.py $DATA --num_workers 2 --architecture $NET --tag demo@cl --domain train
+python evaluate.py $DATA --experiment_name demo@cl@train@scale=0.5,1.0,1.5,2.0
+
+step '1 and 2: the classifier with the puzzle module, its CAMs'
+python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl_pcl_re --alpha 4 --tag demo@puzzle
+python inference_classification.py $DATA --num_workers 2 --architecture $NET --tag demo@puzzle --domain train_aug
+CAM=demo@puzzle@train@scale=0.5,1.0,1.5,2.0
+python evaluate.py $DATA --experiment_name $CAM
+
+step '3: affinity labels'
+python make_affinity_labels.py $DATA --num_workers 2 --experiment_name $CAM
+
+step '4: AffinityNet'
+python train_affinitynet.py $TRAIN --architecture $NET --weights experiments/models/demo@puzzle.pth --radius 5 \
+    --tag demo@affinity --label_name $CAM@aff_fg=0.40_bg=0.10
+
+step '5: the random walk'
+RW=demo@affinity@train@beta=10@exp_times=8@rw
+python inference_rw.py $DATA --num_workers 2 --architecture $NET --model_name demo@affinity --cam_dir $CAM --image_size 128
+python evaluate.py $DATA --experiment_name $RW
+
+step '6: pseudo-labels'
+python make_pseudo_labels.py $DATA --num_workers 2 --experiment_name $RW
+python evaluate.py $DATA --experiment_name $RW@crf=1
+
+step '7 and 8: DeepLabv3+, its predictions on val'
+python train_segmentation.py $TRAIN --backbone $NET --weights experiments/models/demo@puzzle.pth --mode normal \
+    --max_epoch 3 --tag demo@deeplab --label_name $RW@crf=1
+python inference_segmentation.py $DATA --num_workers 2 --backbone $NET --mode normal --tag demo@deeplab
+PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
+python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
+
+step 'Results'
+python tools/summarize.py \
+    "CAM, --loss_option cl=demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
+    "CAM, Puzzle-CAM=$CAM@train" \
+    "+ random walk=$RW@train" \
+    "+ random walk + CRF: pseudo-labels=$RW@crf=1@train" \
+    "DeepLabv3+ on val=$PREDICTIONS@val"
