@@ -36,7 +36,7 @@ from core.networks import Classifier
 from core.transforms import scaled
 from tools import stage
 from tools.checkpoint import load_model
-from tools.device import ordered_loader, pick_device
+from tools.device import ordered_loader, pick_device, place
 from tools.experiment import cam_name, model_path, output_folder
 from tools.files import write_cam
 
@@ -50,7 +50,7 @@ def main(args):
     device = pick_device(args.device)
     model = Classifier(args.architecture, info.num_classes)
     load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
-    model = model.to(device).eval()
+    model = place(model, device).eval()
 
     folder = output_folder(cam_name(args.tag, args.domain, args.scales), args)
     loader = ordered_loader(images, None, args.num_workers, device)

@@ -43,7 +43,7 @@ from core.random_walk import finish, random_walk
 from core.transforms import scaled
 from tools import stage
 from tools.checkpoint import load_model
-from tools.device import ordered_loader, pick_device
+from tools.device import ordered_loader, pick_device, place
 from tools.experiment import check_inputs, input_folder, model_path, output_folder, random_walk_name
 from tools.files import read_maps, write_rw
 
@@ -69,7 +69,7 @@ def main(args):
     device = pick_device(args.device)
     model = AffinityNet(args.architecture)
     load_model(model, model_path(args.model_name), '--model_name', 'train_affinitynet.py', args.architecture)
-    model = model.to(device).eval()
+    model = place(model, device).eval()
 
     folder = output_folder(random_walk_name(args.model_name, args.domain, args.beta, args.exp_times), args)
     walk = partial(random_walk, beta=args.beta, exp_times=args.exp_times)

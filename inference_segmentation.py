@@ -37,7 +37,7 @@ from core.networks import build_segmenter
 from core.transforms import scaled
 from tools import UserError, stage
 from tools.checkpoint import load_model
-from tools.device import ordered_loader, pick_device
+from tools.device import ordered_loader, pick_device, place
 from tools.experiment import model_path, output_folder, segmentation_name
 from tools.files import write_bytes
 
@@ -50,7 +50,7 @@ def main(args):
     device = pick_device(args.device)
     model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)
     load_model(model, model_path(args.tag), '--tag', 'train_segmentation.py', flags.segmenter_name(args))
-    model = model.to(device).eval()
+    model = place(model, device).eval()
 
     folder = output_folder(segmentation_name(args.tag, args.domain, args.scales, args.iteration), args)
     loader = ordered_loader(images, None, args.num_workers, device)

@@ -40,7 +40,7 @@ def parse_args(argv=None):
         parser.error(f'--batch_size {args.batch_size} is no multiple of --bn_replicas {args.bn_replicas}')
     if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
         parser.error(
-            f'--batch_size {args.batch_size} leaves BatchNorm one image of each --bn_replicas {args.bn_replicas}'
+            f'--batch_size {args.batch_size} is below 2 images for each of --bn_replicas {args.bn_replicas}'
         )
     return args
 

@@ -21,7 +21,7 @@ def save_model(model: nn.Module, path: Path, **note) -> None:
     dict's metadata, which load_state_dict passes over."""
     state = unwrap(model).state_dict()
     for name, value in state.items():
-        state[name] = value.detach().cpu()
+        state[name] = value.detach().cpu().contiguous()
     state._metadata['']['note'] = note
     buffer = io.BytesIO()
     torch.save(state, buffer)
