@@ -143,7 +143,7 @@ def main(args):
         iteration, averages = 0, Averages()
         for epoch in range(args.max_epoch):
             train_loader.sampler.epoch = epoch
-            for batch in stage.progress(train_loader, f'epoch {epoch + 1}/{args.max_epoch}'):
+            for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = batch['images'].to(device, non_blocking=True)
                 labels = batch['labels'].to(device, non_blocking=True)
 
@@ -160,7 +160,8 @@ def main(args):
                 iteration += 1
                 averages.add(loss=loss, **losses)
                 if iteration % print_every == 0:
-                    log.training(iteration, iterations, lr, averages.take(), alpha=alpha)
+                    ramp = {'alpha': alpha} if 're' in losses else {}
+                    log.training(iteration, iterations, lr, averages.take(), **ramp)
 
             threshold, miou, sheet = score_cams(model, score_loader, info, device)
             log.picture(iteration, 'CAMs', sheet)

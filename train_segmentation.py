@@ -101,7 +101,7 @@ def main(args):
         iteration, averages = 0, Averages()
         for epoch in range(args.max_epoch):
             train_loader.sampler.epoch = epoch
-            for batch in stage.progress(train_loader, f'epoch {epoch + 1}/{args.max_epoch}'):
+            for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = batch['images'].to(device, non_blocking=True)
                 labels = batch['masks'].to(device, non_blocking=True)
 

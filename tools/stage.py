@@ -28,8 +28,11 @@ def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Except
         sys.exit(130)
 
 
-def progress(items: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Go over items with a tqdm bar or, where stderr is no terminal, a plain line at every tenth of the way."""
+def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
+    """Go over items with a tqdm bar or, where stderr is no terminal, a plain line at every tenth of the way.
+
+    `lines=False` leaves those out: a training loop has lines of its own.
+    """
     from tqdm import tqdm
 
     total = len(items) if total is None else total
@@ -39,7 +42,7 @@ def progress(items: Iterable, description: str, total: int | None = None) -> Ite
     start, step = time.time(), max(1, -(-total // 10))
     for i, item in enumerate(items, 1):
         yield item
-        if i % step == 0 or i == total:
+        if lines and (i % step == 0 or i == total):
             print(f'{description}: {i}/{total}, {time.time() - start:.0f} s', file=sys.stderr, flush=True)
 
 
