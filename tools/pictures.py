@@ -19,10 +19,20 @@ def heat(image: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def coloured(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A mask of class indices (h', w') in the palette's colours, half over the image."""
+    """A mask of class indices (h', w') in the palette's colours, half over the image; the background stays as it is."""
     h, w = image.shape[:2]
     mask = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
-    return (0.5 * image + 0.5 * palette[mask]).astype(np.uint8)
+    return np.where(mask[..., None] > 0, (0.5 * image + 0.5 * palette[mask]).astype(np.uint8), image)
+
+
+def fit(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture scaled and padded with white to (side, side)."""
+    h, w = picture.shape[:2]
+    scale = side / max(h, w)
+    small = cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    canvas[: small.shape[0], : small.shape[1]] = small
+    return canvas
 
 
 def sheet(rows: list[list[np.ndarray]], pad: int = 4) -> np.ndarray:

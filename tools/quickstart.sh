@@ -9,7 +9,7 @@ D=experiments/demo
 NET=resnest14_narrow
 DATA="--dataset $D/dataset.json --data_dir $D"
 TRAIN="$DATA --num_workers 2 --seed $SEED --momentum 0.9 --image_size 128 --min_image_size 96 --max_image_size 192 --batch_size 16"
-CLASSIFIER="$TRAIN --architecture $NET --weights none --lr 0.02 --max_epoch 6 --bn_replicas 1"
+CLASSIFIER="$TRAIN --architecture $NET --weights none --lr 0.02 --max_epoch 6 --bn_replicas 1 --select last"
 
 step() { echo; echo "== $*"; }
 
@@ -51,9 +51,9 @@ PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
 python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
 
 step 'Results'
-python tools/summarize.py \
-    "CAM, --loss_option cl=demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
-    "CAM, Puzzle-CAM=$CAM@train" \
-    "+ random walk=$RW@train" \
-    "+ random walk + CRF: pseudo-labels=$RW@crf=1@train" \
-    "DeepLabv3+ on val=$PREDICTIONS@val"
+python tools/summarize.py $DATA --picture experiments/quickstart.png \
+    "CAM, --loss_option cl | demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
+    "CAM, Puzzle-CAM | $CAM@train" \
+    "+ random walk | $RW@train" \
+    "+ random walk + CRF: pseudo-labels | $RW@crf=1@train" \
+    "DeepLabv3+ on val | $PREDICTIONS@val"
