@@ -39,11 +39,13 @@ plan() { # name, then flags: a line for each run, seed by seed, so that every ro
 }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-plan | while read -r line; do
-    while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
-    run $line </dev/null &
-done
-wait
+plan | {
+    while read -r line; do
+        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n; done
+        run $line </dev/null &
+    done
+    wait
+}
 
 row() { echo "$1 | ablation@$2@seed=*@train@scale=$SCALES@train${3:+ | $3}"; }
 table() { echo; echo "$1"; shift; python tools/summarize.py $DATA "$@"; }
