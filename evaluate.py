@@ -14,6 +14,7 @@ from tools import flags
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_data(parser, data_dir=False)
+    flags.add_workers(parser)
     where = 'the folder of masks, or the root that holds SegmentationClass'
     parser.add_argument('--data_dir', '--gt_dir', default='../VOC2012/', help=where)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder to score')
@@ -29,11 +30,13 @@ if __name__ == '__main__':
 
 import io
 import tarfile
+from functools import partial
 
 import numpy as np
 
 from core import IGNORE, InputError
 from core.datasets import check_files, encode_mask, label_path, load_info, mask_path, read_mask
+from core.maps import finish_walk, strided_size
 from core.metrics import ConfusionMatrix, ThresholdSweep
 from tools import UserError, stage
 from tools.experiment import check_inputs, experiment_options, input_folder, maker_of, results_path, write_json
@@ -58,22 +61,31 @@ def read_prediction(path, info, size=None):
     return prediction
 
 
+def count_image(image_id, args, mode, folder, info, thresholds):
+    """The pixel counts of one image."""
+    mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
+    if mode == 'png':
+        counts = ConfusionMatrix(info.num_classes + 1)
+        counts.update(read_prediction(label_path(folder, image_id), info, mask.shape), mask)
+        return counts
+    counts = ThresholdSweep(info.num_classes + 1, thresholds)
+    name, size = ('rw', strided_size(mask.shape)) if mode == 'rw' else ('hr_cam', mask.shape)
+    keys, maps = read_maps(folder / f'{image_id}.npz', name, info.num_classes, size)
+    counts.update(finish_walk(maps, mask.shape) if mode == 'rw' else maps, keys, mask)
+    return counts
+
+
 def count(args, mode, folder, ids, info):
     """[(threshold, ConfusionMatrix)] over all listed images; the one threshold of label maps is None."""
-    if mode == 'png':
-        matrix = ConfusionMatrix(info.num_classes + 1)
-        for image_id in stage.progress(ids, 'scoring'):
-            mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
-            matrix.update(read_prediction(label_path(folder, image_id), info, mask.shape), mask)
-        return [(None, matrix)]
-    name, end = ('rw', args.max_th) if mode == 'rw' else ('hr_cam', 0.80)
+    end = args.max_th if mode == 'rw' else 0.80
     thresholds = [round(0.05 * i, 2) for i in range(1, 20) if 0.05 * i < end - 1e-9]
-    sweep = ThresholdSweep(info.num_classes + 1, thresholds if args.threshold is None else [args.threshold])
-    for image_id in stage.progress(ids, 'scoring'):
-        mask = read_mask(mask_path(args.data_dir, image_id), info.num_classes)
-        keys, maps = read_maps(folder / f'{image_id}.npz', name, info.num_classes, mask.shape)
-        sweep.update(maps, keys, mask)
-    return list(zip(sweep.thresholds, sweep.matrices(), strict=True))
+    if args.threshold is not None:
+        thresholds = [args.threshold]
+    one = partial(count_image, args=args, mode=mode, folder=folder, info=info, thresholds=thresholds)
+    total = ConfusionMatrix(info.num_classes + 1) if mode == 'png' else ThresholdSweep(info.num_classes + 1, thresholds)
+    for counts in stage.each(one, ids, args.num_workers, 'scoring'):
+        total.counts += counts.counts
+    return [(None, total)] if mode == 'png' else list(zip(thresholds, total.matrices(), strict=True))
 
 
 def find_mode(folder, image_id):

@@ -21,17 +21,19 @@ def parse_args(argv=None):
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--domain', default='train_aug', help='list of images')
     flags.add_scales(parser)
+    flags.add_batch(parser)
     return parser.parse_args(argv)
 
 
 if __name__ == '__main__':
     ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
 
+import numpy as np
 import torch
 
 from core import InputError
 from core.cam import multi_scale_cam
-from core.datasets import ScaledImages, keys_of, load_info, read_labels, xml_path
+from core.datasets import ScaledBatches, keys_of, load_info, read_labels, xml_path
 from core.networks import Classifier
 from core.transforms import scaled
 from tools import stage
@@ -45,7 +47,7 @@ def main(args):
     info = load_info(args.dataset)
     ids = info.ids(args.domain)
     labels = {image_id: read_labels(xml_path(args.data_dir, image_id), info) for image_id in ids}
-    images = ScaledImages(args.data_dir, ids, flags.floats(args.scales), scaled)
+    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scaled, torch.stack)
 
     device = pick_device(args.device)
     model = Classifier(args.architecture, info.num_classes)
@@ -54,11 +56,14 @@ def main(args):
 
     folder = output_folder(cam_name(args.tag, args.domain, args.scales), args)
     loader = ordered_loader(images, None, args.num_workers, device)
-    for image_id, image, versions in stage.progress(loader, 'CAMs'):
-        versions = [version.to(device, non_blocking=True) for version in versions]
-        label = torch.from_numpy(labels[image_id]).to(device)
-        cam, hr_cam = multi_scale_cam(model, versions, label, image.shape[:2])
-        write_cam(folder / f'{image_id}.npz', keys_of(labels[image_id]), cam.cpu().numpy(), hr_cam.cpu().numpy())
+    with stage.Behind(args.num_workers) as writers:
+        for batch_ids, originals, versions in stage.progress(loader, 'batches of CAMs'):
+            versions = [version.to(device, non_blocking=True) for version in versions]
+            present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
+            cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
+            for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):
+                maps = keys_of(labels[image_id]), cam.cpu().numpy(), hr_cam.cpu().numpy()
+                writers.submit(write_cam, folder / f'{image_id}.npz', *maps)
     print(f'{len(ids)} CAMs in {folder}')
 
 

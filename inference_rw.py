@@ -2,7 +2,8 @@
 
 Reads   experiments/models/{model_name}.pth of stage 4; experiments/predictions/{cam_dir}/{id}.npz of stage 2;
         images of the list --domain
-Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={exp_times}@rw/{id}.npz: keys, rw
+Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={exp_times}@rw/{id}.npz:
+        keys, rw at stride 4
 
     python3 inference_rw.py --architecture resnest101 --model_name AffinityNet@ResNeSt-101@Puzzle \\
         --cam_dir ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug --data_dir $D
@@ -24,6 +25,7 @@ def parse_args(argv=None):
     parser.add_argument('--beta', type=flags.real(0), default=10, help='exponent of affinities')
     parser.add_argument('--exp_times', type=flags.integer(0, 16), default=8, help='the walk takes 2^exp_times steps')
     parser.add_argument('--image_size', type=flags.integer(32), default=512, help='smaller images are padded to it')
+    flags.add_batch(parser)
     return parser.parse_args(argv)
 
 
@@ -36,10 +38,10 @@ import torch
 import torch.nn.functional as F
 
 from core import InputError
-from core.cam import strided_size
-from core.datasets import ScaledImages, load_info
+from core.datasets import ScaledBatches, load_info
+from core.maps import strided_size
 from core.networks import AffinityNet
-from core.random_walk import finish, random_walk
+from core.random_walk import random_walk
 from core.transforms import scaled
 from tools import stage
 from tools.checkpoint import load_model
@@ -49,14 +51,13 @@ from tools.files import read_maps, write_rw
 
 
 @torch.no_grad()
-def edge_of(model, image, least_size):
-    """Edges in [0, 1] of a normalised image (3, h, w) at stride 4, from the image and its mirror image."""
-    h, w = image.shape[1:]
-    image = F.pad(image, (0, max(0, least_size - w), 0, max(0, least_size - h)))
-    logits = model(torch.stack([image, image.flip(-1)]))[:, 0].float()
-    edge = torch.sigmoid((logits[0] + logits[1].flip(-1)) / 2)
+def edges_of(model, images, least_size):
+    """Edges in [0, 1] at stride 4 of normalised images (N, 3, h, w), from them and their mirror images."""
+    h, w = images.shape[2:]
+    images = F.pad(images, (0, max(0, least_size - w), 0, max(0, least_size - h)))
+    logits, mirrored = model(torch.cat([images, images.flip(-1)]))[:, 0].float().chunk(2)
     rows, columns = strided_size((h, w))
-    return edge[:rows, :columns]
+    return torch.sigmoid((logits + mirrored.flip(-1)) / 2)[:, :rows, :columns]
 
 
 def main(args):
@@ -64,7 +65,7 @@ def main(args):
     ids = info.ids(args.domain)
     cams = input_folder(args.cam_dir, '--cam_dir', 'inference_classification.py')
     check_inputs(cams, ids, '.npz', 'inference_classification.py')
-    images = ScaledImages(args.data_dir, ids, [1.0], scaled)
+    images = ScaledBatches(args.data_dir, ids, [1.0], args.batch_size, scaled, torch.stack)
 
     device = pick_device(args.device)
     model = AffinityNet(args.architecture)
@@ -74,12 +75,14 @@ def main(args):
     folder = output_folder(random_walk_name(args.model_name, args.domain, args.beta, args.exp_times), args)
     walk = partial(random_walk, beta=args.beta, exp_times=args.exp_times)
     loader = ordered_loader(images, None, args.num_workers, device)
-    for image_id, image, (version,) in stage.progress(loader, 'random walk'):
-        size = image.shape[:2]
-        keys, cam = read_maps(cams / f'{image_id}.npz', 'cam', info.num_classes, strided_size(size))
-        edge = edge_of(model, version.to(device, non_blocking=True), args.image_size)
-        walked = finish(walk(torch.from_numpy(cam).to(device), edge), size)
-        write_rw(folder / f'{image_id}.npz', keys, walked.cpu().numpy())
+    with stage.Behind(args.num_workers) as writers:
+        for batch_ids, originals, (version,) in stage.progress(loader, 'batches of the random walk'):
+            size = strided_size(originals[0].shape[:2])
+            edges = edges_of(model, version.to(device, non_blocking=True), args.image_size)
+            for image_id, edge in zip(batch_ids, edges, strict=True):
+                keys, cam = read_maps(cams / f'{image_id}.npz', 'cam', info.num_classes, size)
+                walked = walk(torch.from_numpy(cam).to(device), edge)
+                writers.submit(write_rw, folder / f'{image_id}.npz', keys, walked.cpu().numpy())
     print(f'{len(ids)} CAMs after the random walk in {folder}')
 
 

@@ -20,6 +20,7 @@ def parse_args(argv=None):
     flags.add_segmenter(parser, BACKBONES)
     parser.add_argument('--domain', default='val', help='list of images')
     flags.add_scales(parser)
+    flags.add_batch(parser)
     parser.add_argument('--iteration', type=flags.integer(0), default=10, help='of the dense CRF; 0: none')
     return parser.parse_args(argv)
 
@@ -31,7 +32,7 @@ import torch
 
 from core import InputError
 from core.crf import crf_from_probability
-from core.datasets import ScaledImages, encode_mask, load_info
+from core.datasets import ScaledBatches, encode_mask, load_info
 from core.deeplab import multi_scale_logits
 from core.networks import build_segmenter
 from core.transforms import scaled
@@ -42,10 +43,17 @@ from tools.experiment import model_path, output_folder, segmentation_name
 from tools.files import write_bytes
 
 
+def write_prediction(path, image, probability, iterations, palette):
+    """Refine one image's probabilities (C+1, h, w) and write the classes; runs behind the network."""
+    prediction = crf_from_probability(image, probability, iterations).argmax(0)
+    write_bytes(path, encode_mask(prediction, palette))
+
+
 def main(args):
+    writers = stage.Behind(args.num_workers, processes=True)
     info = load_info(args.dataset)
     ids = info.ids(args.domain)
-    images = ScaledImages(args.data_dir, ids, flags.floats(args.scales), scaled)
+    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scaled, torch.stack)
 
     device = pick_device(args.device)
     model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)
@@ -54,14 +62,16 @@ def main(args):
 
     folder = output_folder(segmentation_name(args.tag, args.domain, args.scales, args.iteration), args)
     loader = ordered_loader(images, None, args.num_workers, device)
-    for image_id, image, versions in stage.progress(loader, 'predictions'):
-        versions = [version.to(device, non_blocking=True) for version in versions]
-        logits = multi_scale_logits(model, versions, image.shape[:2])
-        if not torch.isfinite(logits).all():
-            raise UserError(f'{image_id}: logits that are not finite: the model of --tag {args.tag} diverged')
-        probability = torch.softmax(logits, 0).cpu().numpy()
-        prediction = crf_from_probability(image, probability, args.iteration).argmax(0)
-        write_bytes(folder / f'{image_id}.png', encode_mask(prediction, info.palette))
+    with writers:
+        for batch_ids, originals, versions in stage.progress(loader, 'batches of predictions'):
+            versions = [version.to(device, non_blocking=True) for version in versions]
+            logits = multi_scale_logits(model, versions, originals[0].shape[:2])
+            if not torch.isfinite(logits).all():
+                raise UserError(f'{batch_ids[0]}: logits that are not finite: the model of --tag {args.tag} diverged')
+            probabilities = torch.softmax(logits, 1).cpu().numpy()
+            for image_id, image, probability in zip(batch_ids, originals, probabilities, strict=True):
+                path = folder / f'{image_id}.png'
+                writers.submit(write_prediction, path, image, probability, args.iteration, info.palette)
     print(f'{len(ids)} predictions in {folder}')
 
 

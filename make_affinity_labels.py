@@ -32,9 +32,9 @@ from functools import partial
 import numpy as np
 
 from core import IGNORE, InputError
-from core.crf import crf_from_label
+from core.crf import crf_from_labels
 from core.datasets import check_files, encode_mask, image_path, load_info, read_image
-from core.metrics import predict
+from core.maps import predict
 from tools import stage
 from tools.experiment import affinity_label_name, check_inputs, input_folder, output_folder
 from tools.files import read_maps, write_bytes
@@ -44,8 +44,8 @@ def make_label(image_id, args, info, cams, folder):
     """Write one image's affinity label."""
     image = np.array(read_image(image_path(args.data_dir, image_id)))
     keys, hr_cam = read_maps(cams / f'{image_id}.npz', 'hr_cam', info.num_classes, image.shape[:2])
-    fg = crf_from_label(image, predict(hr_cam, args.fg_threshold), len(keys))
-    bg = crf_from_label(image, predict(hr_cam, args.bg_threshold), len(keys))
+    sure = [predict(hr_cam, threshold) for threshold in (args.fg_threshold, args.bg_threshold)]
+    fg, bg = crf_from_labels(image, sure, len(keys))
 
     # Foreground where even the high threshold says so, background where even the low one does, unsure between.
     label = keys[fg]
@@ -61,7 +61,8 @@ def main(args):
     check_files([image_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
     folder = output_folder(affinity_label_name(args.experiment_name, args.fg_threshold, args.bg_threshold), args)
     make = partial(make_label, args=args, info=info, cams=cams, folder=folder)
-    stage.for_each(make, ids, args.num_workers, 'affinity labels')
+    for _ in stage.each(make, ids, args.num_workers, 'affinity labels'):
+        pass
     print(f'{len(ids)} affinity labels in {folder}')
 
 

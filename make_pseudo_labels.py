@@ -33,7 +33,7 @@ import numpy as np
 from core import InputError
 from core.crf import crf_from_label
 from core.datasets import check_files, encode_mask, image_path, load_info, read_image
-from core.metrics import predict
+from core.maps import finish_walk, predict, strided_size
 from tools import stage
 from tools.experiment import check_inputs, input_folder, output_folder, pseudo_label_name
 from tools.files import read_maps, write_bytes
@@ -42,8 +42,9 @@ from tools.files import read_maps, write_bytes
 def make_label(image_id, args, info, walked, folder):
     """Write one image's pseudo-label."""
     image = np.array(read_image(image_path(args.data_dir, image_id)))
-    keys, rw = read_maps(walked / f'{image_id}.npz', 'rw', info.num_classes, image.shape[:2])
-    label = crf_from_label(image, predict(rw, args.threshold), len(keys), args.crf_iteration)
+    size = image.shape[:2]
+    keys, rw = read_maps(walked / f'{image_id}.npz', 'rw', info.num_classes, strided_size(size))
+    label = crf_from_label(image, predict(finish_walk(rw, size), args.threshold), len(keys), args.crf_iteration)
     write_bytes(folder / f'{image_id}.png', encode_mask(keys[label], info.palette))
 
 
@@ -55,7 +56,8 @@ def main(args):
     check_files([image_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
     folder = output_folder(pseudo_label_name(args.experiment_name, args.crf_iteration), args)
     make = partial(make_label, args=args, info=info, walked=walked, folder=folder)
-    stage.for_each(make, ids, args.num_workers, 'pseudo-labels')
+    for _ in stage.each(make, ids, args.num_workers, 'pseudo-labels'):
+        pass
     print(f'{len(ids)} pseudo-labels in {folder}')
 
 

@@ -34,9 +34,9 @@ import torch
 from core import InputError
 from core.affinity import PathIndex, affinity_labels
 from core.backbone import load_weights
-from core.cam import strided_size
 from core.datasets import ImageSet, label_path, load_info
 from core.losses import affinity_loss
+from core.maps import strided_size
 from core.networks import AffinityNet
 from core.transforms import MEAN, STD, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask
 from tools import pictures, stage

@@ -39,9 +39,7 @@ def parse_args(argv=None):
     if args.mode == 'normal' and args.batch_size % args.bn_replicas:
         parser.error(f'--batch_size {args.batch_size} is no multiple of --bn_replicas {args.bn_replicas}')
     if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
-        parser.error(
-            f'--batch_size {args.batch_size} is below 2 images for each of --bn_replicas {args.bn_replicas}'
-        )
+        parser.error(f'--batch_size {args.batch_size} is below 2 images for each of --bn_replicas {args.bn_replicas}')
     return args
 
 

@@ -33,9 +33,7 @@ class PathIndex:
         self.radius = radius
         self.rows, self.columns = self.height - (radius - 1), self.width - 2 * (radius - 1)
         if radius < 2 or self.rows < 1 or self.columns < 1:
-            raise InputError(
-                f'--radius {radius} does not fit a {self.height}x{self.width} edge map (see --image_size)'
-            )
+            raise InputError(f'--radius {radius} does not fit a {self.height}x{self.width} edge map (see --image_size)')
         self.paths = search_paths(radius)
 
     @property

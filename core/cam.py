@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import STRIDE
+from core.maps import strided_size
 
 EPSILON = 1e-5
 
@@ -16,28 +17,26 @@ def make_cam(maps: Tensor) -> Tensor:
     return F.relu(maps - EPSILON) / (largest + EPSILON)
 
 
-def strided_size(size: tuple[int, int], stride: int = 4) -> tuple[int, int]:
-    """(h, w) at every `stride`-th pixel: ((h-1)//stride + 1, ...)."""
-    return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
-
-
 @torch.no_grad()
 def multi_scale_cam(
     classifier: nn.Module, images: list[Tensor], labels: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """CAMs of the present classes, summed over scales and mirror image.
+) -> list[tuple[Tensor, Tensor]]:
+    """CAMs of the present classes of N images of one size, summed over scales and mirror image.
 
-    images: the normalised image (3, h_s, w_s) at each scale; labels (C,) multi-hot, K present; size (h, w).
-    Returns cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its maximum + 1e-5.
+    images: the normalised images (N, 3, h_s, w_s) at each scale; labels (N, C) multi-hot; size (h, w).
+    Returns for each image with K classes cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its
+    maximum + 1e-5.
     """
     h, w = size
     rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
-    present = labels.bool()
+    image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
     cam, hr_cam = 0, 0
-    for image in images:
-        _, maps = classifier(torch.stack([image, image.flip(-1)]), with_cam=True)
-        maps = F.relu(maps[:, present].float())
-        maps = (maps[0] + maps[1].flip(-1))[None]
+    for batch in images:
+        _, maps = classifier(torch.cat([batch, batch.flip(-1)]), with_cam=True)
+        maps, mirrored = F.relu(maps.float()).chunk(2)
+        maps = (maps + mirrored.flip(-1))[image_of, class_of][None]
         cam = cam + F.interpolate(maps, strided_size(size), mode='bilinear', align_corners=False)[0]
         hr_cam = hr_cam + F.interpolate(maps, rounded, mode='bilinear', align_corners=False)[0, :, :h, :w]
-    return tuple(x / (x.amax((1, 2), keepdim=True) + EPSILON) for x in (cam, hr_cam))
+    counts = labels.count_nonzero(1).tolist()
+    cam, hr_cam = (x / (x.amax((1, 2), keepdim=True) + EPSILON) for x in (cam, hr_cam))
+    return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))

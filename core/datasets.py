@@ -120,6 +120,15 @@ def check_files(paths: list[Path], advice: str) -> None:
         raise InputError(f'{missing[0]}: no such file ({len(missing)} of {len(paths)} are missing): {advice}')
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """(h, w) from the header of an image file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f'{path}: not a readable image ({_first_line(error)})') from None
+
+
 def read_image(path: Path) -> Image.Image:
     """An RGB image, wholly decoded. Raises InputError naming the file."""
     try:
@@ -258,16 +267,39 @@ class ImageSet:
         return sample
 
 
-class ScaledImages:
-    """Samples for inference: (image_id, image (h, w, 3) uint8, [normalised image (3, h_s, w_s) of each scale])."""
+class ScaledBatches:
+    """Samples for inference: (ids, [image (h, w, 3) uint8, ...], [normalised images (N, 3, h_s, w_s) of each scale]).
 
-    def __init__(self, data_dir: str | Path, ids: list[str], scales: list[float], to_tensor: Callable):
-        self.data_dir, self.ids, self.scales, self.to_tensor = data_dir, ids, scales, to_tensor
+    Images of one size go together, at most batch_size of them. How they are grouped follows from the list alone, so
+    what comes out for an image does not depend on what has been done before.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        ids: list[str],
+        scales: list[float],
+        batch_size: int,
+        to_tensor: Callable,
+        stack: Callable,
+    ):
+        self.data_dir, self.scales, self.to_tensor, self.stack = data_dir, scales, to_tensor, stack
         check_files([image_path(data_dir, image_id) for image_id in ids], 'check --data_dir')
+        open_groups: dict[tuple[int, int], list[str]] = {}
+        self.batches: list[list[str]] = []
+        for image_id in ids:
+            size = image_size(image_path(data_dir, image_id))
+            group = open_groups.get(size)
+            if group is None or len(group) == batch_size:
+                group = open_groups[size] = []
+                self.batches.append(group)
+            group.append(image_id)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.batches)
 
-    def __getitem__(self, position: int) -> tuple[str, np.ndarray, list]:
-        image = read_image(image_path(self.data_dir, self.ids[position]))
-        return self.ids[position], np.array(image), [self.to_tensor(image, scale) for scale in self.scales]
+    def __getitem__(self, position: int) -> tuple[list[str], list[np.ndarray], list]:
+        ids = self.batches[position]
+        images = [read_image(image_path(self.data_dir, image_id)) for image_id in ids]
+        versions = [self.stack([self.to_tensor(image, scale) for image in images]) for scale in self.scales]
+        return ids, [np.array(image) for image in images], versions

@@ -48,10 +48,10 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def multi_scale_logits(model: nn.Module, images: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Logits summed over scales and mirror image: normalised images (3, h_s, w_s) -> (C+1, h, w)."""
+    """Logits summed over scales and mirror image: normalised images (N, 3, h_s, w_s) -> (N, C+1, h, w)."""
     total = 0
-    for image in images:
-        logits = model(torch.stack([image, image.flip(-1)])).float()
-        logits = F.interpolate(logits, size, mode='bilinear', align_corners=False)
-        total = total + logits[0] + logits[1].flip(-1)
+    for batch in images:
+        logits = model(torch.cat([batch, batch.flip(-1)])).float()
+        logits, mirrored = F.interpolate(logits, size, mode='bilinear', align_corners=False).chunk(2)
+        total = total + logits + mirrored.flip(-1)
     return total

@@ -1,17 +1,8 @@
-"""Predictions from scores, and mIoU from exact integer counts of pixels (METHOD, section 9). NumPy alone."""
+"""mIoU and its parts, from exact integer counts of pixels (METHOD, section 9). NumPy alone."""
 
 import numpy as np
 
 from core import IGNORE, InputError
-
-
-def predict(maps: np.ndarray, threshold: float) -> np.ndarray:
-    """Index into `keys` of each pixel, argmax over [threshold, maps...]: (K, h, w) -> (h, w) int64.
-
-    A pixel is foreground where the largest score exceeds the threshold as float32.
-    """
-    background = np.full((1, *maps.shape[1:]), threshold, np.float32)
-    return np.concatenate([background, maps.astype(np.float32)]).argmax(0)
 
 
 class ConfusionMatrix:
@@ -70,7 +61,7 @@ class ThresholdSweep:
             raise InputError('thresholds must rise')
         self.num_classes, self.thresholds = num_classes, list(thresholds)
         self._limits = np.asarray(thresholds, np.float32)
-        self._counts = np.zeros((num_classes, num_classes, len(thresholds) + 1), np.int64)
+        self.counts = np.zeros((num_classes, num_classes, len(thresholds) + 1), np.int64)
 
     def update(self, maps: np.ndarray, keys: np.ndarray, target: np.ndarray) -> None:
         """maps (K, h, w) are the scores of the classes keys[1:] (keys[0] is the background); target (h, w)."""
@@ -84,16 +75,16 @@ class ThresholdSweep:
         target = target[keep].astype(np.int64)
         if target.size and target.max() >= self.num_classes:
             raise InputError(f'target holds class {target.max()}, there are {self.num_classes} classes from 0')
-        index = (target * self.num_classes + best[keep]) * self._counts.shape[2] + passed[keep]
-        self._counts += np.bincount(index, minlength=self._counts.size).reshape(self._counts.shape)
+        index = (target * self.num_classes + best[keep]) * self.counts.shape[2] + passed[keep]
+        self.counts += np.bincount(index, minlength=self.counts.size).reshape(self.counts.shape)
 
     def matrices(self) -> list[ConfusionMatrix]:
         """The confusion matrix of each threshold, in their order."""
         result = []
         for i in range(len(self.thresholds)):
             matrix = ConfusionMatrix(self.num_classes)
-            matrix.counts += self._counts[:, :, i + 1 :].sum(2)
-            matrix.counts[:, 0] += self._counts[:, :, : i + 1].sum((1, 2))
+            matrix.counts += self.counts[:, :, i + 1 :].sum(2)
+            matrix.counts[:, 0] += self.counts[:, :, : i + 1].sum((1, 2))
             result.append(matrix)
         return result
 

@@ -86,13 +86,3 @@ def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, ex
             result = result + c * current
         previous, current = current, 2 * (symmetric @ current) - previous
     return (result / root).t().reshape(k, h, w).to(cam.dtype)
-
-
-def finish(walked: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring walked CAMs (K, h/4, w/4) to the image: (K, h, w), the maximum over ALL classes and pixels 1 (KEEP)."""
-    if len(walked) == 0:
-        return walked.new_zeros((0, *size))
-    maps = F.interpolate(walked[None], scale_factor=4, mode='bilinear', align_corners=False)[0]
-    maps = maps[:, : size[0], : size[1]]
-    largest = maps.max()
-    return maps / largest if largest > 0 else maps

@@ -25,13 +25,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_cam(path: Path, keys: np.ndarray, cam: np.ndarray, hr_cam: np.ndarray) -> None:
-    """CAMs: keys (K+1,), cam (K, h/4, w/4), hr_cam (K, h, w)."""
-    _write_npz(path, keys=keys, cam=cam, hr_cam=hr_cam)
+    """CAMs in [0, 1]: keys (K+1,), cam (K, h/4, w/4), hr_cam (K, h, w); kept as float16."""
+    _write_npz(path, keys=keys, cam=cam.astype(np.float16), hr_cam=hr_cam.astype(np.float16))
 
 
 def write_rw(path: Path, keys: np.ndarray, rw: np.ndarray) -> None:
-    """CAMs after the random walk: keys (K+1,), rw (K, h, w)."""
-    _write_npz(path, keys=keys, rw=rw)
+    """CAMs after the random walk: keys (K+1,), rw (K, h/4, w/4), scaled to a maximum of 1 and kept as float16."""
+    largest = rw.max(initial=0)
+    _write_npz(path, keys=keys, rw=(rw / largest if largest > 0 else rw).astype(np.float16))
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -39,7 +40,7 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
         if not np.isfinite(array).all():
             raise UserError(f'{path}: "{name}" would not be finite: the model diverged, train it anew')
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
 
 
@@ -55,7 +56,7 @@ def maps_inside(path: Path) -> list[str]:
 def read_maps(
     path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """keys (K+1,) and the maps called `name` (K, h, w) of a file that `write_cam` or `write_rw` made.
+    """keys (K+1,) and the maps called `name` (K, h, w) float32 of a file that `write_cam` or `write_rw` made.
 
     Raises UserError naming the file: not such a file, maps that do not go with the keys, classes beyond num_classes,
     values that are not finite, maps that are not of the size (h, w).
@@ -83,4 +84,4 @@ def read_maps(
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
     if not np.isfinite(maps).all():
         raise UserError(f'{path}: "{name}" holds values that are not finite')
-    return keys, maps
+    return keys, maps.astype(np.float32)

@@ -110,6 +110,10 @@ def add_scales(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--batch_size', type=integer(1), default=4, help='images of one size that go through together')
+
+
 def add_segmenter(parser: argparse.ArgumentParser, backbones: Iterable[str]) -> None:
     """The network of stages 7 and 8."""
     networks = ('DeepLabv3+', 'Seg_Model', 'CSeg_Model')

@@ -4,11 +4,14 @@ import multiprocessing
 import sys
 import time
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from tools import UserError
+
+KILLED = 'a worker process was killed (out of memory?): try a smaller --num_workers'
 
 
 def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Exception]) -> None:
@@ -46,20 +49,55 @@ def progress(items: Iterable, description: str, total: int | None = None, lines:
             print(f'{description}: {i}/{total}, {time.time() - start:.0f} s', file=sys.stderr, flush=True)
 
 
-def for_each(function: Callable, ids: list[str], num_workers: int, description: str) -> None:
-    """Call function(id) for every id, in num_workers processes, 0 for this one. It must be picklable."""
+def each(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
+    """function(id) for every id, in order, from num_workers processes, 0 for this one. It must be picklable."""
     if num_workers == 0:
-        for image_id in progress(ids, description):
-            function(image_id)
+        yield from map(function, progress(ids, description))
         return
-    # fork: the workers have what is imported here already. These stages keep torch, which does not like it, out.
-    context = multiprocessing.get_context('fork')
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    # fork: the workers have what is imported here. Stages that use this keep torch, which does not like it, out.
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context('fork')) as pool:
         try:
-            for _ in progress(pool.map(function, ids, chunksize=4), description, len(ids)):
-                pass
+            yield from progress(pool.map(function, ids, chunksize=4), description, len(ids))
         except BrokenProcessPool:
-            raise OSError('a worker process was killed (out of memory?): try a smaller --num_workers') from None
+            raise OSError(KILLED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+class Behind:
+    """Work that goes on behind the network: `submit` returns at once unless too much is waiting.
+
+    Threads for writing files (numpy and zlib let others run), processes for what computes in Python or pydensecrf.
+    An error of the work comes out of a later `submit` or of leaving the context.
+    """
+
+    def __init__(self, workers: int, processes: bool = False):
+        if processes and workers:
+            # Forked now, before torch has threads or a GPU; the first task starts them all.
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context('fork'))
+            self.pool.submit(int).result()
+        else:
+            self.pool = ThreadPoolExecutor(max(1, workers))
+        self.limit, self.waiting = 2 * max(1, workers), deque()
+
+    def submit(self, function: Callable, *arguments) -> None:
+        self.waiting.append(self.pool.submit(function, *arguments))
+        while len(self.waiting) > self.limit:
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            self.waiting.popleft().result()
+        except BrokenProcessPool:
+            raise OSError(KILLED) from None
+
+    def __enter__(self) -> 'Behind':
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            while self.waiting and kind is None:
+                self._take()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

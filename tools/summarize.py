@@ -83,7 +83,8 @@ def draw(args, rows):
                 path = folder / f'{image_id}.npz'
                 if path.is_file():
                     name = 'rw' if 'rw' in maps_inside(path) else 'hr_cam'
-                    line.append(pictures.heat(image, read_maps(path, name, info.num_classes)[1][i]))
+                    score = read_maps(path, name, info.num_classes)[1]
+                    line.append(pictures.heat(image, score[i] / max(score.max(), 1e-5)))
                 else:
                     label = datasets.read_mask(datasets.label_path(folder, image_id), info.num_classes)
                     line.append(pictures.coloured(image, label, info.palette))
