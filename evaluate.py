@@ -2,7 +2,7 @@
 
 Reads   experiments/predictions/{experiment_name}/; masks of the list --domain
 Writes  experiments/results/{experiment_name}@{domain}.json: every figure, by class and by threshold; for --domain test,
-        whose masks are secret, experiments/results/{experiment_name}.tgz for the VOC test server
+        whose masks are secret, experiments/results/{experiment_name}@test.tgz for the VOC test server
 
     python3 evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 \\
         --domain val --data_dir $D/SegmentationClass

@@ -10,9 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 from core import InputError
+
+if TYPE_CHECKING:  # this module is imported by flags, which must not wait for torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ BACKBONES = {
 }
 
 
-def build_backbone(name: str, output_stride: int = 16):
+def build_backbone(name: str, output_stride: int = 16) -> 'nn.Module':
     """The backbone of a name, at random weights. Raises InputError for a name that is not registered."""
     if name not in BACKBONES:
         raise InputError(f'backbone {name!r} is none of {", ".join(BACKBONES)}')
     return BACKBONES[name].build(output_stride)
 
 
-def load_weights(backbone, name: str, source: str) -> None:
+def load_weights(backbone: 'nn.Module', name: str, source: str) -> None:
     """Give a backbone its weights: source is 'none' (keep the random ones), 'imagenet' or the path of a local file.
 
     'imagenet' downloads once into torch's hub cache and checks the hash. A file is a state dict with the released
@@ -93,11 +97,11 @@ def load_weights(backbone, name: str, source: str) -> None:
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
     own = backbone.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    lacking = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
-    if lacking:
+    wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
+    wrong += [key for key in state if key not in own and not key.startswith(('fc.', 'classifier.'))]  # ImageNet's head
+    if wrong:
         raise InputError(
-            f'{where}: does not fit {name}: {len(lacking)} of {len(own)} tensors are missing or of another shape, '
-            f'first {lacking[0]}'
+            f'{where}: does not fit {name}: {len(wrong)} tensors are missing, too many or of another shape, first {wrong[0]}'
         )
     backbone.load_state_dict(fitting, strict=False)
 

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers import expat
 
 import numpy as np
 from PIL import Image
@@ -85,9 +86,9 @@ def load_info(path: str | Path) -> DatasetInfo:
     if 'palette' in content:
         try:
             colours = np.asarray(content['palette'])
-            if colours.min() < 0 or colours.max() > 255:
+            if colours.dtype.kind != 'i' or colours.ndim != 2 or colours.min() < 0 or colours.max() > 255:
                 raise ValueError
-            palette[: len(colours)] = colours.reshape(-1, 3).astype(np.uint8)
+            palette[: len(colours)] = colours.astype(np.uint8)
         except (ValueError, TypeError):
             raise InputError(f'--dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None
     files = {domain: path.parent / file for domain, file in lists.items()}
@@ -95,10 +96,12 @@ def load_info(path: str | Path) -> DatasetInfo:
 
 
 def image_path(data_dir: str | Path, image_id: str) -> Path:
+    """Of a root in the VOC layout."""
     return Path(data_dir) / 'JPEGImages' / f'{image_id}.jpg'
 
 
 def xml_path(data_dir: str | Path, image_id: str) -> Path:
+    """Of a root in the VOC layout."""
     return Path(data_dir) / 'Annotations' / f'{image_id}.xml'
 
 
@@ -175,6 +178,21 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _parse_xml(path: Path) -> ET.Element:
+    """The root element; a document type is refused, so no entity is ever expanded."""
+    builder = ET.TreeBuilder()
+    parser = expat.ParserCreate()
+
+    def refuse(*_):
+        raise InputError(f'{path}: declares a document type, which VOC annotations do not')
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler, parser.EndElementHandler = builder.start, builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.Parse(path.read_bytes(), True)
+    return builder.close()
+
+
 def read_labels(path: Path, info: DatasetInfo) -> np.ndarray:
     """The image-level label of a VOC XML: (C,) float32 multi-hot, `difficult` objects included (as published).
 
@@ -182,10 +200,7 @@ def read_labels(path: Path, info: DatasetInfo) -> np.ndarray:
     no VOC XML, a name that is no class of the data set, or no object at all.
     """
     try:
-        content = path.read_bytes()
-        if b'<!ENTITY' in content or b'<!DOCTYPE' in content:
-            raise InputError(f'{path}: declares a document type, which VOC annotations do not')
-        root = ET.fromstring(content)
+        root = _parse_xml(path)
         width, height = float(root.findtext('size/width', 'nan')), float(root.findtext('size/height', 'nan'))
         labels = np.zeros(info.num_classes, np.float32)
         for thing in root.iter('object'):
@@ -203,7 +218,7 @@ def read_labels(path: Path, info: DatasetInfo) -> np.ndarray:
         raise InputError(f'{path}: no such annotation (check --data_dir)') from None
     except InputError:
         raise
-    except (OSError, ET.ParseError, ValueError, LookupError) as error:
+    except (OSError, expat.ExpatError, ValueError, LookupError) as error:
         raise InputError(f'{path}: not a VOC annotation ({_first_line(error)})') from None
     if not labels.any():
         raise InputError(

@@ -1,5 +1,6 @@
 """The networks of the pipeline, each a backbone and a head."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -153,7 +154,7 @@ def build_segmenter(architecture: str, backbone: str, num_classes: int, mode: st
 
 
 @contextmanager
-def running_statistics_kept(model: nn.Module):
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Inside, training BatchNorm normalises by its batch as always but leaves the running statistics alone."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:

@@ -1,6 +1,7 @@
 """Model files: plain state dicts of CPU tensors, read without pickle, with a note on how they came to be."""
 
 import io
+import math
 from pathlib import Path
 
 import torch
@@ -72,9 +73,9 @@ class ModelKeeper:
     def keep(self, model: nn.Module, epoch: int, score: float) -> bool:
         """Save the model as the last, and as the best where its score is above all before; tells whether it is."""
         self.epoch = epoch
-        is_best = score > self.best_score or self.best_epoch == 0
+        is_best = self.best_epoch == 0 or score > self.best_score
         if is_best:
-            self.best_score, self.best_epoch = score, epoch
+            self.best_score, self.best_epoch = -1.0 if math.isnan(score) else score, epoch
         for which in ('best', 'last') if is_best else ('last',):
             note = {'architecture': self.architecture, 'select': which, 'epoch': epoch, 'score': float(score)}
             save_model(model, self.path(which), **note)

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import numpy as np
 from tools import UserError
 
 # What numpy and zipfile raise for files that are not what they should be; NotImplementedError is a RuntimeError.
-DAMAGES = (OSError, ValueError, KeyError, EOFError, AttributeError, RuntimeError, zipfile.BadZipFile)
+DAMAGES = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -78,7 +89,7 @@ def read_maps(
         raise UserError(
             f'{path}: "{name}" of {maps.dtype}{maps.shape} does not go with "keys" of {keys.dtype}{keys.shape}'
         )
-    if keys[0] != 0 or (np.diff(keys) <= 0).any() or keys[-1] > num_classes:
+    if keys[0] != 0 or (keys[1:] <= keys[:-1]).any() or keys[-1] > num_classes:
         raise UserError(f'{path}: keys {keys.tolist()} are not 0 and rising classes up to {num_classes} (--dataset)')
     if size is not None and maps.shape[1:] != tuple(size):
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')

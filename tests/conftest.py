@@ -1,0 +1,148 @@
+"""What the tests share: a tiny drawn data set, plain recomputations, random BatchNorm statistics."""
+
+import argparse
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+# pytest-xdist runs a process a core: more threads would only wait for one another.
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STAGES = (
+    'train_classification_with_puzzle',
+    'inference_classification',
+    'make_affinity_labels',
+    'train_affinitynet',
+    'inference_rw',
+    'make_pseudo_labels',
+    'train_segmentation',
+    'inference_segmentation',
+    'evaluate',
+)
+
+
+@pytest.fixture(scope='session')
+def demo(tmp_path_factory) -> Path:
+    """A drawn data set at 64 px: 12 images of train_aug, of which 6 are train, and 4 of val."""
+    from tools import make_demo_data
+
+    out = tmp_path_factory.mktemp('demo') / 'set'
+    sizes = '--num_train_aug 12 --num_train 6 --num_val 4 --size 64 --seed 5 --num_workers 1'
+    make_demo_data.main(make_demo_data.parse_args(['--out', str(out), *sizes.split()]))
+    return out
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch) -> Path:
+    """An empty working directory: experiments/ of the test lie there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64 and eval mode with random norm statistics: at their first values norms hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.dim() == 1 and value.is_floating_point():
+                if name.endswith(('running_var', 'weight')):
+                    value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+                else:
+                    value.copy_(0.2 * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def bilinear_matrix(inputs: int, outputs: int, scale: float | None = None) -> np.ndarray:
+    """(outputs, inputs): the weights of bilinear resizing along one axis, align_corners False, entry by entry."""
+    scale = inputs / outputs if scale is None else scale
+    matrix = np.zeros((outputs, inputs))
+    for i in range(outputs):
+        at = max((i + 0.5) * scale - 0.5, 0)
+        low = min(int(at), inputs - 1)
+        high = min(low + 1, inputs - 1)
+        matrix[i, low] += 1 - (at - low)
+        matrix[i, high] += at - low
+    return matrix
+
+
+def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(..., h, w) float64 -> (..., *size), bilinearly without aligned corners, by two dense matrices."""
+    return bilinear_matrix(maps.shape[-2], size[0]) @ maps @ bilinear_matrix(maps.shape[-1], size[1]).T
+
+
+def directions_of(radius: int) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """The points of each direction's path, by METHOD's definition in exact fractions."""
+    paths = {}
+    for y in range(radius):
+        for x in range(-radius + 1, radius):
+            if (y == 0 and x <= 0) or y * y + x * x >= radius * radius:
+                continue
+            paths[y, x] = set()
+            for py in range(-radius, radius):
+                for px in range(-radius, radius):
+                    in_box = min(0, y) <= py <= max(0, y) and min(0, x) <= px <= max(0, x)
+                    if in_box and Fraction((py * x - px * y) ** 2, x * x + y * y) < 1:
+                        paths[y, x].add((py, px))
+    return paths
+
+
+def voc_xml(*objects: str, size: tuple[int, int] = (40, 30), box=(1, 1, 9, 9), more: str = '') -> str:
+    """A VOC annotation of an image of the size (width, height) with an object of each name."""
+    sides = ''.join(f'<{side}>{at}</{side}>' for side, at in zip(('xmin', 'ymin', 'xmax', 'ymax'), box, strict=True))
+    things = ''.join(f'<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>' for name in objects)
+    width, height = size
+    return f'<annotation><size><width>{width}</width><height>{height}</height></size>{things}</annotation>'
+
+
+def draw_image(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
+    """Save a picture of smooth colours of the size (width, height) as a JPEG; returns it as read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
+    with Image.open(path) as image:
+        return image.convert('RGB')
+
+
+def run_stage(module, line: list[str]) -> argparse.Namespace:
+    """Parse a command as the script does and run its main; returns the options."""
+    args = module.parse_args(line)
+    module.main(args)
+    return args
+
+
+def fault_of(module, line: list[str], capsys) -> str:
+    """The one line that a stage with a mistake in its input ends with, run as its guard runs it."""
+    from core import InputError
+    from tools import stage
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        stage.run(module.main, module.parse_args(line), InputError)
+    # A string goes to stderr and makes the status 1; argparse prints its own line and exits with 2.
+    if isinstance(ended.value.code, str):
+        text = ended.value.code
+    else:
+        assert ended.value.code == 2, ended.value.code
+        text = capsys.readouterr().err.strip().splitlines()[-1]
+    assert text
+    assert '\n' not in text
+    assert 'Traceback' not in text
+    return text
+
+
+def subprocess_environment() -> dict[str, str]:
+    """This environment with one thread and no accelerator, for scripts run as programs."""
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(REPOSITORY)}

@@ -1,0 +1,130 @@
+"""Pairs of pixels: the paths re-derived from METHOD, affinities and their gradient, and what labels say of pairs."""
+
+import pytest
+import torch
+from conftest import directions_of
+
+from core import InputError
+from core.affinity import PathIndex, affinity_labels, search_paths
+
+
+@pytest.mark.parametrize('radius, number', [(2, 4), (5, 34), (10, 152)])
+def test_paths(radius, number):
+    paths = search_paths(radius)
+    expected = directions_of(radius)
+    assert len(paths) == len(expected) == number
+    assert {path[0]: set(path) for path in paths} == expected
+    assert all(len(path) == len(set(path)) and path[-1] == (0, 0) for path in paths)
+    assert [len(path) for path in paths] == sorted(len(path) for path in paths)
+    for path in paths:  # ordered from the far end
+        lengths = [y * y + x * x for y, x in path]
+        assert lengths[0] == max(lengths)
+
+
+def test_sizes_of_the_published_index():
+    index = PathIndex(10, 128)
+    assert (index.num_directions, index.num_sources) == (152, 13090)
+    assert PathIndex(5, (94, 125)).num_directions == 34
+    assert PathIndex(5, (94, 125)).num_sources == 90 * 117
+
+
+@pytest.mark.parametrize('radius, size', [(3, (6, 7)), (4, (9, 8)), (2, (2, 3))])
+def test_edge_to_affinity_against_a_loop(radius, size):
+    h, w = size
+    edge = torch.rand(2, 1, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    index = PathIndex(radius, size)
+    affinity = index.edge_to_affinity(edge)
+    assert affinity.shape == (2, index.num_directions, index.num_sources)
+    assert torch.equal(index.edge_to_affinity(edge[:, 0]), affinity)
+    paths = directions_of(radius)
+    for n in range(2):
+        for d, path in enumerate(index.paths):
+            sources = [(y, x) for y in range(h - radius + 1) for x in range(radius - 1, w - radius + 1)]
+            assert len(sources) == index.num_sources
+            for s, (y, x) in enumerate(sources):
+                largest = max(float(edge[n, 0, y + dy, x + dx]) for dy, dx in paths[path[0]])
+                assert float(affinity[n, d, s]) == pytest.approx(1 - largest, abs=1e-15)
+
+
+def plain_affinity(edge: torch.Tensor, index: PathIndex) -> torch.Tensor:
+    """Gather every path point and take the maximum, all left to autograd."""
+    grid = torch.arange(index.height * index.width).view(index.height, index.width)
+    source = grid[: index.rows, index.radius - 1 : index.radius - 1 + index.columns].flatten()
+    flat = edge.flatten(1)
+    rows = []
+    for path in index.paths:
+        places = torch.stack([source + y * index.width + x for y, x in path])
+        rows.append(1 - flat[:, places].amax(1))
+    return torch.stack(rows, 1)
+
+
+def test_gradient_against_autograd_of_a_plain_gather():
+    generator = torch.Generator().manual_seed(1)
+    edges = [torch.randperm(2 * 17 * 19, generator=generator).double().view(2, 17, 19) / 1000 for _ in range(1)]
+    ours, plain = (edges[0].clone().requires_grad_() for _ in range(2))
+    index = PathIndex(5, (17, 19))
+    found, expected = index.edge_to_affinity(ours), plain_affinity(plain, index)
+    assert torch.equal(found, expected)
+    weights = torch.randn(found.shape, dtype=torch.float64, generator=generator)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck():
+    edge = torch.randperm(6 * 8, generator=torch.Generator().manual_seed(2)).double().view(1, 1, 6, 8) / 48
+    assert torch.autograd.gradcheck(PathIndex(3, (6, 8)).edge_to_affinity, edge.requires_grad_())
+
+
+def test_gradient_of_equal_edges_goes_to_one_point_of_each_path():
+    edge = torch.full((1, 5, 7), 0.5, dtype=torch.float64, requires_grad=True)
+    index = PathIndex(3, (5, 7))
+    index.edge_to_affinity(edge).sum().backward()
+    assert float(edge.grad.sum()) == -index.num_directions * index.num_sources
+
+
+@pytest.mark.parametrize('num_classes', [1, 20, 100, 254])
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int64])
+def test_affinity_labels_against_loops(num_classes, dtype):
+    generator = torch.Generator().manual_seed(3)
+    values = torch.tensor([0, 0, 1, (num_classes + 1) // 2, num_classes, 255])
+    label = values[torch.randint(0, len(values), (2, 7, 9), generator=generator)].to(dtype)
+    index = PathIndex(3, (7, 9))
+    found = affinity_labels(label, index, num_classes)
+    assert all(x.dtype == torch.bool and x.shape == (2, index.num_directions, index.num_sources) for x in found)
+    for n in range(2):
+        for d, path in enumerate(index.paths):
+            dy, dx = path[0]
+            for s in range(index.num_sources):
+                y, x = s // index.columns, s % index.columns + 2
+                a, b = int(label[n, y, x]), int(label[n, y + dy, x + dx])
+                sure = a != 255 and b != 255
+                expected = (sure and a == b == 0, sure and a == b != 0, sure and a != b)
+                assert tuple(bool(kind[n, d, s]) for kind in found) == expected
+    assert all(kind.any() for kind in found)
+
+
+def test_affinity_labels_of_one_map_equal_those_in_a_batch():
+    label = torch.randint(0, 4, (3, 7, 9), generator=torch.Generator().manual_seed(4))
+    index = PathIndex(3, (7, 9))
+    for whole, single in zip(affinity_labels(label, index, 3), affinity_labels(label[1], index, 3), strict=True):
+        assert torch.equal(whole[1], single)
+
+
+@pytest.mark.parametrize('value', [-1, 4, 254, 256])
+def test_labels_outside_the_classes_are_refused(value):
+    label = torch.zeros(7, 9, dtype=torch.int64)
+    label[0, 0] = value
+    with pytest.raises(InputError):
+        affinity_labels(label, PathIndex(3, (7, 9)), 3)
+
+
+@pytest.mark.parametrize('radius, size', [(10, 16), (10, (9, 128)), (10, (128, 18)), (1, 16), (0, 16)])
+def test_a_radius_that_does_not_fit_is_refused(radius, size):
+    with pytest.raises(InputError, match='radius'):
+        PathIndex(radius, size)
+
+
+def test_an_edge_map_of_another_size_is_refused():
+    with pytest.raises(InputError):
+        PathIndex(3, (7, 9)).edge_to_affinity(torch.zeros(1, 1, 9, 7))

@@ -1,0 +1,104 @@
+"""The CRF wrappers against direct calls of pydensecrf with METHOD's constants."""
+
+import numpy as np
+import pydensecrf.densecrf as dcrf
+import pytest
+from conftest import draw_image
+
+from core.crf import crf_from_label, crf_from_labels, crf_from_probability
+
+SIZE = (44, 36)  # width, height
+
+
+@pytest.fixture
+def image(tmp_path):
+    return np.array(draw_image(tmp_path / 'image.jpg', SIZE))
+
+
+def inferred(image, unary, sxy, srgb, iterations):
+    h, w = image.shape[:2]
+    crf = dcrf.DenseCRF2D(w, h, len(unary))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(unary), -1), np.float32))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
+    return np.array(crf.inference(iterations)).reshape(-1, h, w)
+
+
+def label_unary(label, num_labels):
+    """-log 0.7 for the label that is given, the rest shared by the others."""
+    unary = np.full((num_labels, *label.shape), -np.log(0.3 / (num_labels - 1)))
+    for k in range(num_labels):
+        unary[k][label == k] = -np.log(0.7)
+    return unary
+
+
+@pytest.mark.parametrize('num_labels, iterations', [(2, 1), (3, 10), (5, 3)])
+@pytest.mark.parametrize('dtype', [np.int64, np.uint8])
+def test_label_crf(image, rng, num_labels, iterations, dtype):
+    label = np.kron(rng.integers(0, num_labels, (6, 11)), np.ones((6, 4), int)).astype(dtype)
+    before = label.copy()
+    found = crf_from_label(image, label, num_labels, iterations)
+    expected = inferred(image, label_unary(label, num_labels), 50, 5, iterations).argmax(0)
+    assert np.array_equal(found, expected)
+    assert found.dtype == dtype
+    assert np.array_equal(label, before)
+    assert (found != label).any()  # or this compares nothing
+
+
+def test_label_crf_takes_ten_iterations(image, rng):
+    label = rng.integers(0, 3, SIZE[::-1])
+    assert np.array_equal(crf_from_label(image, label, 3), crf_from_label(image, label, 3, 10))
+
+
+@pytest.mark.parametrize('iterations', [0, 1, 10])
+def test_an_image_without_foreground_is_background(image, iterations):
+    label = np.zeros(SIZE[::-1], np.int64)
+    assert not crf_from_label(image, label, 1, iterations).any()
+
+
+def test_a_label_that_nobody_has_is_no_fault(image):
+    label = np.zeros(SIZE[::-1], np.int64)
+    assert np.array_equal(crf_from_label(image, label, 4, 10), label)
+
+
+def test_no_iterations_leave_all_as_it_was(image, rng):
+    label = rng.integers(0, 3, SIZE[::-1])
+    found = crf_from_label(image, label, 3, 0)
+    assert np.array_equal(found, label)
+    assert found is not label
+    probability = rng.random((4, *SIZE[::-1])).astype(np.float32)
+    assert np.array_equal(crf_from_probability(image, probability, 0), probability)
+
+
+@pytest.mark.parametrize('num_labels, iterations', [(21, 10), (4, 1), (2, 10)])
+def test_probability_crf(image, rng, num_labels, iterations):
+    scores = np.kron(rng.normal(size=(num_labels, 6, 11)), np.ones((1, 6, 4)))
+    probability = (np.exp(scores) / np.exp(scores).sum(0)).astype(np.float32)
+    found = crf_from_probability(image, probability, iterations)
+    expected = inferred(image, -np.log(np.clip(probability, 1e-5, 1)), 80, 13, iterations)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.shape == probability.shape
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+    assert np.abs(found - probability).max() > 0.1
+
+
+def test_probability_crf_takes_ten_iterations_and_any_memory_layout(image, rng):
+    probability = rng.dirichlet([1, 1, 1], SIZE[::-1]).astype(np.float32).transpose(2, 0, 1)
+    found = crf_from_probability(image, probability)
+    assert np.array_equal(found, crf_from_probability(image, np.ascontiguousarray(probability), 10))
+
+
+def test_images_of_any_memory_layout(image, rng):
+    label = rng.integers(0, 3, SIZE[::-1])
+    flipped = image[:, ::-1]
+    assert np.array_equal(crf_from_label(flipped, label, 3), crf_from_label(flipped.copy(), label, 3))
+
+
+@pytest.mark.parametrize('iterations', [0, 3])
+def test_several_labels_of_an_image_do_not_touch_one_another(image, rng, iterations):
+    labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(3)]
+    found = crf_from_labels(image, labels, 3, iterations)
+    assert len(found) == 3
+    for refined, label in zip(found, labels, strict=True):
+        assert np.array_equal(refined, crf_from_label(image, label, 3, iterations))

@@ -1,0 +1,134 @@
+"""Each loss against loops in double precision."""
+
+import math
+
+import pytest
+import torch
+
+from core.losses import affinity_loss, alpha_at, classification_loss, confidence_loss, reconstruction_loss
+
+N, C, H, W = 4, 5, 3, 2
+LABELS = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.float64)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.fixture
+def pair():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(N, C, H, W, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2)]
+
+
+def test_classification_loss():
+    logits = torch.randn(N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    total = 0
+    for n in range(N):
+        for c in range(C):
+            p, y = sigmoid(float(logits[n, c])), float(LABELS[n, c])
+            total -= y * math.log(p) + (1 - y) * math.log(1 - p)
+    assert float(classification_loss(logits, LABELS)) == pytest.approx(total / (N * C), rel=1e-12)
+
+
+@pytest.mark.parametrize('re_loss', ['L1_Loss', 'L2_Loss'])
+@pytest.mark.parametrize('option', ['masking', 'selection', 'none'])
+def test_reconstruction_loss(pair, re_loss, option):
+    maps, merged = pair
+    values, others = maps.tolist(), merged.tolist()
+    means = []  # of each image, a list of the mean distance of each class
+    for n in range(N):
+        means.append([])
+        for c in range(C):
+            total = 0
+            for y in range(H):
+                for x in range(W):
+                    difference = values[n][c][y][x] - others[n][c][y][x]
+                    total += abs(difference) if re_loss == 'L1_Loss' else difference**2
+            means[n].append(total / (H * W))
+    if option == 'none':
+        expected = sum(sum(row) for row in means) / (N * C)
+    elif option == 'masking':  # absent classes are zeros that count
+        expected = sum(means[n][c] * float(LABELS[n, c]) for n in range(N) for c in range(C)) / (N * C)
+    else:  # the second image has no class: it counts nowhere
+        rows = [[means[n][c] for c in range(C) if LABELS[n, c]] for n in range(N)]
+        rows = [sum(row) / len(row) for row in rows if row]
+        assert len(rows) == 3
+        expected = sum(rows) / len(rows)
+    loss = reconstruction_loss(maps, merged, LABELS, re_loss, option)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+    # No detach: what pulls one branch pushes the other.
+    loss.backward()
+    assert maps.grad.abs().sum() > 0
+    torch.testing.assert_close(maps.grad, -merged.grad, rtol=0, atol=0)
+    if option != 'none':
+        assert not maps.grad[LABELS == 0].any()
+
+
+def test_the_published_options_are_the_default(pair):
+    expected = reconstruction_loss(*pair, LABELS, 'L1_Loss', 'masking')
+    assert torch.equal(reconstruction_loss(*pair, LABELS), expected)
+
+
+@pytest.mark.parametrize('option', ['masking', 'selection'])
+def test_a_batch_without_classes_has_no_reconstruction_loss(pair, option):
+    assert reconstruction_loss(*pair, torch.zeros(N, C), option=option).item() == 0
+
+
+def test_unknown_options_are_refused(pair):
+    with pytest.raises(ValueError):
+        reconstruction_loss(*pair, LABELS, option='mask')
+    with pytest.raises(KeyError):
+        reconstruction_loss(*pair, LABELS, re_loss='L3_Loss')
+
+
+def test_confidence_loss():
+    logits = 4 * torch.randn(7, C, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    total = 0
+    for row in logits.tolist():
+        for x in row:
+            total -= sigmoid(x) * math.log(sigmoid(x) + 1e-5)
+    assert float(confidence_loss(logits)) == pytest.approx(total / 7, rel=1e-12)
+
+
+@pytest.mark.parametrize('empty', [None, 0, 1, 2])
+def test_affinity_loss(empty):
+    """`empty`: the term without any pair must be 0, not nan."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (2, 3, 11)
+    affinity = torch.rand(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+    kind = torch.randint(0, 4, shape, generator=generator)  # bg+, fg+, neg, or none of them
+    kind[kind == (-1 if empty is None else empty)] = 3
+    pairs = [kind == i for i in range(3)]
+    terms = []
+    for i in range(3):
+        total, count = 0, 0
+        for p, k in zip(affinity.flatten().tolist(), kind.flatten().tolist(), strict=True):
+            if k == i:
+                total -= math.log((1 - p if i == 2 else p) + 1e-5)
+                count += 1
+        terms.append(total / (count + 1e-5))
+    loss = affinity_loss(affinity, *(p.double() for p in pairs))
+    assert loss.item() == pytest.approx(((terms[0] + terms[1]) / 2 + terms[2]) / 2, rel=1e-12)
+    assert affinity_loss(affinity, *pairs).item() == pytest.approx(loss.item(), rel=1e-6)  # pairs as bool
+    loss.backward()
+    assert torch.isfinite(affinity.grad).all()
+    assert (affinity.grad[pairs[0] | pairs[1]] < 0).all()
+    assert (affinity.grad[pairs[2]] > 0).all()
+    assert not affinity.grad[kind == 3].any()
+
+
+@pytest.mark.parametrize('affinity', [0.0, 1.0])
+def test_affinity_loss_is_finite_at_the_ends(affinity):
+    pairs = torch.ones(1, 2, 3, dtype=torch.bool)
+    assert torch.isfinite(affinity_loss(torch.full((1, 2, 3), affinity), pairs, pairs, pairs))
+
+
+@pytest.mark.parametrize('iteration, alpha', [(0, 0), (1, 0.08), (25, 2), (49, 3.92), (50, 4), (51, 4), (99, 4)])
+def test_alpha_ramps_up_over_half_of_all_iterations(iteration, alpha):
+    assert alpha_at(iteration, 100, 4, 0.5) == pytest.approx(alpha)
+
+
+def test_alpha_schedule_zero_is_constant():
+    assert [alpha_at(t, 100, 4, 0) for t in (0, 1, 99)] == [4, 4, 4]

@@ -1,0 +1,114 @@
+"""mIoU from counts, and all thresholds at once, against a look at every pixel."""
+
+import numpy as np
+import pytest
+
+from core import InputError
+from core.maps import predict
+from core.metrics import ConfusionMatrix, ThresholdSweep
+
+THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
+
+
+def counted(prediction, target, num_classes):
+    """T, P and TP of each class by a loop over pixels."""
+    t, p, tp = ([0] * num_classes for _ in range(3))
+    for guess, truth in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
+        if truth != 255:
+            t[truth] += 1
+            p[guess] += 1
+            tp[truth] += guess == truth
+    return t, p, tp
+
+
+def test_confusion_matrix_against_a_double_loop(rng):
+    predictions, targets = rng.integers(0, 5, (2, 3, 9, 8))
+    predictions[predictions == 4] = 2  # class 4 stands in masks alone
+    targets[targets == 3] = 1  # class 3 in predictions alone
+    targets[rng.random(targets.shape) < 0.2] = 255
+    matrix = ConfusionMatrix(6)  # class 5 nowhere
+    for prediction, target in zip(predictions, targets, strict=True):
+        matrix.update(prediction.astype(np.uint8), target.astype(np.uint8))
+    t, p, tp = counted(predictions, targets, 6)
+    iou, fp, fn = {}, {}, {}
+    for c in range(5):
+        union = t[c] + p[c] - tp[c]
+        iou[c], fp[c], fn[c] = tp[c] / union, (p[c] - tp[c]) / union, (t[c] - tp[c]) / union
+    assert matrix.counts.sum() == (targets != 255).sum()
+    np.testing.assert_allclose(matrix.iou()[:5], list(iou.values()), rtol=1e-14)
+    assert np.isnan(matrix.iou()[5])
+    assert iou[3] == iou[4] == 0
+    assert matrix.miou() == pytest.approx(sum(iou.values()) / 5, rel=1e-14)
+    assert matrix.fp() == pytest.approx(sum(fp[c] for c in range(1, 5)) / 4, rel=1e-14)
+    assert matrix.fn() == pytest.approx(sum(fn[c] for c in range(1, 5)) / 4, rel=1e-14)
+
+
+def test_a_batch_counts_as_its_images_do(rng):
+    predictions, targets = rng.integers(0, 3, (2, 4, 5, 6))
+    whole, parts = ConfusionMatrix(3), ConfusionMatrix(3)
+    whole.update(predictions, targets)
+    for prediction, target in zip(predictions, targets, strict=True):
+        parts.update(prediction, target)
+    assert np.array_equal(whole.counts, parts.counts)
+
+
+def test_a_perfect_prediction():
+    matrix = ConfusionMatrix(21)
+    matrix.update(np.array([[0, 3, 7]]), np.array([[0, 3, 255]]))
+    assert (matrix.miou(), matrix.fp(), matrix.fn()) == (1, 0, 0)
+
+
+def test_nothing_counted_is_no_number():
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
+    assert np.isnan([matrix.miou(), matrix.fp(), matrix.fn()]).all()
+
+
+@pytest.mark.parametrize('prediction, target', [([3], [0]), ([0], [3]), ([-1], [0]), ([255], [0]), ([0], [254])])
+def test_classes_that_do_not_exist_are_refused(prediction, target):
+    matrix = ConfusionMatrix(3)
+    with pytest.raises(InputError):
+        matrix.update(np.array(prediction), np.array(target))
+    assert not matrix.counts.any()
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(InputError):
+        ConfusionMatrix(3).update(np.zeros((2, 3), int), np.zeros((3, 2), int))
+    with pytest.raises(InputError):
+        ThresholdSweep(3, [0.5]).update(np.zeros((1, 2, 3)), np.array([0, 1]), np.zeros((3, 2), int))
+
+
+def images_with_ties(rng):
+    """(maps, keys, target): scores at, just above and just below float32 thresholds among them; one has no class."""
+    limits = np.array(THRESHOLDS, np.float32)
+    special = np.concatenate(
+        [limits, np.nextafter(limits, np.float32(2)), np.nextafter(limits, np.float32(-1)), [0, 1]]
+    )
+    for keys in ([0, 2, 3, 6], [0, 1], [0], [0, 5, 6]):
+        shape = (len(keys) - 1, 13, 17)
+        maps = np.where(rng.random(shape) < 0.6, rng.choice(special, shape), rng.random(shape)).astype(np.float32)
+        target = rng.choice([0, 0, 1, 2, 3, 5, 6, 255], (13, 17)).astype(np.uint8)
+        yield maps, np.array(keys), target
+
+
+def test_sweep_equals_a_prediction_at_each_threshold(rng):
+    sweep = ThresholdSweep(7, THRESHOLDS)
+    plain = [ConfusionMatrix(7) for _ in THRESHOLDS]
+    for maps, keys, target in images_with_ties(rng):
+        sweep.update(maps, keys, target)
+        for threshold, matrix in zip(THRESHOLDS, plain, strict=True):
+            matrix.update(keys[predict(maps, threshold)], target)
+    assert sweep.thresholds == THRESHOLDS
+    for found, expected in zip(sweep.matrices(), plain, strict=True):
+        assert np.array_equal(found.counts, expected.counts)
+    assert len({matrix.counts[0, 0] for matrix in plain}) == len(THRESHOLDS)  # or this compares nothing
+
+
+def test_sweep_refuses_what_cannot_be():
+    for thresholds in ([0.2, 0.1], [0.1, 0.1]):
+        with pytest.raises(InputError, match='rise'):
+            ThresholdSweep(3, thresholds)
+    for target in (3, 254):
+        with pytest.raises(InputError):
+            ThresholdSweep(3, [0.1]).update(np.zeros((1, 1, 1)), np.array([0, 1]), np.array([[target]], np.uint8))

@@ -1,0 +1,694 @@
+"""The nine stages in a row on a tiny drawn set: every file they leave, every figure against a plain recomputation."""
+
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional as F
+
+import evaluate
+import inference_classification
+import inference_rw
+import inference_segmentation
+import make_affinity_labels
+import make_pseudo_labels
+import train_affinitynet
+import train_classification_with_puzzle as train_classification
+import train_segmentation
+from core.crf import crf_from_label
+from core.datasets import load_info, read_image, read_labels
+from core.losses import alpha_at
+from core.maps import finish_walk, predict
+from core.metrics import ConfusionMatrix
+from core.networks import Classifier
+from core.puzzle import merge, tile
+from core.random_walk import random_walk
+from tools.checkpoint import read_note
+
+NET = 'resnest14_narrow'
+SCALES = '0.5,1.0'
+CAMS = f'cls@train@scale={SCALES}'
+AFFINITY_LABELS = f'{CAMS}@aff_fg=0.40_bg=0.10'
+WALKED = 'aff@train@beta=10@exp_times=8@rw'
+PSEUDO = f'{WALKED}@crf=1'
+PREDICTIONS = f'seg@val@scale={SCALES}@iteration=10'
+
+
+def commands(data) -> dict:
+    """(script, words of its command line) by a short name, for a data set's folder."""
+    dataset = f'--dataset {data}/dataset.json'
+    where = f'{dataset} --data_dir {data}'
+    files = f'{where} --num_workers 0'
+    device = '--device cpu'
+    sizes = '--image_size 64 --min_image_size 48 --max_image_size 80 --batch_size 4 --max_epoch 1'
+    train = f'{files} {device} {sizes} --lr 0.01'
+    own = '--weights experiments/models/cls.pth'
+    lines = {
+        'cls': (
+            train_classification,
+            f'{train} --architecture {NET} --weights none --bn_replicas 2 --print_ratio 0 --tag cls',
+        ),
+        'cams': (
+            inference_classification,
+            f'{files} {device} --architecture {NET} --tag cls --domain train_aug --scales {SCALES}',
+        ),
+        'affinity_labels': (make_affinity_labels, f'{files} --experiment_name {CAMS}'),
+        'aff': (
+            train_affinitynet,
+            f'{train} --architecture {NET} {own} --radius 4 --tag aff --label_name {AFFINITY_LABELS}',
+        ),
+        'walk': (
+            inference_rw,
+            f'{files} {device} --architecture {NET} --model_name aff --cam_dir {CAMS} --image_size 96',
+        ),
+        'pseudo': (make_pseudo_labels, f'{files} --experiment_name {WALKED}'),
+        'seg': (train_segmentation, f'{train} --backbone {NET} {own} --tag seg --label_name {PSEUDO}'),
+        'predictions': (inference_segmentation, f'{files} {device} --backbone {NET} --tag seg --scale {SCALES}'),
+        'evaluate': (evaluate, f'{where} --experiment_name {PREDICTIONS} --domain val'),
+        'evaluate cams': (evaluate, f'{dataset} --data_dir {data}/SegmentationClass --experiment_name {CAMS}'),
+        'evaluate walk': (evaluate, f'{dataset} --gt_dir {data} --experiment_name {WALKED}'),
+        'evaluate pseudo': (evaluate, f'{where} --experiment_name {PSEUDO}'),
+    }
+    return {name: (script, line.split()) for name, (script, line) in lines.items()}
+
+
+def run(data, name: str, *more: str):
+    script, line = commands(data)[name]
+    return run_stage(script, [*line, *more])
+
+
+@pytest.fixture(scope='module')
+def made(demo, tmp_path_factory):
+    """A working directory in which all nine stages have run."""
+    folder, before = tmp_path_factory.mktemp('run'), os.getcwd()
+    os.chdir(folder)
+    try:
+        for script, line in commands(demo).values():
+            run_stage(script, line)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def at(made, monkeypatch):
+    """Be in the directory of `made`, which tests only read."""
+    monkeypatch.chdir(made)
+    return made / 'experiments'
+
+
+@pytest.fixture
+def copy(made, demo, tmp_path, monkeypatch):
+    """A copy of the data and of what was made of it, to damage; the working directory is the copy's."""
+    shutil.copytree(made / 'experiments', tmp_path / 'experiments')
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(demo, tmp_path / 'data')
+
+
+def ids_of(demo, domain: str) -> list[str]:
+    return load_info(demo / 'dataset.json').ids(domain)
+
+
+def size_of(demo, image_id: str) -> tuple[int, int]:
+    """(h, w)"""
+    with Image.open(demo / 'JPEGImages' / f'{image_id}.jpg') as image:
+        return image.size[::-1]
+
+
+def keys_in(demo, image_id: str) -> list[int]:
+    info = load_info(demo / 'dataset.json')
+    return [0, *(np.flatnonzero(read_labels(demo / 'Annotations' / f'{image_id}.xml', info)) + 1)]
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def predicted(folder, name: str) -> list:
+    return sorted(path for path in (folder / 'predictions' / name).iterdir() if path.suffix in ('.npz', '.png'))
+
+
+# What each stage leaves ---------------------------------------------------------------------------------------------
+
+
+def test_no_file_but_those_of_the_interface(at, demo):
+    folders = {path.name for path in (at / 'predictions').iterdir()}
+    assert folders == {CAMS, AFFINITY_LABELS, WALKED, PSEUDO, PREDICTIONS}
+    for name, domain, ending in (
+        (CAMS, 'train_aug', 'npz'), (AFFINITY_LABELS, 'train_aug', 'png'), (WALKED, 'train_aug', 'npz'),
+        (PSEUDO, 'train_aug', 'png'), (PREDICTIONS, 'val', 'png'),
+    ):  # fmt: skip
+        files = {path.name for path in (at / 'predictions' / name).iterdir()}
+        assert files == {'args.json', *(f'{image_id}.{ending}' for image_id in ids_of(demo, domain))}
+        assert json.loads((at / 'predictions' / name / 'args.json').read_text())['options']
+    models = {path.name for path in (at / 'models').iterdir()}
+    assert models == {'cls.pth', 'cls.last.pth', 'aff.pth', 'seg.pth', 'seg.last.pth'}
+    assert {path.stem for path in (at / 'logs').iterdir()} == {'cls', 'aff', 'seg'}
+    assert {path.stem for path in (at / 'data').iterdir()} == {'cls', 'aff', 'seg'}
+    assert [path for path in at.rglob('*.tmp')] == []
+
+
+def test_cams(at, demo):
+    for image_id in ids_of(demo, 'train_aug'):
+        h, w = size_of(demo, image_id)
+        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz', allow_pickle=False) as file:
+            assert set(file.files) == {'keys', 'cam', 'hr_cam'}
+            k = len(file['keys']) - 1
+            assert file['keys'].tolist() == keys_in(demo, image_id)
+            assert file['cam'].shape == (k, (h - 1) // 4 + 1, (w - 1) // 4 + 1)
+            assert file['hr_cam'].shape == (k, h, w)
+            for name in ('cam', 'hr_cam'):
+                assert file[name].dtype == np.float16
+                assert 0 <= file[name].min() <= file[name].max() <= 1
+
+
+@pytest.mark.parametrize('name, domain', [(AFFINITY_LABELS, 'train_aug'), (PSEUDO, 'train_aug'), (PREDICTIONS, 'val')])
+def test_label_maps_are_palette_pngs(at, demo, name, domain):
+    palette = load_info(demo / 'dataset.json').palette
+    classes = len(load_info(demo / 'dataset.json').class_names)
+    for image_id in ids_of(demo, domain):
+        with Image.open(at / 'predictions' / name / f'{image_id}.png') as picture:
+            assert (picture.mode, picture.format) == ('P', 'PNG')
+            assert picture.size[::-1] == size_of(demo, image_id)
+            assert np.array_equal(np.array(picture.getpalette()).reshape(-1, 3), palette)
+            values = set(np.unique(np.array(picture)).tolist())
+        allowed = set(range(classes + 1)) if name == PREDICTIONS else set(keys_in(demo, image_id))
+        assert values <= allowed | ({255} if name == AFFINITY_LABELS else set())
+
+
+def test_affinity_labels_are_where_both_thresholds_agree(at, demo):
+    seen = set()
+    for image_id in ids_of(demo, 'train_aug'):
+        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg'))
+        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz') as file:
+            keys, cam = file['keys'], file['hr_cam']
+        fg, bg = (crf_from_label(image, predict(cam, t), len(keys), 10) for t in (0.40, 0.10))
+        expected = np.where(fg != 0, keys[fg], np.where(bg != 0, 255, 0))
+        found = pixels(at / 'predictions' / AFFINITY_LABELS / f'{image_id}.png')
+        assert np.array_equal(found, expected)
+        seen |= set(np.unique(found).tolist())
+    assert len(seen) > 2  # or this compares nothing
+
+
+def test_walked_cams(at, demo):
+    from core.networks import AffinityNet
+
+    model = AffinityNet(NET)
+    model.load_state_dict(torch.load('experiments/models/aff.pth', weights_only=True))
+    compared = 0
+    for image_id in ids_of(demo, 'train_aug'):
+        h, w = size_of(demo, image_id)
+        with np.load(at / 'predictions' / WALKED / f'{image_id}.npz', allow_pickle=False) as file:
+            assert set(file.files) == {'keys', 'rw'}
+            keys, walked = file['keys'], file['rw']
+        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz') as file:
+            assert file['keys'].tolist() == keys.tolist()
+            cam = file['cam']
+        assert walked.shape == (len(keys) - 1, (h - 1) // 4 + 1, (w - 1) // 4 + 1)
+        assert walked.dtype == np.float16
+        if not cam.any():  # so little training leaves some images without any activation
+            assert not walked.any()
+            continue
+        assert walked.max() == 1
+
+        # By hand: padded right and below, the image and its mirror image.
+        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg')) / 255
+        padded = torch.zeros(3, 96, 96)
+        padded[:, :h, :w] = torch.tensor(((image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1))
+        with torch.no_grad():
+            direct, mirrored = (model.eval()(x[None])[0, 0] for x in (padded, padded.flip(2)))
+        edge = torch.sigmoid((direct + mirrored.flip(1)) / 2)[: (h + 3) // 4, : (w + 3) // 4]
+        expected = random_walk(torch.from_numpy(cam).float(), edge, 5, 10, 8)
+        np.testing.assert_allclose(walked, (expected / expected.max()).numpy(), atol=2e-3)
+        compared += 1
+    assert compared
+
+
+def test_pseudo_labels(at, demo):
+    foreground = 0
+    for image_id in ids_of(demo, 'train_aug'):
+        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg'))
+        with np.load(at / 'predictions' / WALKED / f'{image_id}.npz') as file:
+            keys, walked = file['keys'], file['rw']
+        expected = keys[crf_from_label(image, predict(finish_walk(walked, image.shape[:2]), 0.35), len(keys), 1)]
+        assert np.array_equal(pixels(at / 'predictions' / PSEUDO / f'{image_id}.png'), expected)
+        foreground += (expected != 0).sum()
+    assert foreground  # or this compares nothing
+
+
+@pytest.mark.parametrize('tag, architecture', [('cls', NET), ('aff', NET), ('seg', f'DeepLabv3+ {NET} GN')])
+def test_models_are_plain_state_dicts_that_say_what_they_are(at, tag, architecture):
+    state = torch.load(at / 'models' / f'{tag}.pth', map_location='cpu', weights_only=True)
+    assert all(isinstance(value, torch.Tensor) and torch.isfinite(value.float()).all() for value in state.values())
+    assert any(name.startswith('backbone.') for name in state)
+    note = read_note(state)
+    assert (note['architecture'], note['epoch']) == (architecture, 1)
+    assert tag == 'aff' or note['select'] == 'best'
+
+
+def test_training_moved_what_it_should(at):
+    cls, aff, seg = (torch.load(at / 'models' / f'{tag}.pth', weights_only=True) for tag in ('cls', 'aff', 'seg'))
+    backbone = [name for name in cls if name.startswith('backbone.')]
+    assert all(torch.equal(aff[name], cls[name]) for name in backbone)  # frozen, and taken from --weights
+    statistics = [name for name in backbone if 'running' in name]
+    assert all(torch.equal(seg[name], cls[name]) for name in statistics)  # --mode fix
+    weights = [name for name in backbone if name.endswith('weight')]
+    assert not any(torch.equal(seg[name], cls[name]) for name in weights)
+    # Three steps of two passes, each passing by replica 0 alone.
+    assert {int(cls[name]) for name in backbone if name.endswith('num_batches_tracked')} == {6}
+
+
+def test_curves_and_pictures(at):
+    for tag, curves, picture in (
+        ('cls', {'loss', 'cl', 'pcl', 're', 'alpha', 'lr', 'mIoU'}, 'CAMs'),
+        ('aff', {'loss', 'lr'}, 'edges'),
+        ('seg', {'loss', 'lr', 'mIoU'}, 'predictions'),
+    ):
+        events = EventAccumulator(str(at / 'tensorboards' / tag))
+        events.Reload()
+        assert set(events.Tags()['scalars']) == curves
+        assert events.Tags()['images'] == [picture]
+        shown = Image.open(io.BytesIO(events.Images(picture)[0].encoded_image_string))
+        assert min(shown.size) >= 64
+        assert np.array(shown).std() > 10
+        content = json.loads((at / 'data' / f'{tag}.json').read_text())
+        assert content['options']['tag'] == tag
+        assert set(content['curves']) == curves
+        assert all(math.isfinite(value) for points in content['curves'].values() for _, value in points)
+        assert f'{tag}.pth' in (at / 'logs' / f'{tag}.txt').read_text()
+
+
+def scored(predictions: list, masks: list, num_classes: int) -> list[float]:
+    """IoU of each class in %, by sets of pixels."""
+    prediction, mask = (np.concatenate([x.ravel() for x in maps]) for maps in (predictions, masks))
+    prediction, mask = prediction[mask != 255], mask[mask != 255]
+    result = []
+    for c in range(num_classes):
+        union = ((prediction == c) | (mask == c)).sum()
+        result.append(100 * ((prediction == c) & (mask == c)).sum() / union if union else None)
+    return result
+
+
+@pytest.mark.parametrize('name, domain', [(PSEUDO, 'train'), (PREDICTIONS, 'val')])
+def test_results_of_label_maps(at, demo, name, domain):
+    result = json.loads((at / 'results' / f'{name}@{domain}.json').read_text())
+    ids, classes = ids_of(demo, domain), load_info(demo / 'dataset.json').class_names
+    masks = [pixels(demo / 'SegmentationClass' / f'{image_id}.png') for image_id in ids]
+    predictions = [pixels(at / 'predictions' / name / f'{image_id}.png') for image_id in ids]
+    iou = scored(predictions, masks, len(classes) + 1)
+    present = [value for value in iou if value is not None]
+    assert (result['mode'], result['images'], result['domain']) == ('png', len(ids), domain)
+    assert list(result['iou']) == ['background', *classes]
+    for found, expected in zip(result['iou'].values(), iou, strict=True):
+        assert found == (None if expected is None else pytest.approx(expected, abs=1e-3))
+    assert result['miou'] == pytest.approx(sum(present) / len(present))
+    nothing = [x for x in scored([0 * mask for mask in masks], masks, len(classes) + 1) if x is not None]
+    assert result['all_background_miou'] == pytest.approx(sum(nothing) / len(nothing))
+    assert result['made_with']['options']['dataset'] == str(demo / 'dataset.json')
+
+
+@pytest.mark.parametrize('name, key, mode, last', [(CAMS, 'hr_cam', 'npy', 0.75), (WALKED, 'rw', 'rw', 0.45)])
+def test_results_of_maps_at_every_threshold(at, demo, name, key, mode, last):
+    result = json.loads((at / 'results' / f'{name}@train.json').read_text())
+    assert result['mode'] == mode
+    assert [row['threshold'] for row in result['thresholds']] == [i / 100 for i in range(5, round(100 * last) + 1, 5)]
+    ids, classes = ids_of(demo, 'train'), load_info(demo / 'dataset.json').class_names
+    masks = [pixels(demo / 'SegmentationClass' / f'{image_id}.png') for image_id in ids]
+    best = max(row['miou'] for row in result['thresholds'])
+    for row in result['thresholds']:
+        predictions = []
+        for image_id in ids:
+            with np.load(at / 'predictions' / name / f'{image_id}.npz') as file:
+                keys, maps = file['keys'], file[key].astype(np.float32)
+            maps = finish_walk(maps, size_of(demo, image_id)) if mode == 'rw' else maps
+            sure = maps.max(0) > np.float32(row['threshold'])
+            predictions.append(np.where(sure, keys[1:][maps.argmax(0)], 0))
+        present = [x for x in scored(predictions, masks, len(classes) + 1) if x is not None]
+        assert row['miou'] == pytest.approx(sum(present) / len(present))
+        if row['miou'] == best:
+            assert result['miou'] == best
+    assert result['threshold'] in [row['threshold'] for row in result['thresholds'] if row['miou'] == best]
+
+
+def test_one_threshold_and_fewer_of_mode_rw(copy, capsys):
+    run(copy, 'evaluate cams', '--threshold', '0.3')
+    result = json.loads((copy.parent / f'experiments/results/{CAMS}@train.json').read_text())
+    assert [row['threshold'] for row in result['thresholds']] == [0.3]
+    capsys.readouterr()
+    run(copy, 'evaluate walk', '--mode', 'rw', '--max_th', '0.25')
+    result = json.loads((copy.parent / f'experiments/results/{WALKED}@train.json').read_text())
+    assert [row['threshold'] for row in result['thresholds']] == [0.05, 0.1, 0.15, 0.2]
+    assert {'over:', 'under:'} <= set(capsys.readouterr().out.split())
+
+
+def test_upload_for_the_test_server(copy):
+    info = json.loads((copy / 'dataset.json').read_text())
+    info['lists']['test'] = info['lists']['val']
+    (copy / 'dataset.json').write_text(json.dumps(info))
+    run(copy, 'predictions', '--domain', 'test', '--iteration', '0')
+    name = f'seg@test@scale={SCALES}@iteration=0'
+    run(copy, 'evaluate', '--experiment_name', name, '--domain', 'test')  # masks are there: scored as any list
+    assert json.loads((copy.parent / f'experiments/results/{name}@test.json').read_text())['images'] == 4
+    shutil.rmtree(copy / 'SegmentationClass')  # secret
+    shutil.rmtree(copy / 'Annotations')
+    run(copy, 'evaluate', '--experiment_name', name, '--domain', 'test')
+    (upload,) = (copy.parent / 'experiments' / 'results').glob('*.tgz')
+    assert name in upload.name
+    with tarfile.open(upload, 'r:gz') as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    folder = 'results/VOC2012/Segmentation/comp6_test_cls'
+    assert set(members) == {f'{folder}/{image_id}.png' for image_id in ids_of(copy, 'val')}
+    for path, content in members.items():
+        picture = Image.open(io.BytesIO(content))
+        assert picture.mode == 'P'
+        source = copy.parent / 'experiments' / 'predictions' / name / path.rsplit('/', 1)[1]
+        assert np.array_equal(np.array(picture), pixels(source))
+
+
+# The same again, whatever the workers -------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_workers(copy):
+    folder = copy.parent / 'experiments'
+    state = torch.load(folder / 'models' / 'cls.pth', weights_only=True)
+    before = {path: path.read_bytes() for name in (CAMS, AFFINITY_LABELS) for path in predicted(folder, name)}
+    assert len(before) == 24
+    for path in before:
+        path.unlink()
+    for name in ('cls', 'cams', 'affinity_labels'):
+        run(copy, name, '--num_workers', '2')
+    again = torch.load(folder / 'models' / 'cls.pth', weights_only=True)
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+# Options of training ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'line, terms',
+    [
+        ('--loss_option cl', {'cl'}),
+        ('--loss_option cl_pcl --re_loss_option none', {'cl', 'pcl'}),
+        ('--loss_option cl_re --re_loss L2_Loss --re_loss_option none', {'cl', 're'}),
+        ('--loss_option cl_pcl_re --level cam --re_loss_option selection', {'cl', 'pcl', 're'}),
+        ('--loss_option cl_conf --augment colorjitter', {'cl', 'conf'}),
+        ('--loss_option cl_pcl_re_conf --level cam --alpha_schedule 0 --select last', {'cl', 'pcl', 're', 'conf'}),
+        ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),
+        ('--num_pieces 1 --bn_replicas 1 --augment randaugment --seed 3', {'cl', 'pcl', 're'}),
+    ],
+)
+def test_options_of_the_classifier(demo, in_tmp, line, terms):
+    args = run(demo, 'cls', *line.split())
+    curves = json.loads((in_tmp / 'experiments/data/cls.json').read_text())['curves']
+    assert set(curves) - {'alpha'} == terms | {'loss', 'lr', 'mIoU'}
+    assert [step for step, _ in curves['loss']] == [1, 2, 3]
+    for i, (step, loss) in enumerate(curves['loss']):
+        alpha = alpha_at(step - 1, 3, args.alpha, args.alpha_schedule)
+        if 're' in terms:
+            assert curves['alpha'][i][1] == alpha
+        assert curves['lr'][i][1] == pytest.approx(args.lr * (1 - i / 3) ** 0.9)
+        expected = sum((alpha if term == 're' else 1) * curves[term][i][1] for term in terms)
+        assert loss == pytest.approx(expected, rel=1e-5)
+    assert all(math.isfinite(value) for points in curves.values() for _, value in points)
+    if args.num_pieces == 1 and 're' in terms:
+        assert max(value for _, value in curves['re']) < 1e-6  # one tile is the image
+    note = read_note(torch.load('experiments/models/cls.pth', weights_only=True))
+    assert note['select'] == args.select
+    other = 'best' if args.select == 'last' else 'last'
+    assert (in_tmp / f'experiments/models/cls.{other}.pth').is_file()
+
+
+@pytest.mark.parametrize(
+    'line', ['--architecture Seg_Model --mode normal --select last', '--architecture CSeg_Model', '--use_gn False']
+)
+def test_options_of_the_segmenter(copy, line):
+    run(copy, 'seg', *line.split(), '--tag', 'other')
+    words = line.replace('--select last', '').split()
+    run(copy, 'predictions', *words, '--tag', 'other', '--scale', '1.0', '--iteration', '1')
+    assert len(predicted(copy.parent / 'experiments', 'other@val@scale=1.0@iteration=1')) == 4
+    curves = json.loads((copy.parent / 'experiments/data/other.json').read_text())['curves']
+    assert all(math.isfinite(value) for points in curves.values() for _, value in points)
+    assert len(curves['loss']) == 3
+
+
+def test_losses_of_by_hand():
+    """--level cam compares CAMs, but L_p-cls reads the class maps at either level."""
+    torch.manual_seed(0)
+    model = Classifier(NET, 5).eval()
+    images = torch.randn(2, 3, 64, 64)
+    labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
+    for level in ('feature', 'cam'):
+        args = train_classification.parse_args(f'--tag t --loss_option cl_pcl_re_conf --level {level}'.split())
+        found = train_classification.losses_of(model, images, labels, args, 2)
+        logits, maps = model(images, with_cam=True)
+        tile_logits, tile_maps = model(tile(images, 4), with_cam=True)
+        merged = merge(tile_maps, 4)
+        torch.testing.assert_close(found['cl'], F.multilabel_soft_margin_loss(maps.mean((2, 3)), labels))
+        torch.testing.assert_close(found['pcl'], F.multilabel_soft_margin_loss(merged.mean((2, 3)), labels))
+        if level == 'cam':
+            maps, merged = (
+                F.relu(F.relu(x) - 1e-5) / (F.relu(x).flatten(2).max(2)[0][..., None, None] + 1e-5)
+                for x in (maps, merged)
+            )
+        torch.testing.assert_close(found['re'], ((maps - merged).abs() * labels[:, :, None, None]).mean())
+        p = torch.sigmoid(tile_logits)
+        torch.testing.assert_close(found['conf'], -(p * (p + 1e-5).log()).sum(1).mean())
+
+
+def test_cams_are_scored_at_their_own_resolution(rng):
+    """Thresholds 0.10 ... 0.45, present classes only, masks by nearest, each image counted."""
+    info = SimpleNamespace(num_classes=3)
+    batches = []
+    for n in (4, 3):
+        labels = torch.tensor(rng.integers(0, 2, (n, 3)), dtype=torch.float32)
+        labels[:, 0] = 1
+        masks = torch.tensor(rng.choice([0, 1, 2, 3, 255], (n, 64, 64)))
+        images = torch.tensor(rng.normal(size=(n, 3, 64, 64))).float()
+        batches.append({'images': images, 'labels': labels, 'masks': masks})
+
+    class Maps(nn.Module):
+        def forward(self, x, with_cam):
+            maps = F.avg_pool2d(x, 16) * 20
+            return maps.mean((2, 3)), maps
+
+    model = Maps()
+    threshold, miou, sheet = train_classification.score_cams(model, batches, info, torch.device('cpu'))
+    assert model.training
+    assert sheet.dtype == np.uint8
+    scores = {}
+    for t in [0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45]:
+        matrix = ConfusionMatrix(4)
+        for batch in batches:
+            for image, label, mask in zip(batch['images'], batch['labels'], batch['masks'], strict=True):
+                maps = F.relu(F.avg_pool2d(image[None], 16)[0] * 20)
+                cam = F.relu(maps - 1e-5) / (maps.amax((1, 2), keepdim=True) + 1e-5) * label[:, None, None]
+                small = F.interpolate(mask[None, None].float(), (4, 4), mode='nearest')[0, 0].long()
+                matrix.update(predict(cam.numpy(), t), small.numpy())
+        scores[t] = matrix.miou()
+    assert miou == pytest.approx(max(scores.values()), rel=1e-9)
+    assert scores[threshold] == max(scores.values())
+
+
+# Mistakes in what is given ------------------------------------------------------------------------------------------
+
+
+def first(data, domain='train_aug') -> str:
+    return ids_of(data, domain)[0]
+
+
+@pytest.mark.parametrize(
+    'name, gone, script',
+    [
+        ('cams', 'models/cls.pth', 'train_classification_with_puzzle.py'),
+        ('affinity_labels', f'predictions/{CAMS}', 'inference_classification.py'),
+        ('affinity_labels', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
+        ('aff', f'predictions/{AFFINITY_LABELS}', 'make_affinity_labels.py'),
+        ('aff', f'predictions/{AFFINITY_LABELS}/train_00000.png', ''),
+        ('walk', 'models/aff.pth', 'train_affinitynet.py'),
+        ('walk', f'predictions/{CAMS}', 'inference_classification.py'),
+        ('walk', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
+        ('pseudo', f'predictions/{WALKED}', 'inference_rw.py'),
+        ('pseudo', f'predictions/{WALKED}/train_00000.npz', 'inference_rw.py'),
+        ('seg', f'predictions/{PSEUDO}', 'make_pseudo_labels.py'),
+        ('seg', f'predictions/{PSEUDO}/train_00000.png', ''),
+        ('predictions', 'models/seg.pth', 'train_segmentation.py'),
+        ('evaluate', f'predictions/{PREDICTIONS}', ''),
+        ('evaluate', f'predictions/{PREDICTIONS}/val_00000.png', ''),
+    ],
+)
+def test_a_missing_output_of_an_earlier_stage_is_named(copy, capsys, name, gone, script):
+    path = copy.parent / 'experiments' / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = fault_of(*commands(copy)[name], capsys)
+    assert path.name in text
+    assert script in text
+
+
+@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg'])
+@pytest.mark.parametrize('damage', [b'', b'no JPEG', None])
+def test_an_unreadable_or_missing_image_is_named(copy, capsys, name, damage):
+    path = copy / 'JPEGImages' / f'{first(copy)}.jpg'
+    path.unlink() if damage is None else path.write_bytes(damage)
+    assert path.name in fault_of(*commands(copy)[name], capsys)
+
+
+@pytest.mark.parametrize('name', ['cams', 'affinity_labels'])
+def test_a_fault_in_a_worker_is_one_line_too(copy, capsys, name):
+    path = copy / 'JPEGImages' / f'{first(copy)}.jpg'
+    path.write_bytes(b'no JPEG')
+    script, line = commands(copy)[name]
+    assert path.name in fault_of(script, [*line, '--num_workers', '1'], capsys)
+
+
+PICTURES = {
+    'cls': 'data/SegmentationClass', 'aff': f'experiments/predictions/{AFFINITY_LABELS}',
+    'seg': f'experiments/predictions/{PSEUDO}', 'evaluate pseudo': f'experiments/predictions/{PSEUDO}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', [*PICTURES, 'evaluate'])
+@pytest.mark.parametrize('damage', ['size', 'class', 'colour', 'cut'])
+def test_a_wrong_mask_is_named(copy, capsys, name, damage):
+    folder = copy.parent / PICTURES.get(name, 'data/SegmentationClass')
+    path = folder / f'{first(copy, "val" if name == "evaluate" else "train")}.png'
+    mask = pixels(path)
+    if damage == 'size':
+        Image.fromarray(mask[:-1]).save(path)
+    elif damage == 'class':
+        mask[0, 0] = 21
+        Image.fromarray(mask).save(path)
+    elif damage == 'colour':
+        Image.fromarray(np.stack([mask] * 3, -1)).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:60])
+    assert path.name in fault_of(*commands(copy)[name], capsys)
+
+
+def test_unsure_pixels_in_what_is_scored_are_named(copy, capsys):
+    path = copy.parent / 'experiments' / 'predictions' / PSEUDO / f'{first(copy, "train")}.png'
+    Image.fromarray(np.full_like(pixels(path), 255)).save(path)
+    assert path.name in fault_of(*commands(copy)['evaluate pseudo'], capsys)
+
+
+@pytest.mark.parametrize('name', ['cls', 'cams'])
+@pytest.mark.parametrize('damage', ['no objects', 'unknown', 'cut', 'missing'])
+def test_a_wrong_annotation_is_named(copy, capsys, name, damage):
+    path = copy / 'Annotations' / f'{first(copy)}.xml'
+    text = path.read_text()
+    if damage == 'missing':
+        path.unlink()
+    elif damage == 'no objects':
+        path.write_text(text[: text.index('<object>')] + '</annotation>')
+    elif damage == 'unknown':
+        path.write_text(text.replace('<object>', '<object><name>unicorn</name>'))
+    else:
+        path.write_text(text[:40])
+    assert path.name in fault_of(*commands(copy)[name], capsys)
+
+
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('affinity_labels', f'predictions/{CAMS}'),
+        ('walk', f'predictions/{CAMS}'),
+        ('pseudo', f'predictions/{WALKED}'),
+        ('evaluate cams', f'predictions/{CAMS}'),
+        ('cams', 'models/cls.pth'),
+        ('walk', 'models/aff.pth'),
+        ('predictions', 'models/seg.pth'),
+    ],
+)
+@pytest.mark.parametrize('content', [b'', b'damaged'])
+def test_a_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, content):
+    path = copy.parent / 'experiments' / file
+    path = path / f'{first(copy, "train")}.npz' if path.is_dir() else path
+    path.write_bytes(content)
+    assert path.name in fault_of(*commands(copy)[name], capsys)
+
+
+@pytest.mark.parametrize(
+    'name, line, part',
+    [
+        ('cls', '--num_pieces 3', '--num_pieces 3'),
+        ('cls', '--image_size 50', '--image_size 50'),
+        ('cls', '--num_pieces 9', '--num_pieces 9'),
+        ('cls', '--device nonsense', '--device nonsense'),
+        ('cls', '--batch_size 16', '--batch_size 16'),
+        ('cls', '--weights nowhere.pth', '--weights nowhere.pth'),
+        ('cls', '--lr 1e20', '--lr'),
+        ('aff', '--lr 1e30', '--lr'),
+        ('seg', '--lr 1e20', '--lr'),
+        ('cls', '--weights imagenet', '--weights'),
+        ('cls', '--dataset nowhere.json', '--dataset nowhere.json'),
+        ('cls', '--data_dir nowhere', 'nowhere'),
+        ('cls', '--architecture mobilenet_v2 --weights experiments/models/cls.pth', 'mobilenet_v2'),
+        ('cams', '--domain test', '--domain test'),
+        ('cams', '--architecture resnest14', 'resnest14'),
+        ('affinity_labels', '--domain nowhere', '--domain nowhere'),
+        ('affinity_labels', f'--experiment_name {WALKED}', '"hr_cam"'),
+        ('affinity_labels', '--domain val', 'inference_classification.py'),
+        ('aff', '--radius 10', 'radius'),
+        ('walk', '--architecture resnest14', 'resnest14'),
+        ('walk', f'--cam_dir {WALKED}', '"cam"'),
+        ('pseudo', f'--experiment_name {CAMS}', '"rw"'),
+        ('seg', '--pred_dir nowhere', 'nowhere'),
+        ('seg', '--batch_size 13', '--batch_size 13'),
+        ('predictions', '--use_gn False', 'seg.pth'),
+        ('predictions', '--architecture Seg_Model', 'Seg_Model'),
+        ('predictions', '--domain train_aug --data_dir nowhere', 'nowhere'),
+        ('evaluate', '--domain test', '--domain test'),
+        ('evaluate', '--mode npy', '.npz'),
+        ('evaluate', '--data_dir nowhere', 'nowhere'),
+        ('evaluate cams', '--mode rw', '"rw"'),
+        ('evaluate cams', '--mode png', '.png'),
+        ('evaluate', '--threshold 0.3', '--threshold 0.3'),
+    ],
+)
+def test_options_that_cannot_be_are_named(copy, capsys, name, line, part):
+    script, words = commands(copy)[name]
+    assert part in fault_of(script, [*words, *line.split()], capsys)
+
+
+def test_a_data_set_of_other_classes_is_refused(copy, capsys):
+    info = json.loads((copy / 'dataset.json').read_text())
+    info['classes'] = info['classes'][:1]
+    (copy / 'dataset.json').write_text(json.dumps(info))
+    for name in ('cams', 'affinity_labels', 'aff', 'pseudo', 'seg', 'predictions', 'evaluate'):
+        assert fault_of(*commands(copy)[name], capsys)
+
+
+@pytest.mark.parametrize('name', ['walk', 'cams'])
+def test_programs_end_with_one_line_and_a_status(copy, name):
+    """As people run them: the guard, the exit status and stderr."""
+    script, line = commands(copy)[name]
+    if name == 'walk':
+        shutil.rmtree(copy.parent / 'experiments' / 'predictions' / CAMS)
+        part = 'inference_classification.py'
+    else:
+        (copy / 'JPEGImages' / f'{first(copy)}.jpg').write_bytes(b'no JPEG')
+        part = f'{first(copy)}.jpg'
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / f'{script.__name__}.py', *line],
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert part in done.stderr

@@ -1,0 +1,195 @@
+"""Image pipelines: pixels against Pillow and numpy, ranges of what is drawn, and that all follows from the seed."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_image
+from PIL import Image
+
+from core.transforms import (
+    Augment,
+    Pipeline,
+    RandomCrop,
+    RandomFlip,
+    RandomLongerSide,
+    ResizeMask,
+    TopLeftCrop,
+    normalize,
+    scaled,
+)
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture
+def image(tmp_path):
+    return draw_image(tmp_path / 'image.jpg', (50, 37))
+
+
+@pytest.fixture
+def mask():
+    return Image.fromarray(np.random.default_rng(1).integers(0, 20, (37, 50), dtype=np.uint8))
+
+
+def normalised(image) -> np.ndarray:
+    """(3, h, w) float64 by numpy."""
+    return ((np.asarray(image, np.float64) / 255 - MEAN) / STD).transpose(2, 0, 1)
+
+
+def test_normalize(image):
+    found = normalize(image)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), normalised(image), atol=1e-6)
+
+
+@pytest.mark.parametrize('scale, size', [(0.5, (25, 18)), (1.0, (50, 37)), (1.5, (75, 56)), (2.0, (100, 74))])
+def test_scaled_is_pillows_bicubic(image, scale, size):
+    expected = normalised(image.resize(size, Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(scaled(image, scale).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(50, 37), (37, 50), (7, 50)])
+def test_longer_side(tmp_path, size):
+    image = draw_image(tmp_path / 'image.jpg', size)
+    mask = Image.fromarray(np.random.default_rng(1).integers(0, 255, size[::-1], dtype=np.uint8))
+    drawn = set()
+    for seed in range(150):
+        torch.manual_seed(seed)
+        found, found_mask = RandomLongerSide(20, 32)(image, mask)
+        longer = max(found.size)
+        drawn.add(longer)
+        expected = tuple(round(side * longer / max(size)) for side in size)
+        assert found.size == found_mask.size == expected
+        assert found.tobytes() == image.resize(expected, Image.Resampling.BICUBIC).tobytes()
+        assert found_mask.tobytes() == mask.resize(expected, Image.Resampling.NEAREST).tobytes()
+    assert drawn == set(range(20, 33))  # both ends included
+
+
+def test_a_side_never_vanishes(tmp_path):
+    image = draw_image(tmp_path / 'image.jpg', (200, 1))
+    assert RandomLongerSide(16, 16)(image, None)[0].size == (16, 1)
+    assert scaled(image, 0.1).shape == (3, 1, 20)
+
+
+def test_flip_is_joint_and_happens_half_the_time(image, mask):
+    flips = 0
+    for seed in range(400):
+        torch.manual_seed(seed)
+        found, found_mask = RandomFlip()(image, mask)
+        flipped = found.tobytes() != image.tobytes()
+        flips += flipped
+        step = -1 if flipped else 1
+        assert np.array_equal(np.array(found), np.array(image)[:, ::step])
+        assert np.array_equal(np.array(found_mask), np.array(mask)[:, ::step])
+    assert 150 < flips < 250
+
+
+def test_random_crop_of_a_larger_image(image, mask):
+    pixels, classes, places = normalised(image), np.array(mask), set()
+    for seed in range(300):
+        torch.manual_seed(seed)
+        found, found_mask = RandomCrop(30)(image, mask)
+        assert found.shape == (3, 30, 30)
+        assert (found_mask.shape, found_mask.dtype) == ((30, 30), torch.int64)
+        matches = [
+            (y, x)
+            for y in range(8)
+            for x in range(21)
+            if np.array_equal(classes[y : y + 30, x : x + 30], found_mask.numpy())
+        ]
+        assert len(matches) == 1
+        y, x = matches[0]
+        np.testing.assert_allclose(found.numpy(), pixels[:, y : y + 30, x : x + 30], atol=1e-6)
+        places.add((y, x))
+    assert {y for y, _ in places} == set(range(8))
+    assert {x for _, x in places} == set(range(21))
+
+
+@pytest.mark.parametrize('size', [(4, 3), (4, 9), (9, 4)])
+def test_random_crop_of_a_smaller_image_is_a_canvas(tmp_path, size):
+    """0 after normalising around the image, 255 around the mask, at every place that there is."""
+    image = draw_image(tmp_path / 'image.jpg', size)
+    mask = Image.fromarray(np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1]))
+    pixels, places = normalised(image), set()
+    for seed in range(300):
+        torch.manual_seed(seed)
+        found, found_mask = (x.numpy() for x in RandomCrop(6)(image, mask))
+        inside = found_mask != 255
+        assert inside.sum() == min(size[0], 6) * min(size[1], 6)
+        assert not found[:, ~inside].any()
+        index = found_mask[inside]
+        np.testing.assert_allclose(found[:, inside], pixels.reshape(3, -1)[:, index], atol=1e-6)
+        y, x = (int(place[0]) for place in np.nonzero(inside))
+        places.add((y, x, int(index[0])))
+        assert np.array_equal(index, np.sort(index))
+    assert len(places) == (abs(size[0] - 6) + 1) * (abs(size[1] - 6) + 1)
+
+
+@pytest.mark.parametrize('size', [(50, 37), (20, 16), (50, 16), (30, 30)])
+def test_top_left_crop(tmp_path, size):
+    image = draw_image(tmp_path / 'image.jpg', size)
+    mask = Image.fromarray(np.random.default_rng(1).integers(0, 20, size[::-1], dtype=np.uint8))
+    expected, expected_mask = np.zeros((3, 30, 30)), np.full((30, 30), 255)
+    h, w = min(30, size[1]), min(30, size[0])
+    expected[:, :h, :w] = normalised(image)[:, :h, :w]
+    expected_mask[:h, :w] = np.array(mask)[:h, :w]
+    found, found_mask = TopLeftCrop(30)(image, mask)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    assert np.array_equal(found_mask.numpy(), expected_mask)
+
+
+def test_resize_mask_is_pillows_nearest():
+    mask = np.random.default_rng(2).integers(0, 256, (64, 64), dtype=np.uint8)
+    image = torch.zeros(3, 64, 64)
+    found_image, found = ResizeMask(16)(image, torch.from_numpy(mask).long())
+    assert found_image is image
+    expected = np.array(Image.fromarray(mask).resize((16, 16), Image.Resampling.NEAREST))
+    assert (found.dtype, found.shape) == (torch.int64, (16, 16))
+    assert np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize('names', [['colorjitter'], ['randaugment'], ['colorjitter', 'randaugment']])
+def test_augmentations_change_the_image_alone(image, mask, names):
+    changed = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        found, found_mask = Augment(names)(image, mask)
+        assert found_mask is mask
+        assert (found.size, found.mode) == (image.size, 'RGB')
+        changed += found.tobytes() != image.tobytes()
+    assert changed >= 4
+    assert len(Augment(names).operations) == len(names)
+
+
+def test_no_augmentation(image, mask):
+    assert Augment([''])(image, mask) == (image, mask)
+
+
+def pipeline():
+    names = ['colorjitter', 'randaugment']
+    return Pipeline(RandomLongerSide(20, 60), RandomFlip(), Augment(names), RandomCrop(32))
+
+
+def test_a_sample_follows_from_its_seed_alone(image, mask):
+    first = pipeline()(image, mask, (3, 1, 7))
+    torch.manual_seed(99)
+    np.random.seed(99)
+    pipeline()(image, mask, (3, 1, 8))
+    again = pipeline()(image, mask, (3, 1, 7))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for other in ((4, 1, 7), (3, 2, 7), (3, 1, 6), (1, 3, 7), (7, 1, 3)):
+        assert not torch.equal(pipeline()(image, mask, other)[0], first[0])
+
+
+def test_a_pipeline_leaves_the_generators_of_others_alone(image, mask):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pipeline()(image, mask, (0, 0, 0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_images_without_masks(image):
+    found, mask = pipeline()(image, None, (0, 0, 0))
+    assert found.shape == (3, 32, 32)
+    assert mask is None
