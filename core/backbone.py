@@ -100,9 +100,8 @@ def load_weights(backbone: 'nn.Module', name: str, source: str) -> None:
     wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
     wrong += [key for key in state if key not in own and not key.startswith(('fc.', 'classifier.'))]  # ImageNet's head
     if wrong:
-        raise InputError(
-            f'{where}: does not fit {name}: {len(wrong)} tensors are missing, too many or of another shape, first {wrong[0]}'
-        )
+        count = f'{len(wrong)} tensors are missing, too many or of another shape'
+        raise InputError(f'{where}: does not fit {name}: {count}, first {wrong[0]}')
     backbone.load_state_dict(fitting, strict=False)
 
 
