@@ -35,7 +35,7 @@ from core import InputError
 from core.cam import multi_scale_cam
 from core.datasets import ScaledBatches, keys_of, load_info, read_labels, xml_path
 from core.networks import Classifier
-from core.transforms import scaled
+from core.transforms import network_input, scaled
 from tools import stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
@@ -58,7 +58,7 @@ def main(args):
     loader = ordered_loader(images, None, args.num_workers, device)
     with stage.Behind(args.num_workers) as writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of CAMs'):
-            versions = [version.to(device, non_blocking=True) for version in versions]
+            versions = [network_input(version.to(device, non_blocking=True)) for version in versions]
             present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
             cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
             for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):

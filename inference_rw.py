@@ -42,7 +42,7 @@ from core.datasets import ScaledBatches, load_info
 from core.maps import strided_size
 from core.networks import AffinityNet
 from core.random_walk import random_walk
-from core.transforms import scaled
+from core.transforms import network_input, scaled
 from tools import stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
@@ -78,7 +78,7 @@ def main(args):
     with stage.Behind(args.num_workers) as writers:
         for batch_ids, originals, (version,) in stage.progress(loader, 'batches of the random walk'):
             size = strided_size(originals[0].shape[:2])
-            edges = edges_of(model, version.to(device, non_blocking=True), args.image_size)
+            edges = edges_of(model, network_input(version.to(device, non_blocking=True)), args.image_size)
             for image_id, edge in zip(batch_ids, edges, strict=True):
                 keys, cam = read_maps(cams / f'{image_id}.npz', 'cam', info.num_classes, size)
                 walked = walk(torch.from_numpy(cam).to(device), edge)

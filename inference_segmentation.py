@@ -35,7 +35,7 @@ from core.crf import crf_from_probability
 from core.datasets import ScaledBatches, encode_mask, load_info
 from core.deeplab import multi_scale_logits
 from core.networks import build_segmenter
-from core.transforms import scaled
+from core.transforms import network_input, scaled
 from tools import UserError, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
@@ -64,7 +64,7 @@ def main(args):
     loader = ordered_loader(images, None, args.num_workers, device)
     with writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of predictions'):
-            versions = [version.to(device, non_blocking=True) for version in versions]
+            versions = [network_input(version.to(device, non_blocking=True)) for version in versions]
             logits = multi_scale_logits(model, versions, originals[0].shape[:2])
             if not torch.isfinite(logits).all():
                 raise UserError(f'{batch_ids[0]}: logits that are not finite: the model of --tag {args.tag} diverged')

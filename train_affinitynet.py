@@ -38,7 +38,7 @@ from core.datasets import ImageSet, label_path, load_info
 from core.losses import affinity_loss
 from core.maps import strided_size
 from core.networks import AffinityNet
-from core.transforms import MEAN, STD, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask
+from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask, network_input
 from tools import pictures, stage
 from tools.checkpoint import save_model
 from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
@@ -49,9 +49,8 @@ from tools.optim import sgd_poly
 
 def edge_sheet(images, labels, logits, palette):
     """Rows of image, affinity label and edge map."""
-    images = pictures.denormalize(images.numpy(), MEAN, STD)
     edges = torch.sigmoid(logits[:, 0].float()).cpu().numpy()
-    rows = zip(images, labels.numpy(), edges, strict=True)
+    rows = zip(images[..., :3].numpy(), labels.numpy(), edges, strict=True)
     return pictures.sheet(
         [[image, pictures.coloured(image, y, palette), pictures.heat(image, e)] for image, y, e in rows]
     )
@@ -87,7 +86,7 @@ def main(args):
         for epoch in range(args.max_epoch):
             train_loader.sampler.epoch = epoch
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = batch['images'].to(device, non_blocking=True)
+                images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True)
 
                 # The label of a pair comes from its two ends, its affinity from the edges between them.

@@ -59,7 +59,7 @@ from core.losses import alpha_at, classification_loss, confidence_loss, reconstr
 from core.metrics import ThresholdSweep
 from core.networks import Classifier, forward_in_replicas
 from core.puzzle import check_puzzle, merge, tile
-from core.transforms import MEAN, STD, Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop
+from core.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
 from tools.checkpoint import ModelKeeper
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
@@ -95,13 +95,13 @@ def score_cams(model, loader, info, device):
     sweep = ThresholdSweep(info.num_classes + 1, THRESHOLDS)
     rows = []
     for batch in stage.progress(loader, 'scoring CAMs'):
-        _, maps = model(batch['images'].to(device, non_blocking=True), with_cam=True)
+        _, maps = model(network_input(batch['images'].to(device, non_blocking=True)), with_cam=True)
         cams = make_cam(maps.float()).cpu().numpy() * batch['labels'].numpy()[:, :, None, None]
         masks = batch['masks'][:, ::STRIDE, ::STRIDE].numpy()
         for cam, mask in zip(cams, masks, strict=True):
             sweep.update(cam, np.arange(info.num_classes + 1), mask)
         if not rows:
-            for image, cam in zip(pictures.denormalize(batch['images'][:8].numpy(), MEAN, STD), cams, strict=False):
+            for image, cam in zip(batch['images'][:8, :, :, :3].numpy(), cams, strict=False):
                 rows.append([image, *(pictures.heat(image, score) for score in cam if score.any())])
     model.train()
     mious = [matrix.miou() for matrix in sweep.matrices()]
@@ -142,7 +142,7 @@ def main(args):
         for epoch in range(args.max_epoch):
             train_loader.sampler.epoch = epoch
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = batch['images'].to(device, non_blocking=True)
+                images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['labels'].to(device, non_blocking=True)
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf

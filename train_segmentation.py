@@ -43,7 +43,7 @@ from core.backbone import load_weights
 from core.datasets import ImageSet, label_path, load_info, mask_path
 from core.metrics import ConfusionMatrix
 from core.networks import build_segmenter
-from core.transforms import MEAN, STD, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop
+from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
 from tools.checkpoint import ModelKeeper
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
@@ -60,12 +60,12 @@ def score_masks(model, loader, info, device):
     rows = []
     for batch in stage.progress(loader, 'scoring val'):
         masks = batch['masks'].numpy()
-        logits = model(batch['images'].to(device, non_blocking=True)).float()
+        logits = model(network_input(batch['images'].to(device, non_blocking=True))).float()
         logits = F.interpolate(logits, masks.shape[1:], mode='bilinear', align_corners=False)
         predictions = logits.argmax(1).cpu().numpy()
         matrix.update(predictions, masks)
         if not rows:
-            images = pictures.denormalize(batch['images'][:8].numpy(), MEAN, STD)
+            images = batch['images'][:8, :, :, :3].numpy()
             for image, *maps in zip(images, masks, predictions, strict=False):
                 rows.append([image, *(pictures.coloured(image, label, info.palette) for label in maps)])
     model.train()
@@ -102,8 +102,8 @@ def main(args):
         for epoch in range(args.max_epoch):
             train_loader.sampler.epoch = epoch
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = batch['images'].to(device, non_blocking=True)
-                labels = batch['masks'].to(device, non_blocking=True)
+                images = network_input(batch['images'].to(device, non_blocking=True))
+                labels = batch['masks'].to(device, non_blocking=True).long()
 
                 # DeepLabv3+ answers at the size of the image, Seg_Model and CSeg_Model below it.
                 logits = model(images)

@@ -239,7 +239,7 @@ def _first_line(error: Exception) -> str:
 class ImageSet:
     """Samples for training and scoring: dicts of `images` and, where asked for, `labels` and `masks`.
 
-    `transform(image, mask, seed)` makes tensors of an RGB image and a mask (or None). A key is a position, or a pair
+    `transform(image, mask, seed)` makes uint8 tensors of an RGB image and a mask (or None). A key is a position or a pair
     (epoch, position): then augmentation is drawn from (seed, epoch, position), whatever the worker. masks come from
     mask_of(image_id). Labels are read at once, so that a bad annotation stops a run before it has begun.
     """
@@ -283,7 +283,7 @@ class ImageSet:
 
 
 class ScaledBatches:
-    """Samples for inference: (ids, [image (h, w, 3) uint8, ...], [normalised images (N, 3, h_s, w_s) of each scale]).
+    """Samples for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) of each scale]).
 
     Images of one size go together, at most batch_size of them. How they are grouped follows from the list alone, so
     what comes out for an image does not depend on what has been done before.

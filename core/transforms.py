@@ -1,10 +1,10 @@
 """Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
 
 An operation takes an RGB PIL image and a PIL mask (or None) and returns both; the last one of a pipeline returns
-tensors: the image normalised (3, h, w) float32, the mask (h, w) int64. Random numbers come from torch's default
-generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published crop (a
-smaller image at a random place of a canvas that is 0 after normalisation) and the published scaling (by the longer
-side) have no counterpart there.
+uint8 tensors, the image (h, w, 4) as `network_input` takes it and the mask (h, w). Random numbers come from torch's
+default generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published
+crop (a smaller image at a random place of a canvas) and the published scaling (by the longer side) have no counterpart
+there.
 """
 
 import numpy as np
@@ -21,16 +21,23 @@ STD = (0.229, 0.224, 0.225)
 AUGMENTATIONS = ('colorjitter', 'randaugment')
 
 
-def normalize(image: Image.Image) -> Tensor:
-    """An RGB image -> (3, h, w) float32, ImageNet's mean and deviation taken out."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return v2.functional.normalize(v2.functional.to_dtype(pixels, torch.float32, scale=True), MEAN, STD)
+def network_input(images: Tensor) -> Tensor:
+    """uint8 (N, h, w, 3 or 4) on any device -> (N, 3, h, w) float32, ImageNet's mean and deviation taken out.
+
+    A fourth channel is 1 where there is a picture and 0 where the canvas is, which becomes 0: the mean colour. Images
+    travel as bytes and are normalised here, on the device that computes.
+    """
+    images = images.permute(0, 3, 1, 2)
+    x = images[:, :3].to(torch.float32, memory_format=torch.contiguous_format)
+    mean, std = (x.new_tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
+    x = x.sub_(mean).div_(std)
+    return x.mul_(images[:, 3:]) if images.shape[1] == 4 else x
 
 
 def scaled(image: Image.Image, scale: float) -> Tensor:
-    """The normalised image at a scale of the original, (3, round(h s), round(w s)), bicubic."""
+    """The image at a scale of the original, (round(h s), round(w s), 3) uint8, bicubic."""
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    return normalize(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+    return torch.from_numpy(np.array(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)))
 
 
 def _random_int(low: int, high: int) -> int:
@@ -94,7 +101,7 @@ class Augment:
 
 
 class _Crop:
-    """A window of size x size as tensors; what lies outside the image is 0 after normalising, 255 in the mask."""
+    """A window of size x size: the image with a fourth channel, 1 in the picture and 0 around it; 255 around the mask."""
 
     def __init__(self, size: int):
         self.size = size
@@ -106,10 +113,15 @@ class _Crop:
     def __call__(self, image, mask):
         (x, to_x), (y, to_y) = (self.place(side) for side in image.size)
         box = (x, y, min(x + self.size, image.width), min(y + self.size, image.height))
-        pad = (to_x, self.size - to_x - (box[2] - box[0]), to_y, self.size - to_y - (box[3] - box[1]))
+        rows, columns = slice(to_y, to_y + box[3] - y), slice(to_x, to_x + box[2] - x)
+        window = np.zeros((self.size, self.size, 4), np.uint8)
+        window[rows, columns, :3] = image.crop(box)
+        window[rows, columns, 3] = 1
         if mask is not None:
-            mask = F.pad(torch.from_numpy(np.array(mask.crop(box))).long(), pad, value=IGNORE)
-        return F.pad(normalize(image.crop(box)), pad), mask
+            classes = np.full((self.size, self.size), IGNORE, np.uint8)
+            classes[rows, columns] = mask.crop(box)
+            mask = torch.from_numpy(classes)
+        return torch.from_numpy(window), mask
 
 
 class RandomCrop(_Crop):
@@ -135,5 +147,5 @@ class ResizeMask:
 
     def __call__(self, image, mask):
         if mask is not None:
-            mask = F.interpolate(mask[None, None].float(), (self.size, self.size), mode='nearest-exact')[0, 0].long()
+            mask = F.interpolate(mask[None, None], (self.size, self.size), mode='nearest-exact')[0, 0]
         return image, mask

@@ -398,7 +398,7 @@ def test_samples(root, info):
     samples = image_set(root, info)
     assert len(samples) == 2
     assert samples[0].keys() == {'images', 'masks', 'labels'}
-    assert samples[0]['images'].shape == (3, 16, 16)
+    assert samples[0]['images'].shape == (16, 16, 4)
     assert samples[0]['masks'].shape == (16, 16)
     assert [samples[i]['labels'].tolist() for i in range(2)] == [[1, 0, 0], [1, 1, 0]]
     assert ImageSet(info, root, 'train', Pipeline(RandomCrop(16)))[0].keys() == {'images'}

@@ -36,6 +36,7 @@ from core.metrics import ConfusionMatrix
 from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
+from core.transforms import network_input
 from tools.checkpoint import read_note
 
 NET = 'resnest14_narrow'
@@ -478,7 +479,7 @@ def test_cams_are_scored_at_their_own_resolution(rng):
         labels = torch.tensor(rng.integers(0, 2, (n, 3)), dtype=torch.float32)
         labels[:, 0] = 1
         masks = torch.tensor(rng.choice([0, 1, 2, 3, 255], (n, 64, 64)))
-        images = torch.tensor(rng.normal(size=(n, 3, 64, 64))).float()
+        images = torch.tensor(rng.integers(0, 256, (n, 64, 64, 3)), dtype=torch.uint8)
         batches.append({'images': images, 'labels': labels, 'masks': masks})
 
     class Maps(nn.Module):
@@ -494,7 +495,7 @@ def test_cams_are_scored_at_their_own_resolution(rng):
     for t in [0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45]:
         matrix = ConfusionMatrix(4)
         for batch in batches:
-            for image, label, mask in zip(batch['images'], batch['labels'], batch['masks'], strict=True):
+            for image, label, mask in zip(network_input(batch['images']), batch['labels'], batch['masks'], strict=True):
                 maps = F.relu(F.avg_pool2d(image[None], 16)[0] * 20)
                 cam = F.relu(maps - 1e-5) / (maps.amax((1, 2), keepdim=True) + 1e-5) * label[:, None, None]
                 small = F.interpolate(mask[None, None].float(), (4, 4), mode='nearest')[0, 0].long()
@@ -518,14 +519,14 @@ def first(data, domain='train_aug') -> str:
         ('affinity_labels', f'predictions/{CAMS}', 'inference_classification.py'),
         ('affinity_labels', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
         ('aff', f'predictions/{AFFINITY_LABELS}', 'make_affinity_labels.py'),
-        ('aff', f'predictions/{AFFINITY_LABELS}/train_00000.png', ''),
+        ('aff', f'predictions/{AFFINITY_LABELS}/train_00000.png', 'make_affinity_labels.py'),
         ('walk', 'models/aff.pth', 'train_affinitynet.py'),
         ('walk', f'predictions/{CAMS}', 'inference_classification.py'),
         ('walk', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
         ('pseudo', f'predictions/{WALKED}', 'inference_rw.py'),
         ('pseudo', f'predictions/{WALKED}/train_00000.npz', 'inference_rw.py'),
         ('seg', f'predictions/{PSEUDO}', 'make_pseudo_labels.py'),
-        ('seg', f'predictions/{PSEUDO}/train_00000.png', ''),
+        ('seg', f'predictions/{PSEUDO}/train_00000.png', 'make_pseudo_labels.py'),
         ('predictions', 'models/seg.pth', 'train_segmentation.py'),
         ('evaluate', f'predictions/{PREDICTIONS}', ''),
         ('evaluate', f'predictions/{PREDICTIONS}/val_00000.png', ''),

@@ -14,7 +14,7 @@ from core.transforms import (
     RandomLongerSide,
     ResizeMask,
     TopLeftCrop,
-    normalize,
+    network_input,
     scaled,
 )
 
@@ -36,16 +36,29 @@ def normalised(image) -> np.ndarray:
     return ((np.asarray(image, np.float64) / 255 - MEAN) / STD).transpose(2, 0, 1)
 
 
-def test_normalize(image):
-    found = normalize(image)
+def as_input(found) -> np.ndarray:
+    """(3, h, w) as the network gets it."""
+    assert found.dtype == torch.uint8
+    return network_input(found[None])[0].numpy()
+
+
+def test_network_input(image):
+    pixels = torch.from_numpy(np.array(image))
+    found = network_input(pixels[None])
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), normalised(image), atol=1e-6)
+    np.testing.assert_allclose(found[0].numpy(), normalised(image), atol=1e-6)
+    flag = torch.zeros_like(pixels[..., :1])
+    flag[5:9] = 1
+    found = network_input(torch.cat([pixels, flag], -1)[None])[0].numpy()
+    np.testing.assert_allclose(found[:, 5:9], normalised(image)[:, 5:9], atol=1e-6)
+    assert not found[:, :5].any()
+    assert not found[:, 9:].any()
 
 
 @pytest.mark.parametrize('scale, size', [(0.5, (25, 18)), (1.0, (50, 37)), (1.5, (75, 56)), (2.0, (100, 74))])
 def test_scaled_is_pillows_bicubic(image, scale, size):
     expected = normalised(image.resize(size, Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(scaled(image, scale).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(as_input(scaled(image, scale)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(50, 37), (37, 50), (7, 50)])
@@ -68,7 +81,7 @@ def test_longer_side(tmp_path, size):
 def test_a_side_never_vanishes(tmp_path):
     image = draw_image(tmp_path / 'image.jpg', (200, 1))
     assert RandomLongerSide(16, 16)(image, None)[0].size == (16, 1)
-    assert scaled(image, 0.1).shape == (3, 1, 20)
+    assert scaled(image, 0.1).shape == (1, 20, 3)
 
 
 def test_flip_is_joint_and_happens_half_the_time(image, mask):
@@ -89,8 +102,8 @@ def test_random_crop_of_a_larger_image(image, mask):
     for seed in range(300):
         torch.manual_seed(seed)
         found, found_mask = RandomCrop(30)(image, mask)
-        assert found.shape == (3, 30, 30)
-        assert (found_mask.shape, found_mask.dtype) == ((30, 30), torch.int64)
+        assert found.shape == (30, 30, 4)
+        assert (found_mask.shape, found_mask.dtype) == ((30, 30), torch.uint8)
         matches = [
             (y, x)
             for y in range(8)
@@ -99,7 +112,7 @@ def test_random_crop_of_a_larger_image(image, mask):
         ]
         assert len(matches) == 1
         y, x = matches[0]
-        np.testing.assert_allclose(found.numpy(), pixels[:, y : y + 30, x : x + 30], atol=1e-6)
+        np.testing.assert_allclose(as_input(found), pixels[:, y : y + 30, x : x + 30], atol=1e-6)
         places.add((y, x))
     assert {y for y, _ in places} == set(range(8))
     assert {x for _, x in places} == set(range(21))
@@ -113,7 +126,8 @@ def test_random_crop_of_a_smaller_image_is_a_canvas(tmp_path, size):
     pixels, places = normalised(image), set()
     for seed in range(300):
         torch.manual_seed(seed)
-        found, found_mask = (x.numpy() for x in RandomCrop(6)(image, mask))
+        found, found_mask = RandomCrop(6)(image, mask)
+        found, found_mask = as_input(found), found_mask.numpy()
         inside = found_mask != 255
         assert inside.sum() == min(size[0], 6) * min(size[1], 6)
         assert not found[:, ~inside].any()
@@ -134,17 +148,17 @@ def test_top_left_crop(tmp_path, size):
     expected[:, :h, :w] = normalised(image)[:, :h, :w]
     expected_mask[:h, :w] = np.array(mask)[:h, :w]
     found, found_mask = TopLeftCrop(30)(image, mask)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(as_input(found), expected, atol=1e-6)
     assert np.array_equal(found_mask.numpy(), expected_mask)
 
 
 def test_resize_mask_is_pillows_nearest():
     mask = np.random.default_rng(2).integers(0, 256, (64, 64), dtype=np.uint8)
     image = torch.zeros(3, 64, 64)
-    found_image, found = ResizeMask(16)(image, torch.from_numpy(mask).long())
+    found_image, found = ResizeMask(16)(image, torch.from_numpy(mask))
     assert found_image is image
     expected = np.array(Image.fromarray(mask).resize((16, 16), Image.Resampling.NEAREST))
-    assert (found.dtype, found.shape) == (torch.int64, (16, 16))
+    assert (found.dtype, found.shape) == (torch.uint8, (16, 16))
     assert np.array_equal(found.numpy(), expected)
 
 
@@ -191,5 +205,5 @@ def test_a_pipeline_leaves_the_generators_of_others_alone(image, mask):
 
 def test_images_without_masks(image):
     found, mask = pipeline()(image, None, (0, 0, 0))
-    assert found.shape == (3, 32, 32)
+    assert found.shape == (32, 32, 4)
     assert mask is None

@@ -4,12 +4,6 @@ import cv2
 import numpy as np
 
 
-def denormalize(images: np.ndarray, mean: tuple, std: tuple) -> np.ndarray:
-    """Normalised (N, 3, h, w) float -> (N, h, w, 3) uint8."""
-    pixels = images.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    return (pixels * 255).round().clip(0, 255).astype(np.uint8)
-
-
 def heat(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     """A score in [0, 1] of any resolution (h', w') as a heat map over the image."""
     h, w = image.shape[:2]
