@@ -101,7 +101,7 @@ class Augment:
 
 
 class _Crop:
-    """A window of size x size: the image with a fourth channel, 1 in the picture and 0 around it; 255 around the mask."""
+    """A window of size x size: the image with a fourth channel, 1 in the picture, 0 around it; 255 around the mask."""
 
     def __init__(self, size: int):
         self.size = size
