@@ -240,7 +240,7 @@ class ImageSet:
     """Samples for training and scoring: dicts of `images` and, where asked for, `labels` and `masks`.
 
     `transform(image, mask, seed)` makes uint8 tensors of an RGB image and a mask (or None). A key is a position or a
-    pair (epoch, position): then augmentation is drawn from (seed, epoch, position), whatever the worker. masks come from
+    pair (epoch, position): then augmentation is drawn from (seed, epoch, position) in whatever worker. masks come from
     mask_of(image_id). Labels are read at once, so that a bad annotation stops a run before it has begun.
     """
 

@@ -65,18 +65,30 @@ class ThresholdSweep:
 
     def update(self, maps: np.ndarray, keys: np.ndarray, target: np.ndarray) -> None:
         """maps (K, h, w) are the scores of the classes keys[1:] (keys[0] is the background); target (h, w)."""
-        best, passed = np.zeros(target.shape, np.int64), np.zeros(target.shape, np.int64)
+        if len(maps) and maps.shape[1:] != target.shape:
+            raise InputError(f'maps of {maps.shape[1:]} cannot be scored on a mask of {target.shape}')
+        wrong = (target >= self.num_classes) & (target != IGNORE)
+        if wrong.any():
+            raise InputError(f'target holds class {target[wrong].max()}, there are {self.num_classes} classes from 0')
+
+        # One look at each map: the best score, whose it is, and how many thresholds it exceeds.
+        best, passed = np.zeros(target.shape, np.uint8), np.zeros(target.shape, np.uint8)
         if len(maps):
-            if maps.shape[1:] != target.shape:
-                raise InputError(f'maps of {maps.shape[1:]} cannot be scored on a mask of {target.shape}')
-            best = np.asarray(keys, np.int64)[1:][maps.argmax(0)]
-            passed = np.searchsorted(self._limits, maps.max(0).astype(np.float32), side='left')
-        keep = target != IGNORE
-        target = target[keep].astype(np.int64)
-        if target.size and target.max() >= self.num_classes:
-            raise InputError(f'target holds class {target.max()}, there are {self.num_classes} classes from 0')
-        index = (target * self.num_classes + best[keep]) * self.counts.shape[2] + passed[keep]
-        self.counts += np.bincount(index, minlength=self.counts.size).reshape(self.counts.shape)
+            top = maps[0].astype(np.float32)
+            best += np.uint8(keys[1])
+            for key, score in zip(keys[2:], maps[1:], strict=True):
+                best[score > top] = key
+                np.maximum(top, score, out=top)
+            for limit in self._limits:
+                passed += top > limit
+
+        # A pixel's place in the counts, the ignored ones behind the last.
+        steps = self.counts.shape[2]
+        row = np.arange(IGNORE + 1, dtype=np.int32) * (self.num_classes * steps)
+        index = row[target] + best * np.int32(steps) + passed
+        index[target == IGNORE] = self.counts.size
+        found = np.bincount(index.ravel(), minlength=self.counts.size + 1)
+        self.counts += found[: self.counts.size].reshape(self.counts.shape)
 
     def matrices(self) -> list[ConfusionMatrix]:
         """The confusion matrix of each threshold, in their order."""

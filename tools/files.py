@@ -50,8 +50,12 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f'{path}: "{name}" would not be finite: the model diverged, train it anew')
+    # As np.savez_compressed does, at zlib's first level: a fourth of the time for a tenth more bytes.
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f'{name}.npy', 'w') as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
     write_bytes(path, buffer.getvalue())
 
 

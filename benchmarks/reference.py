@@ -1,0 +1,156 @@
+"""The plain way of each stage, as METHOD describes it and the published code does it: what run.py measures against.
+
+Written to be read, not to be fast; tests/test_benchmarks.py shows that the stages compute the same.
+"""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from core.affinity import search_paths
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def path_indices(radius, size):
+    """Index tensors of PathIndex: per group of equal length (directions, points, sources), the far end first."""
+    h, w = size
+    rows, columns = np.mgrid[: h - (radius - 1), radius - 1 : w - (radius - 1)]
+    groups = {}
+    for path in search_paths(radius):
+        points = np.stack([((rows + y) * w + columns + x).ravel() for y, x in path])
+        groups.setdefault(len(path), []).append(points)
+    return (rows * w + columns).ravel(), [torch.from_numpy(np.stack(group)) for group in groups.values()]
+
+
+def edge_to_affinity(edge, groups):
+    """(N, h, w) -> (N, directions, sources): gather every point of every path, take the maximum."""
+    flat = edge.flatten(1)
+    return 1 - torch.cat([flat[:, group].amax(2) for group in groups], 1)
+
+
+def affinity_pairs(label, sources, groups):
+    """(h, w) label -> bg_pos, fg_pos, neg as float32 (directions, sources), as they travel in the published loader."""
+    flat = label.flatten().long()
+    source = flat[torch.from_numpy(sources)][None]
+    target = torch.cat([flat[group[:, 0]] for group in groups])
+    valid = (source != 255) & (target != 255)
+    equal = (source == target) & valid
+    return [x.float() for x in (equal & (source == 0), equal & (source != 0), valid & (source != target))]
+
+
+def random_walk(cam, edge, radius=5, beta=10, exp_times=8):
+    """(K, h, w), (h, w) -> (K, h, w): the dense transition matrix, squared exp_times times, in cam's dtype."""
+    k, h, w = cam.shape
+    padded = F.pad(edge[None], (radius, radius, 0, radius), value=1.0)
+    size = tuple(padded.shape[1:])
+    sources, groups = path_indices(radius, size)
+    affinity = edge_to_affinity(padded, groups)[0].pow(beta)
+    source = torch.from_numpy(sources).expand(len(affinity), -1)
+    target = torch.cat([group[:, 0] for group in groups])
+    number = torch.full(size, -1)
+    number[:h, radius : radius + w] = torch.arange(h * w).view(h, w)
+    source, target = number.flatten()[source], number.flatten()[target]
+    inside = (source >= 0) & (target >= 0)
+    dense = torch.eye(h * w, dtype=cam.dtype)
+    dense[source[inside], target[inside]] = affinity[inside]
+    dense[target[inside], source[inside]] = affinity[inside]
+    transition = dense / dense.sum(0, keepdim=True)
+    for _ in range(exp_times):
+        transition = transition @ transition
+    return ((cam * (1 - edge)).reshape(k, -1) @ transition).view(k, h, w)
+
+
+def crf_from_label(image, label, num_labels, iterations):
+    """A lattice for every label map."""
+    import pydensecrf.densecrf as dcrf
+    from pydensecrf.utils import unary_from_labels
+
+    h, w = image.shape[:2]
+    crf = dcrf.DenseCRF2D(w, h, num_labels)
+    crf.setUnaryEnergy(unary_from_labels(label, num_labels, gt_prob=0.7, zero_unsure=False))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=np.ascontiguousarray(image), compat=10)
+    return np.argmax(crf.inference(iterations), 0).reshape(h, w)
+
+
+def predict(keys, maps, threshold):
+    """(h, w) classes."""
+    background = np.full((1, *maps.shape[1:]), threshold, np.float32)
+    return keys[np.argmax(np.concatenate([background, maps]), 0)]
+
+
+def affinity_label(image, keys, hr_cam, fg_threshold=0.40, bg_threshold=0.10):
+    """(h, w) affinity label."""
+    background = np.full((1, *hr_cam.shape[1:]), fg_threshold, np.float32)
+    fg = crf_from_label(image, np.argmax(np.concatenate([background, hr_cam]), 0), len(keys), 10)
+    background = np.full((1, *hr_cam.shape[1:]), bg_threshold, np.float32)
+    bg = crf_from_label(image, np.argmax(np.concatenate([background, hr_cam]), 0), len(keys), 10)
+    label = keys[fg].copy()
+    label[fg == 0] = 255
+    label[(fg == 0) & (bg == 0)] = 0
+    return label
+
+
+def sweep(folder, masks, ids, num_classes, thresholds):
+    """{threshold: (T, P, TP)}: every file read and every pixel scanned three times a class, for each threshold."""
+    found = {}
+    for threshold in thresholds:
+        counts = np.zeros((3, num_classes), np.int64)
+        for image_id in ids:
+            with np.load(folder / f'{image_id}.npz') as file:
+                keys, maps = file['keys'], file['hr_cam']
+            mask = np.array(Image.open(masks / f'{image_id}.png'))
+            prediction = predict(keys, maps, threshold)
+            valid = mask < 255
+            same = (prediction == mask) * valid
+            for c in range(num_classes):
+                counts[0, c] += np.sum((mask == c) * valid)
+                counts[1, c] += np.sum((prediction == c) * valid)
+                counts[2, c] += np.sum((mask == c) * same)
+        found[threshold] = counts
+    return found
+
+
+def train_sample(path, longer_side, flip, place, size=512):
+    """(3, size, size) float32: decode, scale, mirror, normalise all of it in float64, crop into a canvas."""
+    image = Image.open(path).convert('RGB')
+    scale = longer_side / max(image.size)
+    image = image.resize(tuple(round(side * scale) for side in image.size), Image.Resampling.BICUBIC)
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = (np.asarray(image) / 255.0 - MEAN) / STD
+    (x, to_x), (y, to_y) = place
+    h, w = min(size, pixels.shape[0] - y), min(size, pixels.shape[1] - x)
+    canvas = np.zeros((size, size, 3), np.float32)
+    canvas[to_y : to_y + h, to_x : to_x + w] = pixels[y : y + h, x : x + w]
+    return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
+
+
+def multi_scale_cam(classifier, image, labels, scales):
+    """keys, cam, hr_cam of one PIL image: scale by scale, image and mirror image by themselves, all classes."""
+    w, h = image.size
+    cam, hr_cam = 0, 0
+    for scale in scales:
+        resized = image.resize((round(w * scale), round(h * scale)), Image.Resampling.BICUBIC)
+        pixels = ((np.asarray(resized) / 255.0 - MEAN) / STD).transpose(2, 0, 1)
+        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32))[None]
+        with torch.no_grad():
+            maps = F.relu(classifier(x, with_cam=True)[1]) + F.relu(classifier(x.flip(3), with_cam=True)[1]).flip(3)
+        cam = cam + F.interpolate(maps, ((h - 1) // 4 + 1, (w - 1) // 4 + 1), mode='bilinear', align_corners=False)[0]
+        size = (-(-h // 16) * 16, -(-w // 16) * 16)
+        hr_cam = hr_cam + F.interpolate(maps, size, mode='bilinear', align_corners=False)[0, :, :h, :w]
+    present = np.flatnonzero(labels)
+    cam, hr_cam = cam[present], hr_cam[present]
+    maps = [x / (x.amax((1, 2), keepdim=True) + 1e-5) for x in (cam, hr_cam)]
+    return np.concatenate([[0], present + 1]), maps[0].numpy(), maps[1].numpy()
+
+
+def npz_bytes(**arrays):
+    """The size of an uncompressed file."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.tell()

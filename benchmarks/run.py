@@ -1,0 +1,501 @@
+"""Time each stage against the plain way, side by side in one run; write benchmarks/RESULTS.md.
+
+    python3 benchmarks/run.py                     everything (about 15 minutes on 2 CPU cores)
+    python3 benchmarks/run.py --stage evaluate    one part; RESULTS.md keeps the others
+    python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, train
+
+Every figure is the median of --repeats runs, each case in a process of its own; its growth in resident memory while it
+works is the peak. The plain ways are in benchmarks/reference.py; tests/test_benchmarks.py shows that they agree.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from tools import flags
+from tools.files import write_bytes, write_cam, write_rw
+
+RESULTS = ROOT / 'benchmarks' / 'RESULTS.md'
+SIZE = (375, 500)  # of a VOC image
+
+
+def parse_args(argv=None):
+    parser = flags.parser_of(__doc__)
+    parser.add_argument('--stage', choices=STAGES, action='append', help='only this part; may be repeated')
+    parser.add_argument('--repeats', type=flags.integer(1), default=5, help='runs behind each median')
+    flags.add_device(parser)
+    return parser.parse_args(argv)
+
+
+# Data: drawn scenes at VOC's size, with CAMs made from their masks --------------------------------------------------
+
+
+def draw_data(folder: Path, count: int = 12) -> tuple[object, list[str]]:
+    """A data set of 500-pixel scenes with CAMs, walked CAMs and a model's worth of files under experiments/."""
+    import cv2
+
+    from core.datasets import load_info, mask_path, read_labels, read_mask, xml_path
+    from core.maps import strided_size
+    from tools import make_demo_data
+
+    os.chdir(folder)
+    options = ['--out', 'data', '--num_train_aug', str(count), '--num_train', str(count), '--num_val', '1']
+    if not Path('data/dataset.json').is_file():
+        make_demo_data.main(make_demo_data.parse_args([*options, '--size', '500']))
+    info = load_info('data/dataset.json')
+    ids = info.ids('train')
+    for image_id in ids:
+        mask = read_mask(mask_path('data', image_id), info.num_classes)
+        labels = read_labels(xml_path('data', image_id), info)
+        keys = np.concatenate([[0], np.flatnonzero(labels) + 1])
+        hr_cam = np.stack([cv2.GaussianBlur((mask == key).astype(np.float32), (0, 0), 25) for key in keys[1:]])
+        hr_cam /= hr_cam.max((1, 2), keepdims=True) + 1e-5
+        rows, columns = strided_size(mask.shape)
+        cam = np.stack([cv2.resize(x, (columns, rows)) for x in hr_cam])
+        write_cam(Path(f'cams/{image_id}.npz'), keys, cam, hr_cam)
+        write_rw(Path(f'walked/{image_id}.npz'), keys, cam)
+        buffer = Path(f'plain/{image_id}.npz')
+        buffer.parent.mkdir(exist_ok=True)
+        np.savez(buffer, keys=keys, cam=cam, hr_cam=hr_cam, rw=hr_cam)
+    return info, ids
+
+
+# Cases: each sets up and returns what is to be timed ----------------------------------------------------------------
+
+
+def random_walk_case(way, device, shape):
+    import torch
+
+    from benchmarks import reference
+    from core.random_walk import random_walk
+
+    torch.set_flush_denormal(True)  # without it the dense form takes over half an hour
+    generator = torch.Generator().manual_seed(0)
+    edge = (torch.rand(shape, generator=generator) * 0.5).to(device)
+    cam = torch.rand(2, *shape, generator=generator).to(device)
+    walk = random_walk if way == 'ours' else reference.random_walk
+    return lambda: finished(walk(cam, edge), device)
+
+
+def pairs_case(way, device, what):
+    import torch
+
+    from benchmarks import reference
+    from core.affinity import PathIndex, affinity_labels
+
+    generator = torch.Generator().manual_seed(0)
+    edge = torch.rand(8, 128, 128, generator=generator).to(device).requires_grad_()
+    label = torch.randint(0, 21, (8, 128, 128), generator=generator, dtype=torch.uint8).to(device)
+    index = PathIndex(10, 128)
+    sources, groups = reference.path_indices(10, (128, 128))
+    groups = [group.to(device) for group in groups]
+
+    def edges():
+        edge.grad = None
+        if way == 'ours':
+            affinity = index.edge_to_affinity(edge)
+        else:
+            affinity = reference.edge_to_affinity(edge, groups)
+        affinity.sum().backward()
+        finished(edge.grad, device)
+
+    def labels():
+        if way == 'ours':
+            return finished(affinity_labels(label, index, 20)[0], device)
+        pairs = [reference.affinity_pairs(one, sources, groups) for one in label.cpu()]
+        return [torch.stack(kind) for kind in zip(*pairs, strict=True)]
+
+    return {'edges': edges, 'labels': labels}[what]
+
+
+def labels_case(way, device, folder, what, workers):
+    from PIL import Image
+
+    import make_affinity_labels
+    import make_pseudo_labels
+    from benchmarks import reference
+    from core.datasets import image_path
+    from tools import stage
+
+    info, ids = draw_data(folder)
+    args = Namespace(data_dir='data', fg_threshold=0.40, bg_threshold=0.10, threshold=0.35, crf_iteration=1)
+
+    def plain():
+        for image_id in ids:
+            image = np.array(Image.open(image_path('data', image_id)))
+            with np.load(f'plain/{image_id}.npz') as file:
+                keys, hr_cam, rw = file['keys'], file['hr_cam'], file['rw']
+            if what == 'affinity':
+                label = reference.affinity_label(image, keys, hr_cam)
+            else:
+                index = reference.predict(np.arange(len(keys)), rw, 0.35)
+                label = keys[reference.crf_from_label(image, index, len(keys), 1)]
+            Image.fromarray(label.astype(np.uint8)).save(f'{image_id}.png')
+
+    def ours():
+        if what == 'affinity':
+            make = partial(make_affinity_labels.make_label, args=args, info=info, cams=Path('cams'), folder=Path('out'))
+        else:
+            make = partial(
+                make_pseudo_labels.make_label, args=args, info=info, walked=Path('walked'), folder=Path('out')
+            )
+        list(stage.each(make, ids, workers, what))
+
+    return plain if way == 'plain' else ours
+
+
+def evaluate_case(way, device, folder, workers):
+    import evaluate
+    from benchmarks import reference
+
+    info, ids = draw_data(folder)
+    info = Namespace(**{**vars(info), 'num_classes': 20})  # as many as VOC has
+    thresholds = [round(0.05 * i, 2) for i in range(1, 16)]
+    if way == 'plain':
+        return lambda: reference.sweep(Path('plain'), Path('data/SegmentationClass'), ids, 21, thresholds)
+    args = Namespace(data_dir='data', max_th=0.5, threshold=None, num_workers=workers)
+    return lambda: evaluate.count(args, 'npy', Path('cams'), ids, info)
+
+
+def cam_case(way, device, folder, network, count):
+    import torch
+    from PIL import Image
+
+    from benchmarks import reference
+    from core.cam import multi_scale_cam
+    from core.datasets import ScaledBatches, image_path, read_labels, xml_path
+    from core.networks import Classifier
+    from core.transforms import network_input, scaled
+    from tools import stage
+    from tools.device import ordered_loader, place
+
+    info, ids = draw_data(folder)
+    ids, scales = ids[:count], [0.5, 1.0, 1.5, 2.0]
+    labels = {image_id: read_labels(xml_path('data', image_id), info) for image_id in ids}
+    torch.manual_seed(0)
+    model = Classifier(network, info.num_classes).eval().to(device)
+
+    def plain():
+        for image_id in ids:
+            image = Image.open(image_path('data', image_id)).convert('RGB')
+            keys, cam, hr_cam = reference.multi_scale_cam(model, image, labels[image_id], scales)
+            np.savez(f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam)
+
+    if way == 'plain':
+        return plain
+    model = place(model, torch.device(device))
+
+    def ours():
+        batches = ScaledBatches('data', ids, scales, 4, scaled, torch.stack)
+        with stage.Behind(2) as writers:
+            for batch_ids, originals, versions in ordered_loader(batches, None, 2, torch.device(device)):
+                versions = [network_input(version.to(device)) for version in versions]
+                present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
+                cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
+                for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):
+                    keys = np.concatenate([[0], np.flatnonzero(labels[image_id]) + 1])
+                    writers.submit(write_cam, Path(f'{image_id}.npz'), keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
+
+    return ours
+
+
+def loader_case(way, device, folder, normalise):
+    import torch
+
+    from benchmarks import reference
+    from core.datasets import image_path, read_image
+    from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, network_input
+
+    torch.set_num_threads(1)
+    _, ids = draw_data(folder)
+    paths = [image_path('data', image_id) for image_id in ids]
+    sides = np.random.default_rng(0).integers(320, 641, len(ids))
+    if way == 'plain':
+        place = ((0, 0), (0, 0))
+        rows = zip(paths, sides, strict=True)
+        rows = list(rows)
+        return lambda: [reference.train_sample(path, int(side), side % 2, place) for path, side in rows]
+    # The same longer sides as above; where image and crop lie takes no time.
+    pipelines = [Pipeline(RandomLongerSide(side, side), RandomFlip(), RandomCrop(512)) for side in map(int, sides)]
+
+    def ours():
+        for i, (path, pipeline) in enumerate(zip(paths, pipelines, strict=True)):
+            image, _ = pipeline(read_image(path), None, (0, 0, i))
+            if normalise:
+                network_input(image[None])
+
+    return ours
+
+
+def train_case(way, device, what):
+    import torch
+
+    from core.affinity import PathIndex, affinity_labels
+    from core.losses import affinity_loss, classification_loss
+    from core.networks import AffinityNet, Classifier
+    from tools.device import place
+
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 256, 256, device=device)
+    if what == 'affinitynet':
+        index = PathIndex(10, 64)
+        model = place(AffinityNet('mobilenet_v2'), torch.device(device)).train()
+        label = torch.randint(0, 21, (4, 64, 64), dtype=torch.uint8, device=device)
+
+        def step():
+            affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
+            affinity_loss(affinity, *affinity_labels(label, index, 20)).backward()
+            finished(affinity, device)
+
+        torch.autograd.set_detect_anomaly(way == 'plain')
+        return step
+    model = Classifier('mobilenet_v2').to(device).train()
+    if way == 'ours':
+        model = place(model, torch.device(device))
+    labels = torch.ones(4, 20, device=device)
+
+    def step():
+        loss = classification_loss(model(images), labels)
+        loss.backward()
+        finished(loss, device)
+
+    return step
+
+
+def finished(tensor, device):
+    """Wait for a GPU."""
+    if str(device).startswith('cuda'):
+        import torch
+
+        torch.cuda.synchronize()
+    return tensor
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def in_child(queue, case, repeats):
+    """Time a case in a process of its own: seconds of each run, and the growth of resident memory in MB."""
+    work = case()
+    if repeats > 1:
+        work()  # warm: first use of libraries, files in the page cache
+    before = resident()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    queue.put((statistics.median(seconds), max(0.0, peak - before)))
+
+
+def resident():
+    pages = int(Path('/proc/self/statm').read_text().split()[1]) if Path('/proc/self/statm').exists() else 0
+    return pages * resource.getpagesize() / 2**20
+
+
+def measure(case, repeats):
+    context = multiprocessing.get_context('spawn')
+    queue = context.Queue()
+    process = context.Process(target=in_child, args=(queue, case, repeats))
+    process.start()
+    while process.is_alive() and queue.empty():
+        time.sleep(0.05)
+    if queue.empty() and process.exitcode:
+        sys.exit(f'a benchmark failed: {case}')
+    result = queue.get()
+    process.join()
+    return result
+
+
+def compare(title, case, repeats, plain_repeats=None, **options):
+    """A row of the table: the plain way beside ours, in turn."""
+    plain = measure(partial(case, 'plain', **options), plain_repeats or repeats)
+    ours = measure(partial(case, 'ours', **options), repeats)
+    row = (
+        title,
+        f'{plain[0]:.3g} s',
+        f'{ours[0]:.3g} s',
+        f'{plain[0] / ours[0]:.2f}x',
+        f'{plain[1]:.0f} MB',
+        f'{ours[1]:.0f} MB',
+    )
+    print(' | '.join(row), flush=True)
+    return row
+
+
+def alone(title, case, repeats, **options):
+    """A row without a plain way."""
+    ours = measure(partial(case, 'ours', **options), repeats)
+    row = (title, '', f'{ours[0]:.3g} s', '', '', f'{ours[1]:.0f} MB')
+    print(' | '.join(row), flush=True)
+    return row
+
+
+def random_walk_rows(args, folder):
+    walk = partial(random_walk_case, device=args.device)
+    repeats = args.repeats
+    return [
+        compare('94x125 map (a 500x375 image), 2 classes; plain: dense squaring', walk, repeats, 1, shape=(94, 125)),
+        alone('160x160 map (a 640x640 image), 2 classes', walk, repeats, shape=(160, 160)),
+    ]
+
+
+def pairs_rows(args, folder):
+    pairs = partial(pairs_case, device=args.device)
+    return [
+        compare('affinities of 8 edge maps, forward and backward; plain: gather', pairs, args.repeats, what='edges'),
+        compare('labels of the pairs of 8 maps; plain: float32', pairs, args.repeats, what='labels'),
+    ]
+
+
+def labels_rows(args, folder):
+    labels = partial(labels_case, device='cpu', folder=folder)
+    return [
+        compare('12 affinity labels, 1 process', labels, args.repeats, what='affinity', workers=0),
+        compare('12 affinity labels, 2 processes', labels, args.repeats, what='affinity', workers=2),
+        compare('12 pseudo-labels, 2 processes', labels, args.repeats, what='pseudo', workers=2),
+    ]
+
+
+def evaluate_rows(args, folder):
+    score = partial(evaluate_case, device='cpu', folder=folder)
+    return [
+        compare('15 thresholds, 12 images, 21 classes, 1 process', score, args.repeats, workers=0),
+        compare('the same, 2 processes', score, args.repeats, workers=2),
+    ]
+
+
+def cam_rows(args, folder):
+    cams = partial(cam_case, device=args.device, folder=folder)
+    return [
+        compare('12 images, 4 scales, resnest14_narrow', cams, args.repeats, network='resnest14_narrow', count=12),
+        compare('4 images, 4 scales, mobilenet_v2', cams, args.repeats, network='mobilenet_v2', count=4),
+    ]
+
+
+def loader_rows(args, folder):
+    load = partial(loader_case, device='cpu', folder=folder)
+    return [
+        compare('12 images to 512x512, one process; bytes out', load, args.repeats, normalise=False),
+        compare('the same, normalised in that process', load, args.repeats, normalise=True),
+    ]
+
+
+def train_rows(args, folder):
+    train = partial(train_case, device=args.device)
+    return [
+        compare('AffinityNet step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='affinitynet'),
+        compare('classifier step, mobilenet_v2; plain: channels first', train, args.repeats, what='classifier'),
+    ]
+
+
+def files_rows(args, folder):
+    """Bytes on disk, and how far they move the mIoU at the thresholds used."""
+    import evaluate
+    from benchmarks import reference
+
+    info, ids = draw_data(folder)
+    plain = sum(reference.npz_bytes(**dict(np.load(f'plain/{i}.npz'))) for i in ids)
+    ours = sum(Path(f'{kind}/{i}.npz').stat().st_size for kind in ('cams', 'walked') for i in ids)
+    row = ('CAMs and walked CAMs of 12 images', f'{plain / 2**20:.1f} MB', f'{ours / 2**20:.1f} MB')
+    rows = [(*row, f'{plain / ours:.2f}x', '', '')]
+    score = Namespace(data_dir='data', max_th=0.5, threshold=None, num_workers=0)
+    kept = dict(evaluate.count(score, 'npy', Path('cams'), ids, info))
+    thresholds = [0.10, 0.40]
+    counts = reference.sweep(Path('plain'), Path('data/SegmentationClass'), ids, info.num_classes + 1, thresholds)
+    for threshold in thresholds:
+        target, predicted, both = counts[threshold]
+        iou = both / (target + predicted - both)
+        miou = f'{100 * np.nanmean(iou):.3f} %', f'{100 * kept[threshold].miou():.3f} %'
+        rows.append((f'mIoU of the CAMs at threshold {threshold:.2f}', *miou, '', '', ''))
+    for row in rows:
+        print(' | '.join(row), flush=True)
+    return rows
+
+
+def startup_rows(args, folder):
+    rows = []
+    for script in sorted(ROOT.glob('*.py')):
+        seconds = []
+        for _ in range(args.repeats):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, script, '--help'], stdout=subprocess.DEVNULL, check=True)
+            seconds.append(time.perf_counter() - start)
+        rows.append((f'{script.name} --help', '', f'{statistics.median(seconds):.3g} s', '', '', ''))
+        print(' | '.join(rows[-1]), flush=True)
+    return rows
+
+
+STAGES = ('random_walk', 'pairs', 'labels', 'evaluate', 'cam', 'loader', 'train', 'files', 'startup')
+HEADER = ('', 'plain', 'here', 'ratio', 'plain peak', 'peak')
+
+
+def machine(device):
+    """What the figures were taken on."""
+    import torch
+
+    name = platform.machine()
+    if Path('/proc/cpuinfo').exists():
+        lines = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
+        name = lines[0].split(':')[1].strip() if lines else name
+    what = f'{os.cpu_count()} cores of {name}, Python {platform.python_version()}, torch {torch.__version__}'
+    if device.startswith('cuda'):
+        what += f', {torch.cuda.get_device_name()}'
+    git = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty']
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return f'{date.today()}, commit {commit}, {what}'
+
+
+def write_results(tables):
+    """RESULTS.md from {part and device: [line about the machine, rows]}, which lies beside it as JSON."""
+    lines = [
+        '# Measured against the plain way',
+        '',
+        'Made by `python3 benchmarks/run.py` (see there); do not edit.',
+        '',
+    ]
+    lines += ['Medians; each case in a process of its own; peak is its growth in resident memory while it works.', '']
+    for part, (where, rows) in sorted(tables.items()):
+        lines += [f'## {part}', '', where, '', '| ' + ' | '.join(HEADER) + ' |', '|' + '---|' * len(HEADER)]
+        lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['']
+    if not any('cuda' in part for part in tables):
+        lines += ['GPU: not measured.', '']
+    write_bytes(RESULTS, '\n'.join(lines).encode())
+    write_bytes(RESULTS.with_suffix('.json'), json.dumps(tables, indent=1).encode())
+
+
+def main(args):
+    from tools.device import pick_device
+
+    args.device = str(pick_device(args.device))
+    saved = RESULTS.with_suffix('.json')
+    tables = json.loads(saved.read_text()) if saved.is_file() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.stage or STAGES:
+            print(f'{part}: {" | ".join(HEADER[1:])}', flush=True)
+            rows = globals()[f'{part}_rows'](args, Path(folder))
+            os.chdir(ROOT)
+            name = f'{part} (cuda)' if args.device.startswith('cuda') else part
+            tables[name] = (machine(args.device), rows)
+            write_results(tables)
+
+
+if __name__ == '__main__':
+    main(parse_args())
