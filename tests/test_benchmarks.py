@@ -1,0 +1,110 @@
+"""What benchmarks/ times against each other computes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import reference
+from core.affinity import PathIndex, affinity_labels
+from core.cam import multi_scale_cam
+from core.crf import crf_from_labels
+from core.datasets import read_image
+from core.maps import predict
+from core.metrics import ThresholdSweep
+from core.networks import Classifier
+from core.random_walk import random_walk
+from core.transforms import Pipeline, TopLeftCrop, network_input, scaled
+
+
+@pytest.fixture
+def image():
+    """A smooth picture, so that CRFs and networks have something to hold on to."""
+    y, x = np.mgrid[:60, :80]
+    channels = [np.hypot(y - 30, x - 40) * 3, x * 2, 255 - y * 3]
+    return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
+
+
+def test_pairs():
+    edge = torch.rand(2, 24, 30, dtype=torch.float64, requires_grad=True)
+    index = PathIndex(5, (24, 30))
+    sources, groups = reference.path_indices(5, (24, 30))
+    ours, plain = index.edge_to_affinity(edge), reference.edge_to_affinity(edge, groups)
+    assert torch.equal(ours, plain)
+    weight = torch.rand_like(ours)
+    gradients = [torch.autograd.grad((affinity * weight).sum(), edge)[0] for affinity in (ours, plain)]
+    torch.testing.assert_close(*gradients)
+    label = torch.randint(0, 4, (24, 30), dtype=torch.uint8)
+    label[3:9] = 255
+    for ours, plain in zip(
+        affinity_labels(label, index, 3), reference.affinity_pairs(label, sources, groups), strict=True
+    ):
+        assert torch.equal(ours.float(), plain)
+
+
+def test_random_walk():
+    generator = torch.Generator().manual_seed(0)
+    edge = torch.rand(19, 26, generator=generator, dtype=torch.float64)
+    cam = torch.rand(2, 19, 26, generator=generator, dtype=torch.float64)
+    ours, plain = random_walk(cam, edge), reference.random_walk(cam, edge)
+    assert (ours / ours.max() - plain / plain.max()).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize('iterations', [1, 10])
+def test_one_lattice_for_several_labels(image, iterations):
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(0, 3, image.shape[:2]) for _ in range(2)]
+    refined = crf_from_labels(image, labels, 3, iterations)
+    for label, ours in zip(labels, refined, strict=True):
+        assert np.array_equal(ours, reference.crf_from_label(image, label, 3, iterations))
+        assert (ours != label).any()
+
+
+def test_affinity_label(image):
+    y, x = np.mgrid[:60, :80]
+    hr_cam = np.exp(-(((y - 30) ** 2 + (x - 40) ** 2) / 400))[None].astype(np.float32)
+    keys = np.array([0, 7])
+    fg, bg = crf_from_labels(image, [predict(hr_cam, threshold) for threshold in (0.4, 0.1)], 2)
+    plain = reference.affinity_label(image, keys, hr_cam)
+    assert np.array_equal(keys[fg] == 7, plain == 7)
+    assert np.array_equal((fg == 0) & (bg == 0), plain == 0)
+    assert {7, 255} <= set(np.unique(plain))
+
+
+def test_sweep(tmp_path):
+    rng = np.random.default_rng(0)
+    thresholds = [0.2, 0.5, 0.7]
+    sweep = ThresholdSweep(4, thresholds)
+    for i in range(3):
+        keys, maps = np.array([0, 1, 3]), rng.random((2, 11, 13)).astype(np.float32)
+        mask = rng.choice([0, 1, 2, 3, 255], (11, 13)).astype(np.uint8)
+        np.savez(tmp_path / f'{i}.npz', keys=keys, hr_cam=maps)
+        Image.fromarray(mask).save(tmp_path / f'{i}.png')
+        sweep.update(maps, keys, mask)
+    plain = reference.sweep(tmp_path, tmp_path, range(3), 4, thresholds)
+    for threshold, matrix in zip(thresholds, sweep.matrices(), strict=True):
+        counts = matrix.counts
+        assert np.array_equal(plain[threshold], [counts.sum(1), counts.sum(0), np.diag(counts)])
+
+
+def test_train_sample(image, tmp_path):
+    path = Path(tmp_path / 'image.png')
+    Image.fromarray(image).save(path)
+    ours, _ = Pipeline(TopLeftCrop(512))(read_image(path).resize((640, 480), Image.Resampling.BICUBIC), None, (0,))
+    plain = reference.train_sample(path, 640, False, ((0, 0), (0, 0)))
+    torch.testing.assert_close(network_input(ours[None])[0], plain, atol=2e-6, rtol=0)
+
+
+def test_cams(image):
+    torch.manual_seed(0)
+    classifier = Classifier('resnest14_narrow', 5).eval()
+    pictures = [Image.fromarray(image), Image.fromarray(image[::-1].copy())]
+    labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 1, 0]])
+    versions = [network_input(torch.stack([scaled(p, scale) for p in pictures])) for scale in (0.5, 1.0, 1.5)]
+    found = multi_scale_cam(classifier, versions, labels, image.shape[:2])
+    for picture, label, ours in zip(pictures, labels, found, strict=True):
+        _, *plain = reference.multi_scale_cam(classifier, picture, label.numpy(), (0.5, 1.0, 1.5))
+        for a, b in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(a.numpy(), b, atol=2e-4)
