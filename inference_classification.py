@@ -22,11 +22,14 @@ def parse_args(argv=None):
     parser.add_argument('--domain', default='train_aug', help='list of images')
     flags.add_scales(parser)
     flags.add_batch(parser)
+    flags.add_making(parser)
     return parser.parse_args(argv)
 
 
 if __name__ == '__main__':
     ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,8 +42,8 @@ from core.transforms import network_input, scaled
 from tools import stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
-from tools.experiment import cam_name, model_path, output_folder
-from tools.files import write_cam
+from tools.experiment import cam_name, file_hash, model_path, output_folder
+from tools.files import read_maps, write_cam
 
 
 def main(args):
@@ -54,7 +57,11 @@ def main(args):
     load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
     model = place(model, device).eval()
 
-    folder = output_folder(cam_name(args.tag, args.domain, args.scales), args)
+    name = cam_name(args.tag, args.domain, args.scales)
+    check = partial(read_maps, name='hr_cam', num_classes=info.num_classes)
+    made_of = {'model': file_hash(model_path(args.tag)), 'classes': info.class_names}
+    folder, todo = output_folder(name, args, ids, '.npz', check, **made_of)
+    images.keep(todo)
     loader = ordered_loader(images, None, args.num_workers, device)
     with stage.Behind(args.num_workers) as writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of CAMs'):
@@ -62,9 +69,11 @@ def main(args):
             present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
             cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
             for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):
+                if image_id not in todo:
+                    continue
                 maps = keys_of(labels[image_id]), cam.cpu().numpy(), hr_cam.cpu().numpy()
                 writers.submit(write_cam, folder / f'{image_id}.npz', *maps)
-    print(f'{len(ids)} CAMs in {folder}')
+    print(f'{len(ids)} CAMs in {folder}, {len(todo)} of them new')
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ def parse_args(argv=None):
     parser.add_argument('--exp_times', type=flags.integer(0, 16), default=8, help='the walk takes 2^exp_times steps')
     parser.add_argument('--image_size', type=flags.integer(32), default=512, help='smaller images are padded to it')
     flags.add_batch(parser)
+    flags.add_making(parser)
     return parser.parse_args(argv)
 
 
@@ -46,7 +47,15 @@ from core.transforms import network_input, scaled
 from tools import stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
-from tools.experiment import check_inputs, input_folder, model_path, output_folder, random_walk_name
+from tools.experiment import (
+    check_inputs,
+    file_hash,
+    folder_identity,
+    input_folder,
+    model_path,
+    output_folder,
+    random_walk_name,
+)
 from tools.files import read_maps, write_rw
 
 
@@ -65,6 +74,7 @@ def main(args):
     ids = info.ids(args.domain)
     cams = input_folder(args.cam_dir, '--cam_dir', 'inference_classification.py')
     check_inputs(cams, ids, '.npz', 'inference_classification.py')
+    read_maps(cams / f'{ids[0]}.npz', 'cam', info.num_classes)  # a wrong folder shows before anything is touched
     images = ScaledBatches(args.data_dir, ids, [1.0], args.batch_size, scaled, torch.stack)
 
     device = pick_device(args.device)
@@ -72,7 +82,11 @@ def main(args):
     load_model(model, model_path(args.model_name), '--model_name', 'train_affinitynet.py', args.architecture)
     model = place(model, device).eval()
 
-    folder = output_folder(random_walk_name(args.model_name, args.domain, args.beta, args.exp_times), args)
+    name = random_walk_name(args.model_name, args.domain, args.beta, args.exp_times)
+    check = partial(read_maps, name='rw', num_classes=info.num_classes)
+    made_of = {'model': file_hash(model_path(args.model_name)), 'cams': folder_identity(cams)}
+    folder, todo = output_folder(name, args, ids, '.npz', check, **made_of)
+    images.keep(todo)
     walk = partial(random_walk, beta=args.beta, exp_times=args.exp_times)
     loader = ordered_loader(images, None, args.num_workers, device)
     with stage.Behind(args.num_workers) as writers:
@@ -80,10 +94,12 @@ def main(args):
             size = strided_size(originals[0].shape[:2])
             edges = edges_of(model, network_input(version.to(device, non_blocking=True)), args.image_size)
             for image_id, edge in zip(batch_ids, edges, strict=True):
+                if image_id not in todo:
+                    continue
                 keys, cam = read_maps(cams / f'{image_id}.npz', 'cam', info.num_classes, size)
                 walked = walk(torch.from_numpy(cam).to(device), edge)
                 writers.submit(write_rw, folder / f'{image_id}.npz', keys, walked.cpu().numpy())
-    print(f'{len(ids)} CAMs after the random walk in {folder}')
+    print(f'{len(ids)} CAMs after the random walk in {folder}, {len(todo)} of them new')
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ def parse_args(argv=None):
     parser.add_argument('--domain', default='val', help='list of images')
     flags.add_scales(parser)
     flags.add_batch(parser)
+    flags.add_making(parser)
     parser.add_argument('--iteration', type=flags.integer(0), default=10, help='of the dense CRF; 0: none')
     return parser.parse_args(argv)
 
@@ -28,18 +29,20 @@ def parse_args(argv=None):
 if __name__ == '__main__':
     ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
 
+from functools import partial
+
 import torch
 
 from core import InputError
 from core.crf import crf_from_probability
-from core.datasets import ScaledBatches, encode_mask, load_info
+from core.datasets import ScaledBatches, encode_mask, load_info, read_mask
 from core.deeplab import multi_scale_logits
 from core.networks import build_segmenter
 from core.transforms import network_input, scaled
 from tools import UserError, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
-from tools.experiment import model_path, output_folder, segmentation_name
+from tools.experiment import file_hash, model_path, output_folder, segmentation_name
 from tools.files import write_bytes
 
 
@@ -60,7 +63,11 @@ def main(args):
     load_model(model, model_path(args.tag), '--tag', 'train_segmentation.py', flags.segmenter_name(args))
     model = place(model, device).eval()
 
-    folder = output_folder(segmentation_name(args.tag, args.domain, args.scales, args.iteration), args)
+    name = segmentation_name(args.tag, args.domain, args.scales, args.iteration)
+    check = partial(read_mask, num_classes=info.num_classes)
+    made_of = {'model': file_hash(model_path(args.tag)), 'classes': info.class_names}
+    folder, todo = output_folder(name, args, ids, '.png', check, **made_of)
+    images.keep(todo)
     loader = ordered_loader(images, None, args.num_workers, device)
     with writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of predictions'):
@@ -70,9 +77,10 @@ def main(args):
                 raise UserError(f'{batch_ids[0]}: logits that are not finite: the model of --tag {args.tag} diverged')
             probabilities = torch.softmax(logits, 1).cpu().numpy()
             for image_id, image, probability in zip(batch_ids, originals, probabilities, strict=True):
-                path = folder / f'{image_id}.png'
-                writers.submit(write_prediction, path, image, probability, args.iteration, info.palette)
-    print(f'{len(ids)} predictions in {folder}')
+                if image_id in todo:
+                    path = folder / f'{image_id}.png'
+                    writers.submit(write_prediction, path, image, probability, args.iteration, info.palette)
+    print(f'{len(ids)} predictions in {folder}, {len(todo)} of them new')
 
 
 if __name__ == '__main__':

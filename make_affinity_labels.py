@@ -14,6 +14,7 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_data(parser)
     flags.add_workers(parser)
+    flags.add_making(parser)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of CAMs')
     parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--fg_threshold', type=flags.real(0, 1), default=0.40, help='sure foreground is above it')
@@ -33,10 +34,10 @@ import numpy as np
 
 from core import IGNORE, InputError
 from core.crf import crf_from_labels
-from core.datasets import check_files, encode_mask, image_path, load_info, read_image
+from core.datasets import check_files, encode_mask, image_path, load_info, read_image, read_mask
 from core.maps import predict
 from tools import stage
-from tools.experiment import affinity_label_name, check_inputs, input_folder, output_folder
+from tools.experiment import affinity_label_name, check_inputs, folder_identity, input_folder, output_folder
 from tools.files import read_maps, write_bytes
 
 
@@ -58,12 +59,15 @@ def main(args):
     ids = info.ids(args.domain)
     cams = input_folder(args.experiment_name, '--experiment_name', 'inference_classification.py')
     check_inputs(cams, ids, '.npz', 'inference_classification.py')
+    read_maps(cams / f'{ids[0]}.npz', 'hr_cam', info.num_classes)  # a wrong folder shows before anything is touched
     check_files([image_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
-    folder = output_folder(affinity_label_name(args.experiment_name, args.fg_threshold, args.bg_threshold), args)
+    name = affinity_label_name(args.experiment_name, args.fg_threshold, args.bg_threshold)
+    check = partial(read_mask, num_classes=info.num_classes)
+    folder, todo = output_folder(name, args, ids, '.png', check, maps=folder_identity(cams))
     make = partial(make_label, args=args, info=info, cams=cams, folder=folder)
-    for _ in stage.each(make, ids, args.num_workers, 'affinity labels'):
+    for _ in stage.each(make, todo, args.num_workers, 'affinity labels'):
         pass
-    print(f'{len(ids)} affinity labels in {folder}')
+    print(f'{len(ids)} affinity labels in {folder}, {len(todo)} of them new')
 
 
 if __name__ == '__main__':

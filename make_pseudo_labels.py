@@ -16,6 +16,7 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_data(parser)
     flags.add_workers(parser)
+    flags.add_making(parser)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of walked CAMs')
     parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='foreground is above it')
@@ -32,10 +33,10 @@ import numpy as np
 
 from core import InputError
 from core.crf import crf_from_label
-from core.datasets import check_files, encode_mask, image_path, load_info, read_image
+from core.datasets import check_files, encode_mask, image_path, load_info, read_image, read_mask
 from core.maps import finish_walk, predict, strided_size
 from tools import stage
-from tools.experiment import check_inputs, input_folder, output_folder, pseudo_label_name
+from tools.experiment import check_inputs, folder_identity, input_folder, output_folder, pseudo_label_name
 from tools.files import read_maps, write_bytes
 
 
@@ -53,12 +54,15 @@ def main(args):
     ids = info.ids(args.domain)
     walked = input_folder(args.experiment_name, '--experiment_name', 'inference_rw.py')
     check_inputs(walked, ids, '.npz', 'inference_rw.py')
+    read_maps(walked / f'{ids[0]}.npz', 'rw', info.num_classes)  # a wrong folder shows before anything is touched
     check_files([image_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
-    folder = output_folder(pseudo_label_name(args.experiment_name, args.crf_iteration), args)
+    name = pseudo_label_name(args.experiment_name, args.crf_iteration)
+    check = partial(read_mask, num_classes=info.num_classes)
+    folder, todo = output_folder(name, args, ids, '.png', check, maps=folder_identity(walked))
     make = partial(make_label, args=args, info=info, walked=walked, folder=folder)
-    for _ in stage.each(make, ids, args.num_workers, 'pseudo-labels'):
+    for _ in stage.each(make, todo, args.num_workers, 'pseudo-labels'):
         pass
-    print(f'{len(ids)} pseudo-labels in {folder}')
+    print(f'{len(ids)} pseudo-labels in {folder}, {len(todo)} of them new')
 
 
 if __name__ == '__main__':

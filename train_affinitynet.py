@@ -40,9 +40,9 @@ from core.maps import strided_size
 from core.networks import AffinityNet
 from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask, network_input
 from tools import pictures, stage
-from tools.checkpoint import save_model
+from tools.checkpoint import TrainingState, save_model, unwrap, weights_hash
 from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
-from tools.experiment import check_inputs, input_folder, model_path
+from tools.experiment import check_inputs, folder_identity, input_folder, list_hash, model_path
 from tools.log import Averages, RunLog
 from tools.optim import sgd_poly
 
@@ -81,10 +81,25 @@ def main(args):
     model = parallel(model, device, devices_for(args.batch_size, device)).train()
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
-    with RunLog(args.tag, vars(args)) as log:
-        iteration, averages = 0, Averages()
-        for epoch in range(args.max_epoch):
-            train_loader.sampler.epoch = epoch
+    # A run that was killed goes on where it was last saved.
+    log, averages = RunLog(args.tag, vars(args)), Averages()
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages)
+    inputs = dict(
+        labels=folder_identity(folder),
+        images=list_hash(train_loader.dataset.ids),
+        weights_file=weights_hash(args.weights),
+    )
+    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
+    if state.finished:
+        print(f'{state.path}: this run is finished; --overwrite starts anew')
+        return
+    first_epoch, done = state.position
+
+    with state, log:
+        iteration = state.iteration
+        for epoch in range(first_epoch, args.max_epoch):
+            train_loader.sampler.start(epoch, done * args.batch_size)
+            done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True)
@@ -103,11 +118,13 @@ def main(args):
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
                     log.training(iteration, iterations, lr, averages.take())
+                state.after(iteration)
 
             sheet = edge_sheet(batch['images'][:8], batch['masks'][:8], logits[:8].detach(), info.palette)
             log.picture(iteration, 'edges', sheet)
             log.save_curves()
             save_model(model, model_path(args.tag), architecture=args.architecture, epoch=epoch + 1)
+            state.save(iteration)
         log.log(f'{model_path(args.tag)}: the last epoch, {args.max_epoch}, time {log.elapsed()}')
 
 

@@ -61,12 +61,26 @@ from core.networks import Classifier, forward_in_replicas
 from core.puzzle import check_puzzle, merge, tile
 from core.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
-from tools.checkpoint import ModelKeeper
+from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
+from tools.experiment import list_hash
 from tools.log import Averages, RunLog
 from tools.optim import parameter_groups, sgd_poly
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
+
+
+def loaders_of(args, info, device):
+    """Batches to learn from, and those whose CAMs are scored after each epoch."""
+    # Images are scaled, mirrored and cropped for training; scored in their top left corner, beside their masks.
+    augment = Augment(args.augment.split(','))
+    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
+    train_transform = Pipeline(longer_side, RandomFlip(), augment, RandomCrop(args.image_size))
+    train_set = ImageSet(info, args.data_dir, 'train_aug', train_transform, with_labels=True, seed=args.seed)
+    train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+    corner = Pipeline(TopLeftCrop(args.image_size))
+    score_set = ImageSet(info, args.data_dir, 'train', corner, True, partial(mask_path, args.data_dir))
+    return train_loader, ordered_loader(score_set, args.batch_size, args.num_workers, device)
 
 
 def losses_of(model, images, labels, args, rounds):
@@ -118,16 +132,7 @@ def main(args):
     rounds = replicas // devices if args.mode == 'normal' else 1
     seed_all(args.seed)
 
-    # Images are scaled, mirrored and cropped for training; scored in their top left corner, beside their masks.
-    augment = Augment(args.augment.split(','))
-    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
-    train_transform = Pipeline(longer_side, RandomFlip(), augment, RandomCrop(args.image_size))
-    train_set = ImageSet(info, args.data_dir, 'train_aug', train_transform, with_labels=True, seed=args.seed)
-    train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
-    corner = Pipeline(TopLeftCrop(args.image_size))
-    score_set = ImageSet(info, args.data_dir, 'train', corner, True, partial(mask_path, args.data_dir))
-    score_loader = ordered_loader(score_set, args.batch_size, args.num_workers, device)
-
+    train_loader, score_loader = loaders_of(args, info, device)
     model = Classifier(args.architecture, info.num_classes, args.mode)
     load_weights(model.backbone, args.architecture, args.weights)
     iterations = args.max_epoch * len(train_loader)
@@ -137,10 +142,21 @@ def main(args):
     keeper = ModelKeeper(args.tag, args.select, args.architecture)
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
-    with RunLog(args.tag, vars(args)) as log:
-        iteration, averages = 0, Averages()
-        for epoch in range(args.max_epoch):
-            train_loader.sampler.epoch = epoch
+    # A run that was killed goes on where it was last saved.
+    log, averages = RunLog(args.tag, vars(args)), Averages()
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages, keeper=keeper)
+    inputs = dict(images=list_hash(train_loader.dataset.ids), weights_file=weights_hash(args.weights))
+    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
+    if state.finished:
+        print(f'{state.path}: this run is finished; --overwrite starts anew')
+        return
+    first_epoch, done = state.position
+
+    with state, log:
+        iteration = state.iteration
+        for epoch in range(first_epoch, args.max_epoch):
+            train_loader.sampler.start(epoch, done * args.batch_size)
+            done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['labels'].to(device, non_blocking=True)
@@ -160,11 +176,13 @@ def main(args):
                 if iteration % print_every == 0:
                     ramp = {'alpha': alpha} if 're' in losses else {}
                     log.training(iteration, iterations, lr, averages.take(), **ramp)
+                state.after(iteration)
 
             threshold, miou, sheet = score_cams(model, score_loader, info, device)
             log.picture(iteration, 'CAMs', sheet)
             best = keeper.keep(model, epoch + 1, miou)
             log.scored(iteration, epoch + 1, f'train CAM mIoU at threshold {threshold:.2f}', miou, best)
+            state.save(iteration)
         log.log(keeper.summary())
 
 

@@ -45,9 +45,9 @@ from core.metrics import ConfusionMatrix
 from core.networks import build_segmenter
 from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
-from tools.checkpoint import ModelKeeper
+from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
-from tools.experiment import check_inputs, input_folder
+from tools.experiment import check_inputs, folder_identity, input_folder, list_hash
 from tools.log import Averages, RunLog
 from tools.optim import parameter_groups, sgd_poly
 
@@ -97,10 +97,25 @@ def main(args):
     keeper = ModelKeeper(args.tag, args.select, flags.segmenter_name(args))
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
-    with RunLog(args.tag, vars(args)) as log:
-        iteration, averages = 0, Averages()
-        for epoch in range(args.max_epoch):
-            train_loader.sampler.epoch = epoch
+    # A run that was killed goes on where it was last saved.
+    log, averages = RunLog(args.tag, vars(args)), Averages()
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages, keeper=keeper)
+    inputs = dict(
+        labels=folder_identity(folder),
+        images=list_hash(train_loader.dataset.ids),
+        weights_file=weights_hash(args.weights),
+    )
+    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
+    if state.finished:
+        print(f'{state.path}: this run is finished; --overwrite starts anew')
+        return
+    first_epoch, done = state.position
+
+    with state, log:
+        iteration = state.iteration
+        for epoch in range(first_epoch, args.max_epoch):
+            train_loader.sampler.start(epoch, done * args.batch_size)
+            done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True).long()
@@ -120,11 +135,13 @@ def main(args):
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
                     log.training(iteration, iterations, lr, averages.take())
+                state.after(iteration)
 
             miou, sheet = score_masks(model, score_loader, info, device)
             log.picture(iteration, 'predictions', sheet)
             best = keeper.keep(model, epoch + 1, miou)
             log.scored(iteration, epoch + 1, 'val mIoU', miou, best)
+            state.save(iteration)
         log.log(keeper.summary())
 
 

@@ -310,6 +310,11 @@ class ScaledBatches:
                 self.batches.append(group)
             group.append(image_id)
 
+    def keep(self, todo: list[str]) -> None:
+        """Leave out the batches without any of these ids."""
+        wanted = set(todo)
+        self.batches = [group for group in self.batches if not wanted.isdisjoint(group)]
+
     def __len__(self) -> int:
         return len(self.batches)
 

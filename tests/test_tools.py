@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +35,13 @@ def test_folder_names():
 
 
 def test_folders_say_how_they_were_made(in_tmp):
-    folder = experiment.output_folder('name', argparse.Namespace(tag='x', alpha=4.0))
+    given = argparse.Namespace(tag='x', alpha=4.0, overwrite=False, repair=False, num_workers=3)
+    folder, todo = experiment.output_folder('name', given, ['a', 'b'], '.png', Path.read_bytes, model='1234')
     assert folder.is_dir()
+    assert todo == ['a', 'b']
     options = experiment.experiment_options(folder)
-    assert options['options'] == {'tag': 'x', 'alpha': 4.0}
+    assert options['options'] == vars(given)
+    assert options['identity'] == {'tag': 'x', 'alpha': 4.0, 'model': '1234'}
     assert options['versions']['torch'] == torch.__version__.split('+')[0] or options['versions']['torch']
     assert experiment.experiment_options(in_tmp) == {}
     assert experiment.input_folder('name', '--flag', 'script.py') == folder

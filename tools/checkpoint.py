@@ -1,15 +1,21 @@
-"""Model files: plain state dicts of CPU tensors, read without pickle, with a note on how they came to be."""
+"""Model files and what a training run needs to go on: plain tensors and numbers, read without pickle.
+
+A model file is a state dict of CPU tensors with a note on how it came to be.
+"""
 
 import io
 import math
+import shutil
+import signal
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from tools import UserError
-from tools.experiment import model_path
-from tools.files import write_bytes
+from tools.experiment import EXPERIMENTS, check_identity, file_hash, identity_of, model_path
+from tools.files import remove_leftovers, write_bytes
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -57,6 +63,11 @@ def load_model(model: nn.Module, path: Path, flag: str, script: str, architectur
     return note
 
 
+def weights_hash(source: str) -> str:
+    """What identifies --weights: the name, or the hash of the file."""
+    return source if source in ('imagenet', 'none') else file_hash(Path(source))
+
+
 class ModelKeeper:
     """Keeps two models of a run: the last and the best by a score. `--select` says which is {tag}.pth.
 
@@ -81,7 +92,101 @@ class ModelKeeper:
             save_model(model, self.path(which), **note)
         return is_best
 
+    def state_dict(self) -> dict:
+        return {'best_score': self.best_score, 'best_epoch': self.best_epoch, 'epoch': self.epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_score, self.best_epoch, self.epoch = state['best_score'], state['best_epoch'], state['epoch']
+
     def summary(self) -> str:
         other = 'last' if self.select == 'best' else 'best'
         chosen = f'best epoch {self.best_epoch}' if self.select == 'best' else f'last epoch {self.epoch}'
         return f'{self.path(self.select)}: the {chosen} (--select {self.select}); the {other} one is {self.path(other)}'
+
+
+class TrainingState:
+    """All that a trainer needs to go on: experiments/checkpoints/{tag}.pth, written whole.
+
+    `parts` have state_dict and load_state_dict (model, optimiser, schedule, log, ...). `iteration` is that of the last
+    save, 0 at first; a save at the end of an epoch comes after its scoring. Inside the context SIGINT and SIGTERM wait
+    for the end of the iteration, which is then saved. Raises UserError where the run was begun with other options or
+    inputs, and where its models are there without it; --overwrite removes all of it first.
+    """
+
+    def __init__(self, args: Namespace, per_epoch: int, parts: dict, **inputs):
+        self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
+        self.interval, self.per_epoch, self.parts = args.save_interval, per_epoch, parts
+        self.iterations = args.max_epoch * per_epoch
+        self.identity = identity_of(args, **inputs)
+        self.iteration, self.stop = 0, None
+        models = [model_path(args.tag, suffix) for suffix in ('', '.last', '.best')]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path.parent)
+        if args.overwrite:
+            for path in [self.path, *models, EXPERIMENTS / 'logs' / f'{args.tag}.txt']:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(EXPERIMENTS / 'tensorboards' / args.tag, ignore_errors=True)
+        if self.path.is_file():
+            self._load()
+        elif models[0].is_file():
+            raise UserError(
+                f'--tag {args.tag}: {models[0]} is there but not {self.path}: pass --overwrite to train anew'
+            )
+
+    @property
+    def finished(self) -> bool:
+        return self.iteration == self.iterations
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(epoch, batches done in it) to go on from."""
+        return divmod(self.iteration, self.per_epoch)
+
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            identity = state['identity']
+        except Exception as error:
+            raise UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train anew') from None
+        check_identity(f'the run of {self.path}', identity, self.identity)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state['parts'][name])
+            torch.set_rng_state(state['random'])
+            if state['random_cuda'] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state['random_cuda'])
+            self.iteration = state['iteration']
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train anew') from None
+
+    def save(self, iteration: int) -> None:
+        """Save now; leave the program where a signal has asked for it."""
+        state = {
+            'identity': self.identity,
+            'iteration': iteration,
+            'parts': {name: part.state_dict() for name, part in self.parts.items()},
+            'random': torch.get_rng_state(),
+            'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.path, buffer.getvalue())
+        self.iteration = iteration
+        if self.stop:
+            raise SystemExit(f'stopped at iteration {iteration} of {self.iterations}: the same command goes on')
+
+    def after(self, iteration: int) -> None:
+        """To be called after each iteration: saves at the interval and when stopped, not before an epoch's scoring."""
+        if iteration % self.per_epoch and (self.stop or iteration % self.interval == 0):
+            self.save(iteration)
+
+    def __enter__(self) -> 'TrainingState':
+        self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note_signal(self, number, frame) -> None:
+        self.stop = number
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """The one place that knows devices and processes: where to compute, how to spread a batch, how to feed it."""
 
 import random
+import signal
 
 import numpy as np
 import torch
@@ -52,17 +53,22 @@ def seed_all(seed: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; set `epoch` before each pass."""
+    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` chooses where the next pass begins."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed = length, seed
+        self.start(0)
+
+    def start(self, epoch: int, skip: int = 0) -> None:
+        """The next pass is that of an epoch, without its first `skip` samples."""
+        self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter([(self.epoch, int(position)) for position in order])
+        return iter([(self.epoch, int(position)) for position in order[self.skip :]])
 
 
 def training_loader(dataset, batch_size: int, num_workers: int, seed: int, device: torch.device) -> DataLoader:
@@ -77,7 +83,8 @@ def training_loader(dataset, batch_size: int, num_workers: int, seed: int, devic
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == 'cuda',
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # seeds its workers from here: the default generator stays where it was
     )
 
 
@@ -89,12 +96,14 @@ def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: to
         num_workers=num_workers,
         pin_memory=device.type == 'cuda',
         collate_fn=_same if batch_size is None else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),
     )
 
 
-def _one_thread(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the main process takes care
 
 
 def _same(sample):

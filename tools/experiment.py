@@ -1,17 +1,25 @@
 """Where things lie under experiments/: every path, and the files that are neither models nor predictions."""
 
+import hashlib
 import json
 import platform
+import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tools import UserError
-from tools.files import write_bytes
+from tools.files import remove_leftovers, write_bytes
 
 EXPERIMENTS = Path('experiments')
 PREDICTIONS = EXPERIMENTS / 'predictions'
+# Options that change how or how fast a result is made, or of which images, but not the result; of files that they name
+# the identity is compared.
+IMMATERIAL = {
+    'data_dir', 'dataset', 'device', 'domain', 'num_workers', 'overwrite', 'pred_dir', 'print_ratio',
+    'repair', 'save_interval', 'weights',
+}  # fmt: skip
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2')
 
 
@@ -57,12 +65,90 @@ def maker_of(name: str) -> str:
     return next((script for part, script in makers.items() if last.startswith(part)), 'inference_classification.py')
 
 
-def output_folder(name: str, args: Namespace) -> Path:
-    """experiments/predictions/{name}, made if need be, with args.json: the options and packages behind its files."""
+def file_hash(path: Path) -> str:
+    """sha256 of a file, what identifies a model. Raises UserError where it cannot be read."""
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest() if sys.version_info >= (3, 11) else _digest(file)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_identity(folder: Path) -> str:
+    """What identifies an output folder: a hash of the options and inputs behind it, whose inputs are hashes in turn."""
+    identity = experiment_options(folder).get('identity')
+    return 'unknown' if identity is None else hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def list_hash(ids: Sequence[str]) -> str:
+    return hashlib.sha256('\n'.join(ids).encode()).hexdigest()
+
+
+def identity_of(args: Namespace, **inputs) -> dict:
+    """The options that matter and the identities of the inputs; equal means: the same results."""
+    options = {name: value for name, value in vars(args).items() if name not in IMMATERIAL}
+    return json.loads(json.dumps({**options, **inputs}))
+
+
+def check_identity(what: Path | str, old: dict, new: dict) -> None:
+    """Raise UserError naming each difference between what made `what` and what was asked for now."""
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if names:
+        shown = '; '.join(f'{name}: {_short(old.get(name))} there, {_short(new.get(name))} now' for name in names)
+        raise UserError(
+            f'{what} was made otherwise ({shown}): pass --overwrite to make it anew, or choose another name'
+        )
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f'{text[:12]}...'
+
+
+def output_folder(
+    name: str, args: Namespace, ids: Sequence[str], suffix: str, check: Callable[[Path], object], **inputs
+) -> tuple[Path, list[str]]:
+    """experiments/predictions/{name}, made if need be, and which of the ids it still lacks.
+
+    Its args.json holds what is behind the files: options, identities of `inputs`, versions. The same command goes on
+    where it was stopped; other options or inputs raise UserError unless --overwrite empties the folder first. With
+    --repair every file that is there is read by check(path), and one that fails is made again.
+    """
     folder = PREDICTIONS / name
+    identity = identity_of(args, **inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'args.json', {'options': vars(args), 'versions': versions()})
-    return folder
+    remove_leftovers(folder)
+    if args.overwrite:
+        for path in [*folder.glob(f'*{suffix}'), folder / 'args.json']:
+            path.unlink(missing_ok=True)
+    if (folder / 'args.json').exists():
+        check_identity(folder, experiment_options(folder).get('identity', {}), identity)
+    elif any(folder.glob(f'*{suffix}')):
+        raise UserError(f'{folder} holds files without args.json, so nobody knows what made them: pass --overwrite')
+    else:
+        record = {'identity': identity, 'options': vars(args), 'versions': versions()}
+        write_json(folder / 'args.json', record)
+    todo = [image_id for image_id in ids if not (folder / f'{image_id}{suffix}').is_file()]
+    if args.repair:
+        there = sorted(set(ids) - set(todo))
+        todo += [image_id for image_id in there if _is_damaged(folder / f'{image_id}{suffix}', check)]
+    return folder, todo
+
+
+def _is_damaged(path: Path, check: Callable[[Path], object]) -> bool:
+    try:
+        check(path)
+    except Exception as error:  # InputError of core, UserError of tools: whatever reading the file says
+        print(f'made again: {error}')
+        return True
+    return False
 
 
 def input_folder(name: str, flag: str, script: str, parent: Path = PREDICTIONS) -> Path:

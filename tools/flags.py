@@ -98,6 +98,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num_workers', type=integer(0), default=4, help='processes that read images; 0: none')
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--overwrite', action='store_true', help='make the output anew, whatever made it before')
+
+
+def add_making(parser: argparse.ArgumentParser) -> None:
+    """What the file-making stages share."""
+    add_overwrite(parser)
+    parser.add_argument('--repair', action='store_true', help='read what is there and make damaged files again')
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--device', default='auto', help='auto (all visible GPUs, else the CPU), cpu, cuda, cuda:1, ...'
@@ -148,6 +158,9 @@ def add_training(
     parser.add_argument('--max_image_size', type=integer(16), default=sizes[1], help='largest longer side drawn')
     parser.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='a log line each such part of an epoch')
     parser.add_argument('--weights', default='imagenet', help="the backbone's: imagenet, none or a file")
+    every = 'iterations between saves of all that going on needs (also after each epoch)'
+    parser.add_argument('--save_interval', type=integer(1), default=200, help=every)
+    add_overwrite(parser)
 
 
 def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

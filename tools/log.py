@@ -27,23 +27,40 @@ class Averages:
         self.sums, self.count = {}, 0
         return means
 
+    def state_dict(self) -> dict:
+        return {'sums': dict(self.sums), 'count': self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums, self.count = dict(state['sums']), state['count']
+
 
 class RunLog:
-    """log(text) writes a line; scalars(step, **values) a point of each curve; picture(step, name, image) an image."""
+    """log(text) writes a line; scalars(step, **values) a point of each curve; picture(step, name, image) an image.
+
+    Files are opened on entering, after the curves of an interrupted run have been loaded.
+    """
 
     def __init__(self, tag: str, options: dict):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.tag, self.start = tag, time.time()
+        self.tag, self.options = tag, options
         self.curves: dict[str, list[list[float]]] = {}
-        self.options = options
-        path = EXPERIMENTS / 'logs' / f'{tag}.txt'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open('a')
-        self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / tag))
-        self.log(json.dumps({'options': options, 'versions': versions()}))
+
+    def state_dict(self) -> dict:
+        return {'curves': self.curves}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.curves = state['curves']
 
     def __enter__(self) -> 'RunLog':
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.start = time.time()
+        path = EXPERIMENTS / 'logs' / f'{self.tag}.txt'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open('a')
+        done = max((points[-1][0] for points in self.curves.values()), default=-1)
+        # What a killed run had drawn beyond its last save is drawn again.
+        self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / self.tag), purge_step=done + 1)
+        self.log(json.dumps({'options': self.options, 'versions': versions()}))
         return self
 
     def __exit__(self, *exception) -> None:
