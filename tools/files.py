@@ -23,6 +23,8 @@ DAMAGES = (
     zlib.error,
 )
 
+REPAIR = '; its stage makes it again with --repair'
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write under a temporary name in the same folder, then rename: nobody ever sees half a file."""
@@ -68,7 +70,7 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise UserError(f'{path}: "{name}" would not be finite: the model diverged, train it anew')
-    # As np.savez_compressed, but at zlib's first level (a fourth of the time for a tenth more bytes) and without a date:
+    # As np.savez_compressed, but at zlib's first level (a fourth of the time for a tenth more bytes) and without dates:
     # the same arrays are the same bytes.
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w') as archive:
@@ -103,7 +105,9 @@ def read_maps(
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except DAMAGES as error:
-        raise UserError(f'{path}: damaged, or no npz file with "keys" and "{name}" ({type(error).__name__})') from None
+        raise UserError(
+            f'{path}: no npz file with "keys" and "{name}", or damaged ({type(error).__name__}){REPAIR}'
+        ) from None
     if (
         keys.ndim != 1
         or maps.ndim != 3
@@ -119,5 +123,5 @@ def read_maps(
     if size is not None and maps.shape[1:] != tuple(size):
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
     if not np.isfinite(maps).all():
-        raise UserError(f'{path}: "{name}" holds values that are not finite')
+        raise UserError(f'{path}: "{name}" holds values that are not finite{REPAIR}')
     return keys, maps.astype(np.float32)
