@@ -90,8 +90,12 @@ def count(args, mode, folder, ids, info):
 
 def find_mode(folder, image_id):
     """What the folder's own files are. Raises UserError where there is nothing to score."""
-    if (folder / f'{image_id}.npz').is_file():
-        return 'rw' if 'rw' in maps_inside(folder / f'{image_id}.npz') else 'npy'
+    path = folder / f'{image_id}.npz'
+    if path.is_file():
+        names = maps_inside(path)
+        if not {'rw', 'hr_cam'} & {*names}:
+            raise UserError(f'{path}: holds neither "rw" nor "hr_cam", or is damaged; {maker_of(folder.name)} makes it')
+        return 'rw' if 'rw' in names else 'npy'
     if label_path(folder, image_id).is_file():
         return 'png'
     raise UserError(f'{folder} holds neither {image_id}.npz nor {image_id}.png; {maker_of(folder.name)} makes them')
@@ -140,7 +144,7 @@ def main(args):
         raise UserError(f'--threshold {args.threshold}: {folder} holds label maps, which have no scores')
     check_inputs(folder, ids, '.png' if mode == 'png' else '.npz', maker)
     name = f'{args.experiment_name}@{args.domain}'
-    if args.domain == 'test' and not mask_path(args.data_dir, ids[0]).is_file():
+    if args.domain == 'test' and not any(mask_path(args.data_dir, image_id).is_file() for image_id in ids):
         pack(folder, ids, info, results_path(name, 'tgz'))
         return
     check_files([mask_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')

@@ -24,7 +24,9 @@ def parse_args(argv=None):
     parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--beta', type=flags.real(0), default=10, help='exponent of affinities')
     parser.add_argument('--exp_times', type=flags.integer(0, 16), default=8, help='the walk takes 2^exp_times steps')
-    parser.add_argument('--image_size', type=flags.integer(32), default=512, help='smaller images are padded to it')
+    parser.add_argument(
+        '--image_size', type=flags.integer(32, 16384), default=512, help='smaller images are padded to it'
+    )
     flags.add_batch(parser)
     flags.add_making(parser)
     return parser.parse_args(argv)

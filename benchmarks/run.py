@@ -455,7 +455,8 @@ def machine(device):
     if Path('/proc/cpuinfo').exists():
         lines = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
         name = lines[0].split(':')[1].strip() if lines else name
-    what = f'{os.cpu_count()} cores of {name}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}'
+    cpu = f'{os.cpu_count()} cores of {name}, {torch.get_num_threads()} threads'
+    what = f'{cpu}, Python {platform.python_version()}, torch {torch.__version__}'
     if device.startswith('cuda'):
         what += f', {torch.cuda.get_device_name()}'
     git = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty']

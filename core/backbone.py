@@ -7,6 +7,7 @@ layer4), whose `stages()` gives the modules of each, and whose forward returns t
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,9 @@ def _read(path: Path) -> dict:
     import torch
 
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            state = torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise InputError(f'--weights {path}: cannot be read ({error.strerror}); or pass imagenet or none') from None
     except Exception as error:  # whatever a damaged or foreign file makes of the unpickler

@@ -37,8 +37,8 @@ class DatasetInfo:
             raise InputError(f'--domain {domain}: the data set "{self.name}" has the lists {", ".join(self.lists)}')
         path = self.lists[domain]
         try:
-            ids = path.read_text().split()
-        except (OSError, UnicodeDecodeError) as error:
+            ids = path.read_text(encoding='utf-8-sig').split()
+        except (OSError, ValueError) as error:
             raise InputError(
                 f'{path}: the list "{domain}" of --dataset cannot be read ({type(error).__name__})'
             ) from None
@@ -48,7 +48,8 @@ class DatasetInfo:
             if '/' in image_id or '\\' in image_id or image_id.startswith('.'):
                 raise InputError(f'{path}: {image_id!r} is no image id (a file name without folder and ending)')
         if len(set(ids)) < len(ids):
-            raise InputError(f'{path}: an image id stands there twice')
+            twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])
+            raise InputError(f'{path}: {twice!r} stands there twice (one image id a line is expected)')
         return ids
 
 
@@ -69,15 +70,17 @@ def load_info(path: str | Path) -> DatasetInfo:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
     except OSError as error:
         raise InputError(f'--dataset {path}: cannot be read ({error.strerror})') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f'--dataset {path}: is no JSON ({error})') from None
     if not isinstance(content, dict) or not {'classes', 'lists'} <= content.keys():
         raise InputError(f'--dataset {path}: needs the entries "classes" and "lists"')
     classes, lists = content['classes'], content['lists']
-    is_list_of_names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    is_list_of_names = isinstance(classes, list) and all(
+        isinstance(name, str) and name not in ('', 'background') for name in classes
+    )
     if not is_list_of_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
         raise InputError(f'--dataset {path}: "classes" must be 1 to 254 different names, without the background')
     if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
@@ -86,7 +89,7 @@ def load_info(path: str | Path) -> DatasetInfo:
     if 'palette' in content:
         try:
             colours = np.asarray(content['palette'])
-            if colours.dtype.kind != 'i' or colours.ndim != 2 or colours.min() < 0 or colours.max() > 255:
+            if colours.dtype.kind != 'i' or colours.shape[1:] != (3,) or colours.min() < 0 or colours.max() > 255:
                 raise ValueError
             palette[: len(colours)] = colours.astype(np.uint8)
         except (ValueError, TypeError):
@@ -136,9 +139,13 @@ def read_image(path: Path) -> Image.Image:
     """An RGB image, wholly decoded. Raises InputError naming the file."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise InputError(f'{path}: has more than 8 bits a channel ({image.mode}): convert it')
             return image.convert('RGB')
     except FileNotFoundError:
         raise InputError(f'{path}: no such image (check --data_dir)') from None
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f'{path}: not a readable image ({_first_line(error)})') from None
 

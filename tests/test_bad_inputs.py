@@ -115,7 +115,7 @@ CASES = [
     (untouched, 'cls', '--num_pieces 3', '--num_pieces 3 is no square number: 1, 4, 9, 16, ... are'),
     (untouched, 'cls', '--num_pieces 9', '--image_size 64 is no multiple of 48 = 16 x sqrt(--num_pieces 9)'),
     (untouched, 'cls', '--image_size 50', '--image_size 50 is no multiple of 32 = 16 x sqrt(--num_pieces 4)'),
-    (untouched, 'cls', '--image_size 0', 'argument --image_size: 0 is out of range: 32 or more'),
+    (untouched, 'cls', '--image_size 0', 'argument --image_size: 0 is out of range: 32 to 16384'),
     (untouched, 'cls', '--min_image_size 90 --max_image_size 80', '--min_image_size 90 is above --max_image_size 80'),
     (untouched, 'cls', '--architecture vgg16', 'argument --architecture: invalid choice: *vgg16* (choose from *)'),
     (untouched, 'cls', '--alpha nan', 'argument --alpha: nan is out of range: 0 or more'),
@@ -212,7 +212,7 @@ CASES = [
         write(LIST, f'{ID}\n{ID}\n'),
         'cls',
         '',
-        '{D}/ImageSets/Segmentation/train_aug.txt: an image id stands there twice',
+        '{D}/ImageSets/Segmentation/train_aug.txt: *train_00000* stands there twice (one image id a line is expected)',
     ),
     (
         write(LIST, '../secret\n'),
@@ -337,7 +337,7 @@ CASES = [
         cut(CAM),
         'evaluate cams',
         '',
-        '{cams}/train_00000.npz: no npz file with "keys" and "hr_cam", or damaged (*); its stage makes it again with --repair',
+        '{cams}/train_00000.npz: holds neither "rw" nor "hr_cam", or is damaged; inference_classification.py makes it',
     ),
     (
         pickled(CAM),

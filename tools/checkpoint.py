@@ -7,6 +7,8 @@ import io
 import math
 import shutil
 import signal
+import warnings
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -35,6 +37,16 @@ def save_model(model: nn.Module, path: Path, **note) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_torch(path: Path) -> object:
+    """What torch.save wrote, without running any pickle; raises where the file's own checksums do not agree."""
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError('wrong checksum')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
 def read_note(state: dict) -> dict:
     """The note of a state dict that `save_model` wrote, else {}."""
     return getattr(state, '_metadata', {}).get('', {}).get('note', {})
@@ -49,7 +61,7 @@ def load_model(model: nn.Module, path: Path, flag: str, script: str, architectur
     if not path.is_file():
         raise UserError(f'{flag}: {path} is not there; {script} makes it')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = read_torch(path)
     except Exception as error:  # whatever a damaged or foreign file makes of the unpickler
         raise UserError(f'{path}: damaged, or no model file ({type(error).__name__})') from None
     note = read_note(state)
@@ -144,7 +156,7 @@ class TrainingState:
 
     def _load(self) -> None:
         try:
-            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            state = read_torch(self.path)
             identity = state['identity']
         except Exception as error:
             raise UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train anew') from None

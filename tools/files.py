@@ -13,6 +13,7 @@ from tools import UserError
 # What numpy and zipfile raise for files that are not what they should be; NotImplementedError is a RuntimeError.
 DAMAGES = (
     OSError,
+    MemoryError,
     ValueError,
     KeyError,
     EOFError,
@@ -33,6 +34,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f'cannot be written: {error.strerror or error}', str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -124,4 +127,7 @@ def read_maps(
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
     if not np.isfinite(maps).all():
         raise UserError(f'{path}: "{name}" holds values that are not finite{REPAIR}')
-    return keys, maps.astype(np.float32)
+    maps = maps.astype(np.float32)
+    if maps.size and (maps.min() < 0 or maps.max() > 1.001):
+        raise UserError(f'{path}: "{name}" holds values outside 0 to 1{REPAIR}')
+    return keys, maps

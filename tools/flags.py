@@ -79,7 +79,7 @@ def floats(text: str) -> list[float]:
 
 def folder_name(text: str) -> str:
     """A tag or a folder under experiments/: one name, no path."""
-    if not text or '/' in text or '\\' in text or text.startswith('.'):
+    if not text.isprintable() or not text or '/' in text or '\\' in text or text.startswith('.'):
         raise argparse.ArgumentTypeError(f'{text!r} is not a name (no slashes, no leading dot)')
     return text
 
@@ -153,9 +153,9 @@ def add_training(
     parser.add_argument('--wd', type=real(0), default=wd, help='weight decay (not of biases)')
     parser.add_argument('--momentum', type=real(0, 1), default=momentum, help='of SGD; as small as published')
     parser.add_argument('--nesterov', type=boolean, default=True, help='Nesterov momentum')
-    parser.add_argument('--image_size', type=integer(32), default=512, help='side of the crop')
-    parser.add_argument('--min_image_size', type=integer(16), default=sizes[0], help='least longer side drawn')
-    parser.add_argument('--max_image_size', type=integer(16), default=sizes[1], help='largest longer side drawn')
+    parser.add_argument('--image_size', type=integer(32, 16384), default=512, help='side of the crop')
+    parser.add_argument('--min_image_size', type=integer(16, 16384), default=sizes[0], help='least longer side drawn')
+    parser.add_argument('--max_image_size', type=integer(16, 16384), default=sizes[1], help='largest longer side drawn')
     parser.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='a log line each such part of an epoch')
     parser.add_argument('--weights', default='imagenet', help="the backbone's: imagenet, none or a file")
     every = 'iterations between saves of all that going on needs (also after each epoch)'

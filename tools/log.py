@@ -76,7 +76,8 @@ class RunLog:
         """A line and a point of each curve, while training."""
         values = {**losses, **more}
         if not np.isfinite(list(values.values())).all():
-            raise UserError(f'the loss is not finite at iteration {iteration} ({values}): try a smaller --lr')
+            advice = 'try a smaller --lr (or --alpha; are --weights good?)'
+            raise UserError(f'the loss is not finite at iteration {iteration} ({values}): {advice}')
         text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
         self.log(f'iteration {iteration}/{total}, lr {lr:.5f}, {text}, time {self.elapsed()}')
         self.scalars(iteration, lr=lr, **values)

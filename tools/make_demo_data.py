@@ -461,6 +461,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag, least in {'num_train': 1, 'num_val': 1, 'size': 64, 'seed': 0, 'num_workers': 1}.items():
         if getattr(args, flag) < least:
             parser.error(f'--{flag} {getattr(args, flag)}: must be {least} or more')
+    if args.size > 4096:
+        parser.error(f'--size {args.size}: must be 4096 or less')
     if args.num_train_aug < args.num_train:
         parser.error(f'--num_train_aug {args.num_train_aug} is below --num_train {args.num_train}, which it holds')
     return args

@@ -10,6 +10,7 @@ train_aug.
 """
 
 import sys
+import tarfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,7 +38,6 @@ def parse_args(argv=None):
 def fetch(out, tar):
     """Download, or unpack a local archive, through torchvision; returns the root."""
     from torchvision.datasets import VOCSegmentation
-    from torchvision.datasets.utils import extract_archive
 
     root = out / 'VOCdevkit' / 'VOC2012'
     if root.exists():
@@ -45,7 +45,8 @@ def fetch(out, tar):
     out.mkdir(parents=True, exist_ok=True)
     try:
         if tar:
-            extract_archive(str(tar), str(out))
+            with tarfile.open(tar) as archive:
+                archive.extractall(out, filter='data')  # no member leaves the folder
         else:
             VOCSegmentation(str(out), year='2012', image_set='trainval', download=True)
     except FileNotFoundError as error:

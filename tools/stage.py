@@ -1,6 +1,7 @@
 """How a stage script starts, ends and walks over ids."""
 
 import multiprocessing
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -17,6 +18,7 @@ KILLED = 'a worker process was killed (out of memory?): try a smaller --num_work
 def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Exception]) -> None:
     """Run a stage; what the user did wrong (UserError and `faults`) is one line on stderr and status 1."""
     faults = (*faults, UserError)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as any program leaves: workers are told
     try:
         main(args)
     except faults as error:
@@ -27,6 +29,8 @@ def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Except
         sys.exit(f'{sys.argv[0]}: error: {line}')
     except OSError as error:
         sys.exit(f'{sys.argv[0]}: error: {str(error).strip().splitlines()[-1]}')
+    except MemoryError as error:
+        sys.exit(f'{sys.argv[0]}: error: out of memory ({error}): smaller images, batches or --num_workers')
     except KeyboardInterrupt:
         sys.exit(130)
 

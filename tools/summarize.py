@@ -37,10 +37,23 @@ def parse_args(argv=None):
 def read_results(name):
     """The results of a name, in order; * matches within it, every other character stands for itself."""
     pattern = name.replace('[', '[[]').replace('?', '[?]')
+    if '**' in name or '/' in name:
+        raise UserError(f'{name!r} is not the name of a result')
     paths = sorted((EXPERIMENTS / 'results').glob(f'{pattern}.json'))
     if not paths:
         raise UserError(f'{EXPERIMENTS / "results" / name}.json is not there: evaluate.py makes it')
-    return [json.loads(path.read_text()) for path in paths]
+    return [read_result(path) for path in paths]
+
+
+def read_result(path):
+    """One file of evaluate.py."""
+    try:
+        result = json.loads(path.read_text())
+        if not np.isfinite([result['miou'], result['images'], result['all_background_miou']]).all():
+            raise ValueError
+        return {**result, 'threshold': None if result['threshold'] is None else float(result['threshold'])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: is no result of evaluate.py: run it again') from None
 
 
 def print_table(rows):
@@ -69,6 +82,8 @@ def draw(args, rows):
     from tools.files import maps_inside, read_maps, write_bytes
 
     rows = [row for row in rows if row[1][0]['domain'] == args.domain]
+    if not rows:
+        raise UserError(f'--picture: none of the rows was scored on --domain {args.domain}')
     info = datasets.load_info(args.dataset)
     lines = []
     for image_id in info.ids(args.domain)[: args.images]:
@@ -86,7 +101,7 @@ def draw(args, rows):
                     score = read_maps(path, name, info.num_classes)[1]
                     line.append(pictures.heat(image, score[i] / max(score.max(), 1e-5)))
                 else:
-                    label = datasets.read_mask(datasets.label_path(folder, image_id), info.num_classes)
+                    label = datasets.read_mask(datasets.label_path(folder, image_id), info.num_classes, image.shape[:2])
                     line.append(pictures.coloured(image, label, info.palette))
             lines.append([pictures.fit(picture, 192) for picture in line])
     picture = cv2.imencode('.png', pictures.sheet(lines)[..., ::-1])[1].tobytes()
