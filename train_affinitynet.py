@@ -44,7 +44,7 @@ from tools.checkpoint import TrainingState, save_model, unwrap, weights_hash
 from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
 from tools.experiment import check_inputs, folder_identity, input_folder, list_hash, model_path
 from tools.log import Averages, RunLog
-from tools.optim import sgd_poly
+from tools.optim import sgd_poly, take_step
 
 
 def edge_sheet(images, labels, logits, palette):
@@ -108,11 +108,7 @@ def main(args):
                 logits = model(images)
                 affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
                 loss = affinity_loss(affinity, *affinity_labels(labels, path_index, info.num_classes))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                lr = optimizer.param_groups[0]['lr']
-                schedule.step()
+                lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
                 averages.add(loss=loss)

@@ -65,7 +65,7 @@ from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
 from tools.experiment import list_hash
 from tools.log import Averages, RunLog
-from tools.optim import parameter_groups, sgd_poly
+from tools.optim import parameter_groups, sgd_poly, take_step
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
 
@@ -165,11 +165,7 @@ def main(args):
                 losses = losses_of(model, images, labels, args, rounds)
                 alpha = alpha_at(iteration, iterations, args.alpha, args.alpha_schedule)
                 loss = sum(alpha * value if name == 're' else value for name, value in losses.items())
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                lr = optimizer.param_groups[0]['lr']
-                schedule.step()
+                lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
                 averages.add(loss=loss, **losses)

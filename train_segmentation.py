@@ -49,7 +49,7 @@ from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
 from tools.experiment import check_inputs, folder_identity, input_folder, list_hash
 from tools.log import Averages, RunLog
-from tools.optim import parameter_groups, sgd_poly
+from tools.optim import parameter_groups, sgd_poly, take_step
 
 
 @torch.no_grad()
@@ -125,11 +125,7 @@ def main(args):
                 if logits.shape[2:] != labels.shape[1:]:
                     labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
                 loss = F.cross_entropy(logits, labels, ignore_index=IGNORE)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                lr = optimizer.param_groups[0]['lr']
-                schedule.step()
+                lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
                 averages.add(loss=loss)

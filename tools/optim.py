@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def parameter_groups(model: nn.Module, lr: float, wd: float) -> list[dict]:
@@ -26,7 +27,17 @@ def parameter_groups(model: nn.Module, lr: float, wd: float) -> list[dict]:
 
 def sgd_poly(
     groups: list[dict] | Iterable, lr: float, wd: float, momentum: float, nesterov: bool, iterations: int
-) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
+) -> tuple[torch.optim.SGD, LambdaLR]:
     """SGD and lr(t) = lr0 (1 - t / iterations)^0.9, the first step at lr0."""
     optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=wd, momentum=momentum, nesterov=nesterov)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: max(0.0, 1 - t / iterations) ** 0.9)
+    return optimizer, LambdaLR(optimizer, lambda t: max(0.0, 1 - t / iterations) ** 0.9)
+
+
+def take_step(loss: torch.Tensor, optimizer: torch.optim.SGD, schedule: LambdaLR) -> float:
+    """Descend along the gradient of the loss, then move the schedule on; returns the learning rate just used."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    lr = optimizer.param_groups[0]['lr']
+    schedule.step()
+    return lr
