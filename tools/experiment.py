@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -67,17 +66,13 @@ def maker_of(name: str) -> str:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file, what identifies a model. Raises UserError where it cannot be read."""
+    digest = hashlib.sha256()
     try:
         with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest() if sys.version_info >= (3, 11) else _digest(file)
+            while block := file.read(1 << 20):
+                digest.update(block)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
-
-
-def _digest(file) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
     return digest.hexdigest()
 
 
