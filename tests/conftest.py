@@ -128,7 +128,7 @@ def fault_of(module, line: list[str], capsys) -> str:
     from core import InputError
     from tools import stage
 
-    if module.__name__ in STAGES[:-1]:
+    if getattr(module, '__name__', '') in STAGES[:-1]:
         line = [*line, '--overwrite']  # what was made before is no answer
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

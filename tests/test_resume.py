@@ -299,11 +299,10 @@ def test_a_full_disk_leaves_no_half_file(demo, at, monkeypatch):
             file.write(content[:10])
         raise OSError(28, 'No space left on device', str(self))
 
-    monkeypatch.setattr(Path, 'write_bytes', no_space)
-    with pytest.raises(OSError, match='No space'):
-        again(demo, 'cams')
-    monkeypatch.undo()
-    os.chdir(at.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'write_bytes', no_space)
+        with pytest.raises(OSError, match='No space'):
+            again(demo, 'cams')
     assert not (folder / 'train_00001.npz').exists()
     assert not list(folder.glob('.*'))
     again(demo, 'cams')
