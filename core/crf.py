@@ -23,7 +23,7 @@ class _CRF:
 def crf_from_labels(
     image: np.ndarray, labels: list[np.ndarray], num_labels: int, iterations: int = 10
 ) -> list[np.ndarray]:
-    """`crf_from_label` of several label maps of one image, whose lattices (most of the set-up) are built once."""
+    """`crf_from_label` of several label maps of one image, whose lattices are built once."""
     if num_labels < 2 or iterations == 0:
         return [label.copy() for label in labels]
     crf = _CRF(image, num_labels, 50, 5)
