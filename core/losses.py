@@ -56,7 +56,7 @@ def affinity_loss(affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor)
     """
 
     def term(pairs: Tensor, p: Tensor) -> Tensor:
-        return (pairs * -torch.log(p + EPSILON)).sum() / (pairs.sum() + EPSILON)
+        return (pairs * -torch.log(p + EPSILON)).sum() / (pairs.sum().to(p.dtype) + EPSILON)
 
     positive = (term(bg_pos, affinity) + term(fg_pos, affinity)) / 2
     return (positive + term(neg, 1 - affinity)) / 2
