@@ -77,17 +77,17 @@ class ThresholdSweep:
             top = maps[0].astype(np.float32)
             best += np.uint8(keys[1])
             for key, score in zip(keys[2:], maps[1:], strict=True):
-                best[score > top] = key
+                won = score > top
+                best = best * ~won + won * np.uint8(key)  # many times as fast as best[won] = key
                 np.maximum(top, score, out=top)
             for limit in self._limits:
                 passed += top > limit
 
-        # A pixel's place in the counts, the ignored ones behind the last.
+        # A pixel's place in the counts; the ignored ones have a row of their own behind the last.
         steps = self.counts.shape[2]
         row = np.arange(IGNORE + 1, dtype=np.int32) * (self.num_classes * steps)
-        index = row[target] + best * np.int32(steps) + passed
-        index[target == IGNORE] = self.counts.size
-        found = np.bincount(index.ravel(), minlength=self.counts.size + 1)
+        row[IGNORE] = self.counts.size
+        found = np.bincount((row[target] + best * np.int32(steps) + passed).ravel(), minlength=self.counts.size)
         self.counts += found[: self.counts.size].reshape(self.counts.shape)
 
     def matrices(self) -> list[ConfusionMatrix]:

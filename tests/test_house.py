@@ -9,7 +9,12 @@ from conftest import REPOSITORY, STAGES
 CORE = sorted((REPOSITORY / 'core').glob('*.py'))
 TOOLS = sorted((REPOSITORY / 'tools').glob('*.py'))
 SCRIPTS = [REPOSITORY / f'{stage}.py' for stage in STAGES]
-OURS = [*SCRIPTS, *CORE, *TOOLS, *sorted((REPOSITORY / 'benchmarks').glob('*.py'))]
+OURS = [
+    *SCRIPTS,
+    *CORE,
+    *TOOLS,
+    *(path for folder in ('benchmarks', 'recipes') for path in sorted((REPOSITORY / folder).glob('*.py'))),
+]
 NAMES = {path: str(path.relative_to(REPOSITORY)) for path in OURS}
 
 
@@ -63,7 +68,7 @@ def test_core_and_tools_do_not_know_each_other():
 
 
 def test_nothing_imports_a_stage_script():
-    """But tests and benchmarks."""
+    """But tests, benchmarks and recipes."""
     assert [NAMES[path] for path in [*SCRIPTS, *CORE, *TOOLS] if packages(path) & set(STAGES)] == []
 
 

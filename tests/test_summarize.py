@@ -13,7 +13,15 @@ from tools.files import write_bytes, write_cam
 
 
 def write_result(name, miou, threshold=0.3, domain='train', folder='cams'):
-    result = {'miou': miou, 'threshold': threshold, 'images': 6, 'all_background_miou': 12.5, 'domain': domain}
+    result = {
+        'miou': miou,
+        'fp': 20.04,
+        'fn': 70 - miou,
+        'threshold': threshold,
+        'images': 6,
+        'all_background_miou': 12.5,
+        'domain': domain,
+    }
     write_bytes(results_path(name, 'json'), json.dumps({**result, 'experiment_name': folder}).encode())
 
 
@@ -29,8 +37,8 @@ def test_mean_and_spread_over_runs(tmp_path, monkeypatch, capsys):
         write_result(f'a@seed={seed}@scale=0.5,1.0@train', miou, threshold)
     write_result('ab@train', 99, None)
     rows = table(capsys, 'three | a@seed=*@scale=0.5,1.0@train | 51.53', 'one | ab@train')
-    assert rows[1] == ['three', '3', '6', '53.00', '+-', '3.61', '0.30', '0.40', '12.50', '51.53']
-    assert rows[2] == ['one', '1', '6', '99.00', '-', '12.50']
+    assert rows[1] == ['three', '3', '6', '53.00', '+-', '3.61', '20.0', '17.0', '0.30', '0.40', '12.50', '51.53']
+    assert rows[2] == ['one', '1', '6', '99.00', '20.0', '-29.0', '-', '12.50']
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, capsys):

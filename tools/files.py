@@ -125,9 +125,10 @@ def read_maps(
         raise UserError(f'{path}: keys {keys.tolist()} are not 0 and rising classes up to {num_classes} (--dataset)')
     if size is not None and maps.shape[1:] != tuple(size):
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
-    if not np.isfinite(maps).all():
-        raise UserError(f'{path}: "{name}" holds values that are not finite{REPAIR}')
     maps = maps.astype(np.float32)
-    if maps.size and (maps.min() < 0 or maps.max() > 1.001):
+    lowest, highest = maps.min(initial=0), maps.max(initial=0)  # a nan comes through both
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise UserError(f'{path}: "{name}" holds values that are not finite{REPAIR}')
+    if lowest < 0 or highest > 1.001:
         raise UserError(f'{path}: "{name}" holds values outside 0 to 1{REPAIR}')
     return keys, maps

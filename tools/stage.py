@@ -61,7 +61,9 @@ def each(function: Callable, ids: list[str], num_workers: int, description: str)
     # fork: the workers have what is imported here. Stages that use this keep torch, which does not like it, out.
     with ProcessPoolExecutor(num_workers, multiprocessing.get_context('fork')) as pool:
         try:
-            yield from progress(pool.map(function, ids, chunksize=4), description, len(ids))
+            # A few ids at a time, but of a short list single ones: no worker should wait for another's last.
+            chunk = max(1, min(4, len(ids) // (8 * num_workers)))
+            yield from progress(pool.map(function, ids, chunksize=chunk), description, len(ids))
         except BrokenProcessPool:
             raise OSError(KILLED) from None
         except BaseException:

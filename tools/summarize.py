@@ -49,7 +49,7 @@ def read_result(path):
     """One file of evaluate.py."""
     try:
         result = json.loads(path.read_text())
-        if not np.isfinite([result['miou'], result['images'], result['all_background_miou']]).all():
+        if not np.isfinite([result[name] for name in ('miou', 'fp', 'fn', 'images', 'all_background_miou')]).all():
             raise ValueError
         return {**result, 'threshold': None if result['threshold'] is None else float(result['threshold'])}
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,14 +58,15 @@ def read_result(path):
 
 def print_table(rows):
     """rows: (title, results, published figure or '')."""
-    lines = [('', 'runs', 'images', 'mIoU %', 'threshold', 'all-background %', 'published %')]
+    lines = [('', 'runs', 'images', 'mIoU %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')]
     for title, results, published in rows:
-        miou = np.array([result['miou'] for result in results])
+        miou, fp, fn = (np.array([result[name] for result in results]) for name in ('miou', 'fp', 'fn'))
         figure = f'{miou.mean():.2f}' + (f' +- {miou.std(ddof=1):.2f}' if len(miou) > 1 else '')
         thresholds = sorted({'-' if r['threshold'] is None else f'{r["threshold"]:.2f}' for r in results})
         nothing = f'{results[0]["all_background_miou"]:.2f}'
         images = str(results[0]['images'])
-        lines.append((title, str(len(results)), images, figure, ' '.join(thresholds), nothing, published))
+        wrong = f'{fp.mean():.1f}', f'{fn.mean():.1f}'
+        lines.append((title, str(len(results)), images, figure, *wrong, ' '.join(thresholds), nothing, published))
     if not any(published for *_, published in rows):
         lines = [line[:-1] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
