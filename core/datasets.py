@@ -141,7 +141,8 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
                 raise InputError(f'{path}: has more than 8 bits a channel ({image.mode}): convert it')
-            return image.convert('RGB')
+            image.load()
+            return image if image.mode == 'RGB' else image.convert('RGB')
     except FileNotFoundError:
         raise InputError(f'{path}: no such image (check --data_dir)') from None
     except InputError:

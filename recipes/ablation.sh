@@ -1,37 +1,59 @@
 #!/usr/bin/env bash
-# The paper's Table 1 and the choices around it, each over several seeds, on the drawn set:  bash recipes/ablation.sh
-#   SEEDS='0 1 2'  EPOCHS=6  JOBS=2 (runs at once, a core each)  WHAT='losses alpha level option pieces'
+# The paper's Table 1 and the choices around it, each over several seeds:  bash recipes/ablation.sh
+#   SEEDS='0 1 2'  JOBS=2 (runs at once, a core each)  WHAT='losses alpha level option images steps pieces'
+#   ON=drawn (the quickstart's scenes), or ON=photographs with D=VOC_ROOT and W=MOBILENET_V2_IMAGENET_FILE
 # A run that has its result is not repeated. The tables come at the end, from tools/summarize.py.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
-SEEDS=${SEEDS:-0 1 2} EPOCHS=${EPOCHS:-6} JOBS=${JOBS:-2} WHAT=${WHAT:-losses alpha level option pieces}
-D=experiments/demo
-NET=resnest14_narrow
-DATA="--dataset $D/dataset.json --data_dir $D"
-SCALES=0.5,1.0,1.5,2.0
-[ -f $D/dataset.json ] || python tools/make_demo_data.py --out $D --seed 0
+SEEDS=${SEEDS:-0 1 2} JOBS=${JOBS:-2} ON=${ON:-drawn}
+case $ON in
+drawn)
+    WHAT=${WHAT:-losses alpha level option images steps pieces}
+    D=experiments/demo
+    [ -f $D/dataset.json ] || python tools/make_demo_data.py --out $D --seed 0
+    # The 300 scenes that are scored, as if there were no others to learn from.
+    sed 's/train_aug.txt/train.txt/' $D/dataset.json >$D/few.json
+    NAME=ablation NET=resnest14_narrow SCALES=0.5,1.0,1.5,2.0 EPOCHS=6 ALPHA=4
+    DATA="--dataset $D/dataset.json --data_dir $D"
+    TRAIN="--weights none --lr 0.02 --batch_size 16 --bn_replicas 1"
+    TRAIN+=" --image_size 128 --min_image_size 96 --max_image_size 192"
+    ;;
+photographs)
+    WHAT=${WHAT:-losses alpha}
+    : "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
+    NAME=photographs NET=mobilenet_v2 SCALES=0.5,1.0 EPOCHS=8 ALPHA=1
+    DATA="--dataset data/voc2012_2007.json --data_dir $D"
+    TRAIN="--weights $W --mode fix --lr 0.01 --batch_size 8 --image_size 256 --min_image_size 224 --max_image_size 384"
+    ;;
+esac
 
 run() { # name seed flags: train, infer, evaluate
-    local tag="ablation@$1@seed=$2" data="$DATA"
+    local tag="$NAME@$1@seed=$2"
     [ -f "experiments/results/$tag@train@scale=$SCALES@train.json" ] && return
     mkdir -p experiments/logs
     {
-        python train_classification_with_puzzle.py $data --num_workers 1 --architecture $NET --weights none \
-            --momentum 0.9 --lr 0.02 --batch_size 16 --bn_replicas 1 --image_size 128 --min_image_size 96 \
-            --max_image_size 192 --max_epoch "$EPOCHS" --select last --seed "$2" --tag "$tag" "${@:3}"
-        python inference_classification.py $data --num_workers 1 --architecture $NET --tag "$tag" --domain train
-        python evaluate.py $data --experiment_name "$tag@train@scale=$SCALES"
+        python train_classification_with_puzzle.py $DATA --num_workers 1 --architecture $NET --momentum 0.9 $TRAIN \
+            --max_epoch $EPOCHS --alpha $ALPHA --select last --seed "$2" --tag "$tag" "${@:3}"
+        python inference_classification.py $DATA --num_workers 1 --architecture $NET --tag "$tag" --domain train \
+            --scales $SCALES
+        python evaluate.py $DATA --experiment_name "$tag@train@scale=$SCALES"
     } >"experiments/logs/$tag.out" 2>&1 || echo "FAILED: see experiments/logs/$tag.out" >&2
 }
 
 pieces="--image_size 192 --min_image_size 144 --max_image_size 288" # a multiple of 16 g for 1, 2, 3 and 4 tiles a side
-plan() { # name, then flags: a line for each run, seed by seed, so that every row has its first seed early
+plan() { # a line for each run: name, seed, flags. Seed by seed, so that every row has its first one early
     for seed in $SEEDS; do
         for what in $WHAT; do
             case $what in
             losses) for o in cl cl_pcl cl_re cl_pcl_re; do echo "$o $seed --loss_option $o"; done ;;
-            alpha) for a in 0.5 1 2 8; do echo "alpha=$a $seed --alpha $a"; done ;;
+            alpha) for a in 0.5 1 2 4 8; do [ $a = $ALPHA ] || echo "alpha=$a $seed --alpha $a"; done ;;
             level) echo "level=cam $seed --level cam" ;;
             option) for o in none selection; do echo "re_loss_option=$o $seed --re_loss_option $o"; done ;;
+            images) for o in cl cl_pcl_re; do
+                echo "images=300_$o $seed --loss_option $o --dataset $D/few.json --max_epoch $((5 * EPOCHS))"
+            done ;;
+            steps) for o in cl cl_pcl_re; do
+                echo "steps=third_$o $seed --loss_option $o --max_epoch $((EPOCHS / 3))"
+            done ;;
             pieces) for p in 1 4 9 16; do echo "num_pieces=$p $seed --num_pieces $p $pieces"; done ;;
             esac
         done
@@ -47,17 +69,21 @@ plan | {
     wait
 }
 
-row() { echo "$1 | ablation@$2@seed=*@train@scale=$SCALES@train${3:+ | $3}"; }
+row() { echo "$1 | $NAME@$2@seed=*@train@scale=$SCALES@train${3:+ | $3}"; }
+at_alpha() { if [ "$1" = $ALPHA ]; then row "$1" cl_pcl_re; else row "$1" "alpha=$1"; fi; }
 table() { echo; echo "$1"; shift; python tools/summarize.py $DATA "$@"; }
 for what in $WHAT; do
     case $what in
-    losses) table 'Loss (paper: Table 1, ResNet-50 on VOC)' --picture experiments/ablation.png \
+    losses) table 'Loss (paper: Table 1, ResNet-50 on VOC)' --picture experiments/$NAME.png --images 8 \
         "$(row L_cls cl 47.82)" "$(row '+ L_p-cls' cl_pcl 47.70)" "$(row '+ L_re' cl_re 49.21)" \
         "$(row 'all three' cl_pcl_re 51.53)" ;;
-    alpha) table 'alpha' "$(row 0.5 alpha=0.5)" "$(row 1 alpha=1)" "$(row 2 alpha=2)" "$(row 4 cl_pcl_re)" "$(row 8 alpha=8)" ;;
+    alpha) table 'alpha' "$(at_alpha 0.5)" "$(at_alpha 1)" "$(at_alpha 2)" "$(at_alpha 4)" "$(at_alpha 8)" ;;
     level) table 'level' "$(row feature cl_pcl_re)" "$(row cam level=cam)" ;;
     option) table 're_loss_option' "$(row masking cl_pcl_re)" "$(row none re_loss_option=none)" \
         "$(row selection re_loss_option=selection)" ;;
+    images) table 'A fifth of the images, as many steps' "$(row L_cls images=300_cl)" \
+        "$(row 'all three' images=300_cl_pcl_re)" ;;
+    steps) table 'A third of the steps' "$(row L_cls steps=third_cl)" "$(row 'all three' steps=third_cl_pcl_re)" ;;
     pieces) table 'num_pieces (at 192 pixels)' "$(row '1 (none)' num_pieces=1)" "$(row 4 num_pieces=4)" \
         "$(row 9 num_pieces=9)" "$(row 16 num_pieces=16)" ;;
     esac

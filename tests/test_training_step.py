@@ -244,7 +244,7 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         """Bytes and their flag to numbers; the script's own float32 must agree."""
         pixels = images.numpy().astype(np.float64)
         x = (pixels[..., :3] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        x = torch.from_numpy((x * pixels[..., 3:] if pixels.shape[3] == 4 else x).transpose(0, 3, 1, 2).copy())
+        x = torch.from_numpy((x * (pixels[..., 3:] > 0) if pixels.shape[3] == 4 else x).transpose(0, 3, 1, 2).copy())
         torch.testing.assert_close(real(images).double(), x, rtol=1e-5, atol=1e-6)
         now['images'] = x.numpy()
         return x
