@@ -31,7 +31,7 @@ from functools import partial
 
 import torch
 
-from core import InputError
+from core import IGNORE, InputError
 from core.affinity import PathIndex, affinity_labels
 from core.backbone import load_weights
 from core.datasets import ImageSet, label_path, load_info
@@ -39,7 +39,7 @@ from core.losses import affinity_loss
 from core.maps import strided_size
 from core.networks import AffinityNet
 from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask, network_input
-from tools import pictures, stage
+from tools import UserError, pictures, stage
 from tools.checkpoint import TrainingState, save_model, unwrap, weights_hash
 from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
 from tools.experiment import check_inputs, folder_identity, input_folder, list_hash, model_path
@@ -113,7 +113,12 @@ def main(args):
                 iteration += 1
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
-                    log.training(iteration, iterations, lr, averages.take())
+                    means = averages.take()
+                    if means['loss'] == 0:
+                        raise UserError(
+                            f'--label_name {args.label_name}: all its labels are {IGNORE}: nothing to learn'
+                        )
+                    log.training(iteration, iterations, lr, means)
                 state.after(iteration)
 
             sheet = edge_sheet(batch['images'][:8], batch['masks'][:8], logits[:8].detach(), info.palette)

@@ -45,7 +45,7 @@ class DatasetInfo:
         if not ids:
             raise InputError(f'{path}: the list "{domain}" of --dataset is empty')
         for image_id in ids:
-            if '/' in image_id or '\\' in image_id or image_id.startswith('.'):
+            if '/' in image_id or '\\' in image_id or image_id.startswith('.') or not image_id.isprintable():
                 raise InputError(f'{path}: {image_id!r} is no image id (a file name without folder and ending)')
         if len(set(ids)) < len(ids):
             twice = next(image_id for i, image_id in enumerate(ids) if image_id in ids[:i])

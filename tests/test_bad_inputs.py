@@ -88,6 +88,11 @@ def arrays(**content):
     return lambda folder: np.savez(folder / f'experiments/predictions/{CAMS}/{ID}.npz', **content)
 
 
+def all_unsure(folder):
+    for path in (folder / f'experiments/predictions/{AFFINITY_LABELS}').glob('*.png'):
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+
+
 def model(name, change_state):
     def damage(folder):
         path = folder / f'experiments/models/{name}.pth'
@@ -306,6 +311,12 @@ CASES = [
         '{D}/SegmentationClass/train_00000.png: a mask must be an 8-bit palette or grey PNG of class indices, not RGB',
     ),
     (picture(LABEL, ZEROS), 'aff', '', '{labels}/train_00000.png: a mask of 7x9 for an image of 64x61'),
+    (
+        all_unsure,
+        'aff',
+        '',
+        f'--label_name {AFFINITY_LABELS}: all its labels are 255: nothing to learn',
+    ),
     (
         remove(LABEL),
         'aff',

@@ -128,7 +128,9 @@ def test_what_is_no_data_set_is_refused(tmp_path, content):
         load_info(tmp_path / 'nowhere.json')
 
 
-@pytest.mark.parametrize('ids', ['', ' \n', '../secret', 'a/b', '.hidden', 'a\\b', 'twice b twice', '/etc/passwd'])
+@pytest.mark.parametrize(
+    'ids', ['', ' \n', '../secret', 'a/b', '.hidden', 'a\\b', 'twice b twice', '/etc/passwd', 'a\0b']
+)
 def test_unsafe_lists_are_refused(tmp_path, ids):
     (tmp_path / 'train.txt').write_text(ids)
     with pytest.raises(InputError, match='train.txt') as fault:
@@ -145,6 +147,22 @@ def test_lists_that_are_not_there(tmp_path):
     (tmp_path / 'train.txt').write_bytes(b'\xff\xfe\xff')
     with pytest.raises(InputError, match='train.txt'):
         info.ids('train')
+
+
+@QUICK
+@given(content=st.text('ab01_./\\ \n\0\x1b\u00e9', max_size=12).map(str.encode) | st.binary(max_size=12))
+def test_any_list_gives_ids_that_stay_in_their_folder_or_an_input_error(tmp_path, content):
+    (tmp_path / 'train.txt').write_bytes(content)
+    try:
+        ids = load_info(write_info(tmp_path)).ids('train')
+    except InputError as error:
+        assert 'train.txt' in str(error)
+        return
+    assert ids
+    for image_id in ids:
+        path = image_path(tmp_path, image_id)
+        assert path.resolve().parent == tmp_path.resolve() / 'JPEGImages'
+        assert not path.is_file()
 
 
 json_values = st.recursive(

@@ -6,6 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from tools import UserError
 from tools.files import maps_inside, read_maps, write_bytes, write_cam, write_rw
@@ -111,6 +114,33 @@ def test_every_cut_and_many_flipped_bytes_are_no_traceback(tmp_path):
         except UserError:
             pass
         maps_inside(tmp_path / 'a.npz')
+
+
+ANY_ARRAY = arrays.arrays(
+    st.one_of(arrays.scalar_dtypes(), st.just(np.dtype('float16')), st.just(np.dtype('int64'))),
+    arrays.array_shapes(min_dims=0, min_side=0, max_side=4),
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(keys=ANY_ARRAY, maps=ANY_ARRAY, data=st.data())
+def test_any_npz_gives_maps_that_go_together_or_a_user_error(tmp_path, keys, maps, data):
+    path = tmp_path / 'a.npz'
+    np.savez_compressed(path, keys=keys, rw=maps)
+    content = bytearray(path.read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        found, scores = read_maps(path, 'rw', 20)
+    except UserError as error:
+        assert str(path) in str(error)
+        return
+    assert found[0] == 0
+    assert found.max() <= 20
+    assert scores.shape[0] == len(found) - 1
+    assert scores.dtype == np.float32
+    assert ((scores >= 0) & (scores <= 1.001)).all()
 
 
 def test_maps_that_are_not_finite_are_not_written(tmp_path):

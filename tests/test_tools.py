@@ -3,12 +3,14 @@
 import argparse
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import fault_of
+from conftest import fault_of, subprocess_environment
 from torch import nn
 
 from core.networks import AffinityNet, Classifier
@@ -387,6 +389,27 @@ def test_work_behind_is_done_on_leaving_and_hands_on_faults(tmp_path, workers, p
     assert [(tmp_path / str(i)).read_text() for i in range(20)] == [str(i) for i in range(20)]
     with pytest.raises(UserError, match='7 is odd'), stage.Behind(workers, processes) as behind:
         behind.submit(write_half, tmp_path / 'odd', '7')
+
+
+ORPHANS = """
+import os, time
+from tools import stage
+
+def work(i):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+list(stage.each(work, ['0', '1'], 2, 'x'))
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    program = subprocess.Popen([sys.executable, '-c', ORPHANS], stdout=subprocess.PIPE, env=subprocess_environment())
+    for _ in range(2):
+        assert int(program.stdout.readline()) != program.pid
+    program.kill()
+    # The workers hold the pipe: it ends when the last of them has.
+    assert program.stdout.read() == b''
 
 
 def test_averages():

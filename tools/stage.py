@@ -1,8 +1,10 @@
 """How a stage script starts, ends and walks over ids."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections import deque
@@ -58,8 +60,7 @@ def each(function: Callable, ids: list[str], num_workers: int, description: str)
     if num_workers == 0:
         yield from map(function, progress(ids, description))
         return
-    # fork: the workers have what is imported here. Stages that use this keep torch, which does not like it, out.
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context('fork')) as pool:
+    with _processes(num_workers) as pool:
         try:
             # A few ids at a time, but of a short list single ones: no worker should wait for another's last.
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
@@ -69,6 +70,21 @@ def each(function: Callable, ids: list[str], num_workers: int, description: str)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    """fork: the workers have what is imported here. Stages that use this keep torch, which does not like it, out."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Nothing else tells a worker that its parent was killed: it would wait for work for ever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Behind:
@@ -81,7 +97,7 @@ class Behind:
     def __init__(self, workers: int, processes: bool = False):
         if processes and workers:
             # Forked now, before torch has threads or a GPU; the first task starts them all.
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context('fork'))
+            self.pool = _processes(workers)
             self.pool.submit(int).result()
         else:
             self.pool = ThreadPoolExecutor(max(1, workers))
