@@ -40,7 +40,7 @@ from core.maps import finish_walk, strided_size
 from core.metrics import ConfusionMatrix, ThresholdSweep
 from tools import UserError, stage
 from tools.experiment import check_inputs, experiment_options, input_folder, maker_of, results_path, write_json
-from tools.files import maps_inside, read_maps, write_bytes
+from tools.files import maps_inside, read_maps, remove_leftovers, write_bytes
 
 
 def figures(matrix, info):
@@ -166,6 +166,7 @@ def main(args):
         'thresholds': [{'threshold': threshold, **row} for threshold, row in rows],
         'made_with': experiment_options(folder),
     }
+    remove_leftovers(results_path(name, 'json').parent)
     write_json(results_path(name, 'json'), result)
     print(f'written to {results_path(name, "json")}')
 

@@ -3,6 +3,7 @@
 Each stage runs in a process of its own, forked from a server that has done the imports, and is killed for real.
 """
 
+import fcntl
 import multiprocessing
 import os
 import random
@@ -21,6 +22,7 @@ from tools import experiment, stage
 from tools.files import read_maps
 
 STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg', 'predictions')
+ALL = (*STAGES, 'evaluate')  # the last one keeps nothing to go on from
 FOLDERS = {
     'cams': CAMS,
     'affinity_labels': AFFINITY_LABELS,
@@ -64,7 +66,7 @@ def finish(data, name: str, folder, *more: str) -> float:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every output that must be the same: all but logs, which tell times."""
-    kinds = ('models', 'checkpoints', 'data', 'predictions')
+    kinds = ('models', 'checkpoints', 'data', 'predictions', 'results')
     paths = [path for kind in kinds for path in (folder / 'experiments' / kind).rglob('*') if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -78,6 +80,8 @@ def copy_without(made: Path, target: Path, name: str) -> None:
 def remove_output(folder: Path, name: str) -> None:
     if name in FOLDERS:
         shutil.rmtree(folder / 'experiments/predictions' / FOLDERS[name])
+    if name == 'evaluate':
+        shutil.rmtree(folder / 'experiments/results')
     for path in (folder / 'experiments').glob(f'*/{name}.*'):
         path.unlink()
     shutil.rmtree(folder / f'experiments/tensorboards/{name}', ignore_errors=True)
@@ -87,7 +91,7 @@ def remove_output(folder: Path, name: str) -> None:
 def undisturbed(demo, tmp_path_factory):
     """A directory in which all stages have run to the end, and how long each took."""
     folder = tmp_path_factory.mktemp('undisturbed')
-    return folder, {name: finish(demo, name, folder) for name in STAGES}
+    return folder, {name: finish(demo, name, folder) for name in ALL}
 
 
 def kill_and_go_on(demo, undisturbed, folder, name, kills, seed):
@@ -108,13 +112,13 @@ def kill_and_go_on(demo, undisturbed, folder, name, kills, seed):
     return killed
 
 
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', ALL)
 def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name):
     assert kill_and_go_on(demo, undisturbed, tmp_path, name, 2, seed=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize('name', ALL)
 def test_twenty_kills_a_stage(demo, undisturbed, tmp_path, name):
     killed = 0
     for seed in range(100):
@@ -243,13 +247,23 @@ def test_train_and_train_aug_share_a_folder(demo, at):
 
 def test_leftovers_of_killed_writers_go_and_those_of_others_stay(demo, at):
     folder = at / 'predictions' / PSEUDO
-    gone = folder / '.train_00000.png.999999999.tmp'
-    stays = [folder / f'.train_00000.png.{os.getpid()}.tmp', folder / 'notes.txt']
+    gone = folder / '.train_00000.png.12.tmp'
+    stays = [folder / '.train_00000.png.13.tmp', folder / 'notes.txt']
     for path in [gone, *stays]:
         path.write_bytes(b'')
-    again(demo, 'pseudo')
+    with stays[0].open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as its writer does
+        again(demo, 'pseudo')
     assert not gone.exists()
     assert all(path.exists() for path in stays)
+
+
+def test_leftovers_of_models_go(demo, at):
+    gone = [at / kind / '.seg.x.12.tmp' for kind in ('models', 'checkpoints', 'data')]
+    for path in gone:
+        path.write_bytes(b'half')
+    again(demo, 'seg')
+    assert not any(path.exists() for path in gone)
 
 
 @pytest.mark.parametrize('name', FOLDERS)
@@ -294,13 +308,11 @@ def test_a_full_disk_leaves_no_half_file(demo, at, monkeypatch):
     folder = at / 'predictions' / CAMS
     (folder / 'train_00001.npz').unlink()
 
-    def no_space(self, content):
-        with self.open('wb') as file:
-            file.write(content[:10])
-        raise OSError(28, 'No space left on device', str(self))
+    def no_space(temporary, path):
+        raise OSError(28, 'No space left on device', str(temporary))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, 'write_bytes', no_space)
+        patch.setattr(os, 'replace', no_space)
         with pytest.raises(OSError, match='No space'):
             again(demo, 'cams')
     assert not (folder / 'train_00001.npz').exists()

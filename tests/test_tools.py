@@ -391,12 +391,12 @@ def test_work_behind_is_done_on_leaving_and_hands_on_faults(tmp_path, workers, p
         behind.submit(write_half, tmp_path / 'odd', '7')
 
 
-ORPHANS = """
+ORPHANS = r"""
 import os, time
 from tools import stage
 
 def work(i):
-    print(os.getpid(), flush=True)
+    os.write(1, b'%d\n' % os.getpid())
     time.sleep(600)
 
 list(stage.each(work, ['0', '1'], 2, 'x'))

@@ -132,8 +132,8 @@ class TrainingState:
         self.identity = identity_of(args, **inputs)
         self.iteration, self.stop = 0, None
         models = [model_path(args.tag, suffix) for suffix in ('', '.last', '.best')]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path.parent)
+        for folder in ('checkpoints', 'models', 'data'):
+            remove_leftovers(EXPERIMENTS / folder)
         if args.overwrite:
             for path in [self.path, *models, EXPERIMENTS / 'logs' / f'{args.tag}.txt']:
                 path.unlink(missing_ok=True)

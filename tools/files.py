@@ -1,10 +1,12 @@
 """The npz files between stages, and how every output comes to be: whole, or not at all. No pickle is ever read."""
 
+import fcntl
 import io
 import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,8 +34,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with temporary.open('wb') as file:
+            _lock(file)
+            file.write(content)
+            file.flush()
+            os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f'cannot be written: {error.strerror or error}', str(path)) from None
     finally:
@@ -41,20 +46,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed; those of processes that live stay."""
+    """Remove the temporary files of writers that were killed; a writer that lives holds a lock on its own."""
     for path in folder.glob('.*.tmp'):
-        pid = path.name.split('.')[-2]
-        if pid.isdecimal() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
+        try:
+            with path.open('rb') as file:
+                if _lock(file):
+                    path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass  # its writer has just renamed it
 
 
-def _alive(pid: int) -> bool:
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False where another holds it, or where the file system knows no locks."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         return False
-    except PermissionError:
-        return True
     return True
 
 
