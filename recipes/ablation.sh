@@ -2,9 +2,10 @@
 # The paper's Table 1 and the choices around it, each over several seeds:  bash recipes/ablation.sh
 #   SEEDS='0 1 2'  JOBS=2 (runs at once, a core each)  WHAT='losses alpha level option images steps pieces'
 #   ON=drawn (the quickstart's scenes), or ON=photographs with D=VOC_ROOT and W=MOBILENET_V2_IMAGENET_FILE
+#   NAME, NET, MORE: names of the runs, the network, further flags of stage 1, to try something else in the same way
 # A run that has its result is not repeated. The tables come at the end, from tools/summarize.py.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
-SEEDS=${SEEDS:-0 1 2} JOBS=${JOBS:-2} ON=${ON:-drawn}
+SEEDS=${SEEDS:-0 1 2} JOBS=${JOBS:-2} ON=${ON:-drawn} MORE=${MORE:-}
 case $ON in
 drawn)
     WHAT=${WHAT:-losses alpha level option images steps pieces}
@@ -12,7 +13,7 @@ drawn)
     [ -f $D/dataset.json ] || python tools/make_demo_data.py --out $D --seed 0
     # The 300 scenes that are scored, as if there were no others to learn from.
     sed 's/train_aug.txt/train.txt/' $D/dataset.json >$D/few.json
-    NAME=ablation NET=resnest14_narrow SCALES=0.5,1.0,1.5,2.0 EPOCHS=6 ALPHA=4
+    NAME=${NAME:-ablation} NET=${NET:-resnest14_narrow} SCALES=0.5,1.0,1.5,2.0 EPOCHS=6 ALPHA=4
     DATA="--dataset $D/dataset.json --data_dir $D"
     TRAIN="--weights none --lr 0.02 --batch_size 16 --bn_replicas 1"
     TRAIN+=" --image_size 128 --min_image_size 96 --max_image_size 192"
@@ -20,7 +21,7 @@ drawn)
 photographs)
     WHAT=${WHAT:-losses alpha}
     : "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
-    NAME=photographs NET=mobilenet_v2 SCALES=0.5,1.0 EPOCHS=8 ALPHA=1
+    NAME=${NAME:-photographs} NET=${NET:-mobilenet_v2} SCALES=0.5,1.0 EPOCHS=8 ALPHA=1
     DATA="--dataset data/voc2012_2007.json --data_dir $D"
     TRAIN="--weights $W --mode fix --lr 0.01 --batch_size 8 --image_size 256 --min_image_size 224 --max_image_size 384"
     ;;
@@ -32,14 +33,15 @@ run() { # name seed flags: train, infer, evaluate
     mkdir -p experiments/logs
     {
         python train_classification_with_puzzle.py $DATA --num_workers 1 --architecture $NET --momentum 0.9 $TRAIN \
-            --max_epoch $EPOCHS --alpha $ALPHA --select last --seed "$2" --tag "$tag" "${@:3}"
+            --max_epoch $EPOCHS --alpha $ALPHA --select last --seed "$2" --tag "$tag" "${@:3}" $MORE
         python inference_classification.py $DATA --num_workers 1 --architecture $NET --tag "$tag" --domain train \
             --scales $SCALES
         python evaluate.py $DATA --experiment_name "$tag@train@scale=$SCALES"
     } >"experiments/logs/$tag.out" 2>&1 || echo "FAILED: see experiments/logs/$tag.out" >&2
 }
 
-pieces="--image_size 192 --min_image_size 144 --max_image_size 288" # a multiple of 16 g for 1, 2, 3 and 4 tiles a side
+# A multiple of 16 g for 1, 2, 3 and 4 tiles a side; on the few scenes, for it takes its time.
+pieces="--image_size 192 --min_image_size 144 --max_image_size 288 --dataset $D/few.json --max_epoch $((2 * EPOCHS))"
 plan() { # a line for each run: name, seed, flags. Seed by seed, so that every row has its first one early
     for seed in $SEEDS; do
         for what in $WHAT; do
@@ -84,7 +86,7 @@ for what in $WHAT; do
     images) table 'A fifth of the images, as many steps' "$(row L_cls images=300_cl)" \
         "$(row 'all three' images=300_cl_pcl_re)" ;;
     steps) table 'A third of the steps' "$(row L_cls steps=third_cl)" "$(row 'all three' steps=third_cl_pcl_re)" ;;
-    pieces) table 'num_pieces (at 192 pixels)' "$(row '1 (none)' num_pieces=1)" "$(row 4 num_pieces=4)" \
+    pieces) table 'num_pieces (300 scenes, 192 pixels)' "$(row '1 (none)' num_pieces=1)" "$(row 4 num_pieces=4)" \
         "$(row 9 num_pieces=9)" "$(row 16 num_pieces=16)" ;;
     esac
 done

@@ -19,6 +19,7 @@ from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, WALKED, co
 
 from core import InputError
 from tools import experiment, stage
+from tools.checkpoint import ModelKeeper
 from tools.files import read_maps
 
 STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg', 'predictions')
@@ -143,6 +144,23 @@ def test_a_signal_saves_and_exits(demo, undisturbed, tmp_path, name, number):
     assert process.exitcode in (0, 1)  # 0 where the signal came after the last iteration
     finish(demo, name, tmp_path)
     assert contents(tmp_path) == contents(made)
+
+
+@pytest.mark.parametrize('name', ['cls', 'seg'])
+def test_killed_after_the_first_model_and_before_the_first_state(demo, undisturbed, tmp_path, monkeypatch, name):
+    copy_without(undisturbed[0], tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+
+    def keep_and_be_killed(self, *arguments, keep=ModelKeeper.keep):
+        keep(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ModelKeeper, 'keep', keep_and_be_killed)
+        again(demo, name, '--save_interval', '1000')
+    assert (tmp_path / f'experiments/models/{name}.pth').is_file()
+    finish(demo, name, tmp_path)
+    assert contents(tmp_path) == contents(undisturbed[0])
 
 
 def test_workers_change_nothing(demo, undisturbed, tmp_path):

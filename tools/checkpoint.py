@@ -161,6 +161,8 @@ class TrainingState:
         except Exception as error:
             raise UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train anew') from None
         check_identity(f'the run of {self.path}', identity, self.identity)
+        if state.get('iteration') == 0:  # saved on starting: everything is as it begins
+            return
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state['parts'][name])
@@ -194,6 +196,8 @@ class TrainingState:
 
     def __enter__(self) -> 'TrainingState':
         self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        if not self.path.is_file():
+            self.save(0)  # models that a killed first epoch leaves are known to be this run's
         return self
 
     def _note_signal(self, number, frame) -> None:

@@ -21,6 +21,8 @@ def run(main: Callable[[Namespace], None], args: Namespace, *faults: type[Except
     """Run a stage; what the user did wrong (UserError and `faults`) is one line on stderr and status 1."""
     faults = (*faults, UserError)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as any program leaves: workers are told
+    # What fails in a thread (TensorBoard's, on a full disk) is one line too; who waits for the thread ends the stage.
+    threading.excepthook = lambda fault: print(f'{sys.argv[0]}: {fault.exc_value}', file=sys.stderr)
     try:
         main(args)
     except faults as error:
