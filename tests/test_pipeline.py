@@ -37,6 +37,8 @@ from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
 from core.transforms import network_input
+from recipes import gradients
+from tools import UserError
 from tools.checkpoint import read_note
 
 NET = 'resnest14_narrow'
@@ -271,6 +273,33 @@ def test_training_moved_what_it_should(at):
     assert not any(torch.equal(seg[name], cls[name]) for name in weights)
     # Three steps of two passes, each passing by replica 0 alone.
     assert {int(cls[name]) for name in backbone if name.endswith('num_batches_tracked')} == {6}
+
+
+@pytest.mark.parametrize('end', ['start', 'end'])
+def test_gradients_of_the_losses(at, capsys, end):
+    """At its end the first batch is compared with plain backward passes."""
+    gradients.main(gradients.parse_args(['--tag', 'cls', '--at', end, '--batches', '1', '--device', 'cpu']))
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in lines[2:]}
+    assert list(found) == ['L_cls', 'L_p-cls', 'L_re']
+    assert found['L_cls'][2] == 1
+    if end == 'end':
+        run = gradients.run_options('cls', 'cpu')
+        loader, _ = train_classification.loaders_of(run, load_info(run.dataset), torch.device('cpu'))
+        batch = next(iter(loader))
+        for term, name in (('cl', 'L_cls'), ('re', 'L_re')):
+            model = Classifier(NET, 6).train()
+            model.load_state_dict(torch.load(at / 'models/cls.pth', weights_only=True))
+            images = network_input(batch['images'])
+            loss = train_classification.losses_of(model, images, batch['labels'], run, run.bn_replicas)[term]
+            loss.backward()
+            norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
+            assert found[name][:2] == pytest.approx([loss.item(), norm], rel=1e-2, abs=1e-4)
+
+
+def test_gradients_of_a_run_that_is_not_there(in_tmp):
+    with pytest.raises(UserError, match='data/none.json is not there'):
+        gradients.main(gradients.parse_args(['--tag', 'none']))
 
 
 def test_curves_and_pictures(at):
