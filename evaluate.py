@@ -144,6 +144,7 @@ def main(args):
         raise UserError(f'--threshold {args.threshold}: {folder} holds label maps, which have no scores')
     check_inputs(folder, ids, '.png' if mode == 'png' else '.npz', maker)
     name = f'{args.experiment_name}@{args.domain}'
+    remove_leftovers(results_path(name, 'json').parent)
     if args.domain == 'test' and not any(mask_path(args.data_dir, image_id).is_file() for image_id in ids):
         pack(folder, ids, info, results_path(name, 'tgz'))
         return
@@ -166,7 +167,6 @@ def main(args):
         'thresholds': [{'threshold': threshold, **row} for threshold, row in rows],
         'made_with': experiment_options(folder),
     }
-    remove_leftovers(results_path(name, 'json').parent)
     write_json(results_path(name, 'json'), result)
     print(f'written to {results_path(name, "json")}')
 

@@ -113,14 +113,11 @@ def main(args):
                 iteration += 1
                 averages.add(loss=loss)
                 if iteration % print_every == 0:
-                    means = averages.take()
-                    if means['loss'] == 0:
-                        raise UserError(
-                            f'--label_name {args.label_name}: all its labels are {IGNORE}: nothing to learn'
-                        )
-                    log.training(iteration, iterations, lr, means)
+                    log.training(iteration, iterations, lr, averages.take())
                 state.after(iteration)
 
+            if not any(value for _, value in log.curves['loss']):
+                raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: nothing to learn')
             sheet = edge_sheet(batch['images'][:8], batch['masks'][:8], logits[:8].detach(), info.palette)
             log.picture(iteration, 'edges', sheet)
             log.save_curves()

@@ -275,6 +275,16 @@ def test_training_moved_what_it_should(at):
     assert {int(cls[name]) for name in backbone if name.endswith('num_batches_tracked')} == {6}
 
 
+def test_batches_without_a_labelled_pair_do_not_end_affinitynet(copy):
+    for path in sorted((copy.parent / 'experiments/predictions' / AFFINITY_LABELS).glob('*.png'))[1:]:
+        Image.fromarray(np.full_like(pixels(path), 255)).save(path)
+    run(copy, 'aff', '--tag', 'sparse', '--batch_size', '1', '--print_ratio', '0')
+    curves = json.loads((copy.parent / 'experiments/data/sparse.json').read_text())['curves']
+    losses = [value for _, value in curves['loss']]
+    assert 0 in losses
+    assert max(losses) > 0
+
+
 @pytest.mark.parametrize('end', ['start', 'end'])
 def test_gradients_of_the_losses(at, capsys, end):
     """At its end the first batch is compared with plain backward passes."""

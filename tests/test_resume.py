@@ -4,6 +4,7 @@ Each stage runs in a process of its own, forked from a server that has done the 
 """
 
 import fcntl
+import io
 import multiprocessing
 import os
 import random
@@ -322,15 +323,33 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(demo, at, capsy
     assert {path: found[path] for path in before} == before
 
 
+@pytest.mark.parametrize('name', TRAINERS)
+def test_weights_that_are_not_finite_are_never_saved(demo, at, capsys, name):
+    """Neither at an interval nor at the end of an epoch, though no line of the log has seen the loss yet."""
+    script, line = commands(demo)[name]
+    options = ['--tag', 'diverging', '--lr', '1e36', '--print_ratio', '1', '--save_interval', '2', '--max_epoch', '1']
+    assert 'not finite' in fault_of(script, [*line, *options], capsys)
+    assert torch.load(at / 'checkpoints/diverging.pth', weights_only=True)['iteration'] == 0
+    for path in [*(at / 'checkpoints').glob('diverging*'), *(at / 'models').glob('diverging*')]:
+        state = torch.load(path, weights_only=True)
+        state = state['parts']['model'] if path.parent.name == 'checkpoints' else state
+        assert all(torch.isfinite(value).all() for value in state.values()), path
+
+
 def test_a_full_disk_leaves_no_half_file(demo, at, monkeypatch):
     folder = at / 'predictions' / CAMS
     (folder / 'train_00001.npz').unlink()
 
-    def no_space(temporary, path):
-        raise OSError(28, 'No space left on device', str(temporary))
+    class Full(io.FileIO):
+        def write(self, content):
+            super().write(content[:10])
+            raise OSError(28, 'No space left on device', self.name)
+
+    def on_a_full_disk(path, *mode, real=Path.open, **options):
+        return Full(path, 'w') if path.name.endswith('.tmp') else real(path, *mode, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, 'replace', no_space)
+        patch.setattr(Path, 'open', on_a_full_disk)
         with pytest.raises(OSError, match='No space'):
             again(demo, 'cams')
     assert not (folder / 'train_00001.npz').exists()

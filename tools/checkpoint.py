@@ -25,9 +25,22 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.DataParallel) else model
 
 
+def check_finite(model: nn.Module) -> None:
+    """Raise UserError where a weight or a statistic is nan or infinite: what was saved before is good, this is not."""
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f'{name} is not finite any more, nothing is saved: try a smaller --lr (are --weights good?)'
+            )
+
+
 def save_model(model: nn.Module, path: Path, **note) -> None:
-    """Write the state dict whole. `note` (strings and numbers: architecture, epoch, why this epoch) rides in the state
-    dict's metadata, which load_state_dict passes over."""
+    """Write the state dict whole; raises UserError where it is not finite.
+
+    `note` (strings and numbers: architecture, epoch, why this epoch) rides in the state dict's metadata, which
+    load_state_dict passes over.
+    """
+    check_finite(unwrap(model))
     state = unwrap(model).state_dict()
     for name, value in state.items():
         state[name] = value.detach().cpu().contiguous()
@@ -174,7 +187,8 @@ class TrainingState:
             raise UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train anew') from None
 
     def save(self, iteration: int) -> None:
-        """Save now; leave the program where a signal has asked for it."""
+        """Save now, unless the model is not finite (UserError); leave the program where a signal has asked for it."""
+        check_finite(self.parts['model'])
         state = {
             'identity': self.identity,
             'iteration': iteration,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import subprocess
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -163,8 +164,13 @@ def check_inputs(folder: Path, ids: Sequence[str], suffix: str, script: str) -> 
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the main packages."""
-    found = {'python': platform.python_version()}
+    """The commit of this code (unknown outside a git clone), the versions of Python and of the main packages."""
+    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git
+        commit = ''
+    found = {'code': commit or 'unknown', 'python': platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -38,6 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             _lock(file)
             file.write(content)
             file.flush()
+            os.fsync(file.fileno())  # on the disk before it has its name: a machine that goes down leaves no half file
             os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f'cannot be written: {error.strerror or error}', str(path)) from None
@@ -49,11 +50,11 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed; a writer that lives holds a lock on its own."""
     for path in folder.glob('.*.tmp'):
         try:
-            with path.open('rb') as file:
+            with path.open('r+b') as file:  # over NFS only what is open for writing can be locked
                 if _lock(file):
                     path.unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass  # its writer has just renamed it
+        except OSError:
+            pass  # its writer has just renamed it, or it is another user's
 
 
 def _lock(file: BinaryIO) -> bool:
