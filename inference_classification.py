@@ -37,7 +37,7 @@ import torch
 from core import InputError
 from core.cam import multi_scale_cam
 from core.datasets import ScaledBatches, keys_of, load_info, read_labels, xml_path
-from core.networks import Classifier
+from core.networks import Classifier, for_inference
 from core.transforms import network_input, scaled
 from tools import stage
 from tools.checkpoint import load_model
@@ -55,7 +55,7 @@ def main(args):
     device = pick_device(args.device)
     model = Classifier(args.architecture, info.num_classes)
     load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
-    model = place(model, device).eval()
+    model = place(for_inference(model), device)
 
     name = cam_name(args.tag, args.domain, args.scales)
     check = partial(read_maps, name='hr_cam', num_classes=info.num_classes)

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from core import InputError
 from core.datasets import ScaledBatches, load_info
 from core.maps import strided_size
-from core.networks import AffinityNet
+from core.networks import AffinityNet, for_inference
 from core.random_walk import random_walk
 from core.transforms import network_input, scaled
 from tools import stage
@@ -82,7 +82,7 @@ def main(args):
     device = pick_device(args.device)
     model = AffinityNet(args.architecture)
     load_model(model, model_path(args.model_name), '--model_name', 'train_affinitynet.py', args.architecture)
-    model = place(model, device).eval()
+    model = place(for_inference(model), device)
 
     name = random_walk_name(args.model_name, args.domain, args.beta, args.exp_times)
     check = partial(read_maps, name='rw', num_classes=info.num_classes)

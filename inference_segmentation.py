@@ -37,7 +37,7 @@ from core import InputError
 from core.crf import crf_from_probability
 from core.datasets import ScaledBatches, encode_mask, load_info, read_mask
 from core.deeplab import multi_scale_logits
-from core.networks import build_segmenter
+from core.networks import build_segmenter, for_inference
 from core.transforms import network_input, scaled
 from tools import UserError, stage
 from tools.checkpoint import load_model
@@ -61,7 +61,7 @@ def main(args):
     device = pick_device(args.device)
     model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)
     load_model(model, model_path(args.tag), '--tag', 'train_segmentation.py', flags.segmenter_name(args))
-    model = place(model, device).eval()
+    model = place(for_inference(model), device)
 
     name = segmentation_name(args.tag, args.domain, args.scales, args.iteration)
     check = partial(read_mask, num_classes=info.num_classes)

@@ -180,10 +180,10 @@ def cam_case(way, device, folder, network, count):
     from benchmarks import reference
     from core.cam import multi_scale_cam
     from core.datasets import ScaledBatches, image_path, read_labels, xml_path
-    from core.networks import Classifier
+    from core.networks import Classifier, for_inference
     from core.transforms import network_input, scaled
     from tools import stage
-    from tools.device import ordered_loader, place
+    from tools.device import ordered_loader, pick_device, place
 
     info, ids = draw_data(folder)
     ids, scales = ids[:count], [0.5, 1.0, 1.5, 2.0]
@@ -199,7 +199,7 @@ def cam_case(way, device, folder, network, count):
 
     if way == 'plain':
         return plain
-    model = place(model, torch.device(device))
+    model = place(for_inference(model), pick_device(device))
 
     def ours():
         batches = ScaledBatches('data', ids, scales, 4, scaled, torch.stack)
@@ -249,7 +249,7 @@ def train_case(way, device, what):
     from core.affinity import PathIndex, affinity_labels
     from core.losses import affinity_loss, classification_loss
     from core.networks import AffinityNet, Classifier
-    from tools.device import place
+    from tools.device import pick_device, place
 
     torch.manual_seed(0)
     images = torch.rand(4, 3, 256, 256, device=device)
@@ -267,7 +267,7 @@ def train_case(way, device, what):
         return step
     model = Classifier('mobilenet_v2').to(device).train()
     if way == 'ours':
-        model = place(model, torch.device(device))
+        model = place(model, pick_device(device))
     labels = torch.ones(4, 20, device=device)
 
     def step():

@@ -26,6 +26,7 @@ class MobileNetV2(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
         for blocks in STAGES:
-            x = self.features[blocks](x)
+            for block in self.features[blocks]:
+                x = block(x)
             features.append(x)
         return features

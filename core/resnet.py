@@ -22,10 +22,11 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outplanes))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out += x if self.downsample is None else self.downsample(x)
+        return F.relu(out, inplace=True)
 
 
 class ResNet(nn.Module):
@@ -53,7 +54,7 @@ class ResNet(nn.Module):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = [self.maxpool(F.relu(self.bn1(self.conv1(x))))]
+        features = [self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             features.append(layer(features[-1]))
         return features

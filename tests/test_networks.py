@@ -14,6 +14,7 @@ from core.networks import (
     DeepLabV3Plus,
     EdgeHead,
     build_segmenter,
+    for_inference,
     forward_in_replicas,
 )
 
@@ -231,6 +232,25 @@ def test_statistics_are_tracked_again_after_a_fault(classifier):
     with pytest.raises(RuntimeError, match='memory'):
         forward_in_replicas(Broken(), IMAGES, 2)
     assert all(norm.track_running_stats for norm in norms_of(classifier).values())
+
+
+@pytest.mark.parametrize('architecture', ['resnet50', 'resnest14', 'resnest26', NARROW, 'mobilenet_v2'])
+@pytest.mark.parametrize('build', [lambda name: Classifier(name, 7), AffinityNet, lambda name: DeepLabV3Plus(name, 8)])
+def test_for_inference_is_the_same_function_without_batch_norm(architecture, build):
+    torch.manual_seed(0)
+    model = build(architecture).double().eval()
+    for norm in norms_of(model).values():
+        for value, (low, high) in zip(
+            norm.state_dict().values(), ((0.5, 1.5), (-1, 1), (-1, 1), (0.5, 1.5)), strict=False
+        ):
+            value.uniform_(low, high)
+    images = IMAGES[:2, :, :48].double()
+    with torch.no_grad():
+        before = model(images)
+        faster = for_inference(copy.deepcopy(model).train())
+        assert not norms_of(faster.backbone) and not any(module.training for module in faster.modules())
+        torch.testing.assert_close(faster(images), before, rtol=1e-9, atol=1e-9 * before.abs().max().item())
+        assert_same(dict(enumerate([model(images)])), {0: before})  # the model itself is left alone
 
 
 def test_multi_scale_logits():

@@ -283,6 +283,44 @@ def test_loaders():
         device.training_loader(list(range(10)), 11, 0, 0, cpu)
 
 
+MEMORY = """
+import resource
+from pathlib import Path
+import torch
+from core.networks import Classifier
+from tools.device import ordered_loader, pick_device
+
+model, images = Classifier('resnest14_narrow', 3), torch.rand(4, 3, 256, 256)
+
+def faults(steps):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(steps):
+        model(images).sum().backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize() // 2**20
+
+faults(2)
+left_alone = faults(3)
+pick_device('cpu')
+faults(2)
+kept = faults(3)
+before_fork = resident()
+next(iter(ordered_loader(['sample'], None, 1, torch.device('cpu'))))
+print(left_alone, kept, before_fork, resident())
+"""
+
+
+@pytest.mark.skipif(device._glibc() is None, reason='only glibc is told to keep memory')
+def test_a_cpu_keeps_the_memory_of_layers_but_forks_without_it():
+    command = [sys.executable, '-c', MEMORY]
+    run = subprocess.run(command, env=subprocess_environment(), capture_output=True, text=True, check=True)
+    left_alone, kept, before_fork, after_fork = map(int, run.stdout.split())
+    assert kept < left_alone / 4, 'page faults of three training steps'
+    assert after_fork < before_fork - 50, 'resident MB'
+
+
 def test_seeds():
     def drawn(seed):
         device.seed_all(seed)

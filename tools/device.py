@@ -1,5 +1,6 @@
 """The one place that knows devices and processes: where to compute, how to spread a batch, how to feed it."""
 
+import ctypes
 import random
 import signal
 
@@ -14,7 +15,7 @@ from tools import UserError
 def pick_device(name: str) -> torch.device:
     """'auto' is the GPUs if there are any, else the CPU. Raises UserError for a device that cannot be used."""
     if name == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -22,7 +23,39 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f'--device {name}: cannot be used here; auto finds what there is') from None
     if device.type not in ('cpu', 'cuda'):
         raise UserError(f'--device {name}: neither cpu nor cuda')
+    if device.type == 'cpu':
+        _keep_freed_memory()
     return device
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is GNU's, to tune its malloc; None elsewhere."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, 'gnu_get_libc_version') else None
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep what a CPU network frees for its next layer.
+
+    Left alone it hands large blocks back to the system and takes them anew, zeroed, a page fault every 4 kB: a third of
+    the time of a training step of mobilenet_v2 on 8 images of 512 pixels.
+    """
+    if glibc := _glibc():
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        glibc.mallopt(m_mmap_max, 0)
+        glibc.mallopt(m_trim_threshold, -1)
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose workers are forked from a heap without free pages.
+
+    Pages that parent and workers share are copied one by one as the parent writes them, the kept ones (above) too.
+    """
+
+    def __iter__(self):
+        if self.num_workers and (glibc := _glibc()):
+            glibc.malloc_trim(0)
+        return super().__iter__()
 
 
 def devices_for(replicas: int, device: torch.device) -> int:
@@ -75,7 +108,7 @@ def training_loader(dataset, batch_size: int, num_workers: int, seed: int, devic
     """Shuffled batches, the incomplete last one dropped (as published)."""
     if len(dataset) < batch_size:
         raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=EpochSampler(len(dataset), seed),
@@ -90,7 +123,7 @@ def training_loader(dataset, batch_size: int, num_workers: int, seed: int, devic
 
 def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
     """Everything once, in order; batch_size None gives single samples as the data set makes them."""
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
