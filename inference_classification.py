@@ -17,6 +17,7 @@ def parse_args(argv=None):
     flags.add_data(parser)
     flags.add_workers(parser)
     flags.add_device(parser)
+    flags.add_precision(parser)
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 1')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--domain', default='train_aug', help='list of images')
@@ -55,7 +56,7 @@ def main(args):
     device = pick_device(args.device)
     model = Classifier(args.architecture, info.num_classes)
     load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
-    model = place(for_inference(model), device)
+    model = place(for_inference(model), device, args.precision)
 
     name = cam_name(args.tag, args.domain, args.scales)
     check = partial(read_maps, name='hr_cam', num_classes=info.num_classes)

@@ -18,6 +18,7 @@ def parse_args(argv=None):
     flags.add_data(parser)
     flags.add_workers(parser)
     flags.add_device(parser)
+    flags.add_precision(parser)
     parser.add_argument('--model_name', type=flags.folder_name, required=True, help='the model of stage 4')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs')
@@ -82,7 +83,7 @@ def main(args):
     device = pick_device(args.device)
     model = AffinityNet(args.architecture)
     load_model(model, model_path(args.model_name), '--model_name', 'train_affinitynet.py', args.architecture)
-    model = place(for_inference(model), device)
+    model = place(for_inference(model), device, args.precision)
 
     name = random_walk_name(args.model_name, args.domain, args.beta, args.exp_times)
     check = partial(read_maps, name='rw', num_classes=info.num_classes)

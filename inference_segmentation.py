@@ -16,6 +16,7 @@ def parse_args(argv=None):
     flags.add_data(parser)
     flags.add_workers(parser)
     flags.add_device(parser)
+    flags.add_precision(parser)
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 7')
     flags.add_segmenter(parser, BACKBONES)
     parser.add_argument('--domain', default='val', help='list of images')
@@ -61,7 +62,7 @@ def main(args):
     device = pick_device(args.device)
     model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)
     load_model(model, model_path(args.tag), '--tag', 'train_segmentation.py', flags.segmenter_name(args))
-    model = place(for_inference(model), device)
+    model = place(for_inference(model), device, args.precision)
 
     name = segmentation_name(args.tag, args.domain, args.scales, args.iteration)
     check = partial(read_mask, num_classes=info.num_classes)

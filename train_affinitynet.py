@@ -78,7 +78,7 @@ def main(args):
     load_weights(model.backbone, args.architecture, args.weights)
     iterations = args.max_epoch * len(train_loader)
     optimizer, schedule = sgd_poly(model.head.parameters(), args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device, devices_for(args.batch_size, device)).train()
+    model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 
     # A run that was killed goes on where it was last saved.

@@ -138,7 +138,7 @@ def main(args):
     iterations = args.max_epoch * len(train_loader)
     groups = parameter_groups(model, args.lr, args.wd)
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device, devices).train()
+    model = parallel(model, device, devices, args.precision).train()
     keeper = ModelKeeper(args.tag, args.select, args.architecture)
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 

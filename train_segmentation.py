@@ -93,7 +93,7 @@ def main(args):
     iterations = args.max_epoch * len(train_loader)
     groups = parameter_groups(model, args.lr, args.wd)
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
-    model = parallel(model, device, devices_for(args.batch_size, device)).train()
+    model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
     keeper = ModelKeeper(args.tag, args.select, flags.segmenter_name(args))
     print_every = max(1, int(len(train_loader) * args.print_ratio))
 

@@ -51,11 +51,12 @@ def random_walk(cam, edge, radius=5, beta=10, exp_times=8):
     affinity = edge_to_affinity(padded, groups)[0].pow(beta)
     source = torch.from_numpy(sources).expand(len(affinity), -1)
     target = torch.cat([group[:, 0] for group in groups])
-    number = torch.full(size, -1)
-    number[:h, radius : radius + w] = torch.arange(h * w).view(h, w)
+    source, target = source.to(cam.device), target.to(cam.device)
+    number = torch.full(size, -1, device=cam.device)
+    number[:h, radius : radius + w] = torch.arange(h * w, device=cam.device).view(h, w)
     source, target = number.flatten()[source], number.flatten()[target]
     inside = (source >= 0) & (target >= 0)
-    dense = torch.eye(h * w, dtype=cam.dtype)
+    dense = torch.eye(h * w, dtype=cam.dtype, device=cam.device)
     dense[source[inside], target[inside]] = affinity[inside]
     dense[target[inside], source[inside]] = affinity[inside]
     transition = dense / dense.sum(0, keepdim=True)
@@ -137,7 +138,7 @@ def multi_scale_cam(classifier, image, labels, scales):
     for scale in scales:
         resized = image.resize((round(w * scale), round(h * scale)), Image.Resampling.BICUBIC)
         pixels = ((np.asarray(resized) / 255.0 - MEAN) / STD).transpose(2, 0, 1)
-        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32))[None]
+        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32))[None].to(next(classifier.parameters()).device)
         with torch.no_grad():
             maps = F.relu(classifier(x, with_cam=True)[1]) + F.relu(classifier(x.flip(3), with_cam=True)[1]).flip(3)
         cam = cam + F.interpolate(maps, ((h - 1) // 4 + 1, (w - 1) // 4 + 1), mode='bilinear', align_corners=False)[0]
@@ -146,7 +147,30 @@ def multi_scale_cam(classifier, image, labels, scales):
     present = np.flatnonzero(labels)
     cam, hr_cam = cam[present], hr_cam[present]
     maps = [x / (x.amax((1, 2), keepdim=True) + 1e-5) for x in (cam, hr_cam)]
-    return np.concatenate([[0], present + 1]), maps[0].numpy(), maps[1].numpy()
+    return np.concatenate([[0], present + 1]), maps[0].cpu().numpy(), maps[1].cpu().numpy()
+
+
+def segmentation(model, image, scales, iterations):
+    """(h, w) classes of one PIL image: scale by scale, image and mirror image by themselves, then the dense CRF."""
+    import pydensecrf.densecrf as dcrf
+    from pydensecrf.utils import unary_from_softmax
+
+    w, h = image.size
+    total = 0
+    for scale in scales:
+        resized = image.resize((round(w * scale), round(h * scale)), Image.Resampling.BICUBIC)
+        pixels = ((np.asarray(resized) / 255.0 - MEAN) / STD).transpose(2, 0, 1)
+        device = next(model.parameters()).device
+        x = torch.from_numpy(np.ascontiguousarray(pixels, np.float32))[None].to(device)
+        with torch.no_grad():
+            for y in (model(x), model(x.flip(3)).flip(3)):
+                total = total + F.interpolate(y, (h, w), mode='bilinear', align_corners=False)
+    probability = torch.softmax(total[0], 0).cpu().numpy()
+    crf = dcrf.DenseCRF2D(w, h, len(probability))
+    crf.setUnaryEnergy(unary_from_softmax(probability))
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=80, srgb=13, rgbim=np.array(image), compat=10)
+    return np.argmax(crf.inference(iterations), 0).reshape(h, w)
 
 
 def npz_bytes(**arrays):

@@ -2,12 +2,13 @@
 
     python3 benchmarks/run.py                     everything (about 15 minutes on 2 CPU cores)
     python3 benchmarks/run.py --stage evaluate    one part; RESULTS.md keeps the others
-    python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, train
+    python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
 
 Every figure is the median of --repeats runs, each case in a process of its own; its growth in resident memory while it
 works is the peak. The plain ways are in benchmarks/reference.py; tests/test_benchmarks.py shows that they agree.
 """
 
+import io
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
+from contextlib import redirect_stderr, redirect_stdout
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -104,14 +106,14 @@ def pairs_case(way, device, what):
     label = torch.randint(0, 21, (8, 128, 128), generator=generator, dtype=torch.uint8).to(device)
     index = PathIndex(10, 128)
     sources, groups = reference.path_indices(10, (128, 128))
-    groups = [group.to(device) for group in groups]
+    groups_there = [group.to(device) for group in groups]
 
     def edges():
         edge.grad = None
         if way == 'ours':
             affinity = index.edge_to_affinity(edge)
         else:
-            affinity = reference.edge_to_affinity(edge, groups)
+            affinity = reference.edge_to_affinity(edge, groups_there)
         affinity.sum().backward()
         finished(edge.grad, device)
 
@@ -134,6 +136,7 @@ def labels_case(way, device, folder, what, workers):
     from tools import stage
 
     info, ids = draw_data(folder)
+    ids = ids * 3  # a list so short that one worker waits for the other's last image says little
     args = Namespace(data_dir='data', fg_threshold=0.40, bg_threshold=0.10, threshold=0.35, crf_iteration=1)
 
     def plain():
@@ -173,46 +176,92 @@ def evaluate_case(way, device, folder, workers):
     return lambda: evaluate.count(args, 'npy', Path('cams'), ids, info)
 
 
-def cam_case(way, device, folder, network, count):
+def inference_case(way, device, folder, what, network, count, precision='fp32'):
+    """Stage 2 ('cam') or stage 8 ('segmentation') as a whole, the model lying ready."""
     import torch
     from PIL import Image
 
+    import inference_classification
+    import inference_segmentation
     from benchmarks import reference
-    from core.cam import multi_scale_cam
-    from core.datasets import ScaledBatches, image_path, read_labels, xml_path
-    from core.networks import Classifier, for_inference
-    from core.transforms import network_input, scaled
-    from tools import stage
-    from tools.device import ordered_loader, pick_device, place
+    from core.datasets import image_path, read_labels, xml_path
+    from core.networks import Classifier, DeepLabV3Plus
+    from tools.checkpoint import save_model
+    from tools.experiment import model_path
 
     info, ids = draw_data(folder)
     ids, scales = ids[:count], [0.5, 1.0, 1.5, 2.0]
-    labels = {image_id: read_labels(xml_path('data', image_id), info) for image_id in ids}
+    Path('data/some.txt').write_text('\n'.join(ids))
+    lists = json.loads(Path('data/dataset.json').read_text())
+    Path('data/some.json').write_text(json.dumps({**lists, 'lists': {'train': 'some.txt', 'val': 'some.txt'}}))
     torch.manual_seed(0)
-    model = Classifier(network, info.num_classes).eval().to(device)
+    cams = what == 'cam'
+    model = Classifier(network, info.num_classes) if cams else DeepLabV3Plus(network, info.num_classes + 1)
+    words = '--data_dir data --dataset data/some.json --num_workers 2 --tag timed --overwrite'.split()
+    words += ['--device', device, '--precision', precision, '--architecture' if cams else '--backbone', network]
+    stage, work = (
+        (inference_classification, 'multi_scale_cam') if cams else (inference_segmentation, 'multi_scale_logits')
+    )
 
     def plain():
         for image_id in ids:
             image = Image.open(image_path('data', image_id)).convert('RGB')
-            keys, cam, hr_cam = reference.multi_scale_cam(model, image, labels[image_id], scales)
-            np.savez(f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam)
+            if cams:
+                labels = read_labels(xml_path('data', image_id), info)
+                keys, cam, hr_cam = reference.multi_scale_cam(model, image, labels, scales)
+                np.savez(f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam)
+            else:
+                label = reference.segmentation(model, image, scales, 10)
+                Image.fromarray(label.astype(np.uint8)).save(f'{image_id}.png')
 
     if way == 'plain':
+        model = model.eval().to(device)
         return plain
-    model = place(for_inference(model), pick_device(device))
+    save_model(model, model_path('timed'), architecture=network if cams else f'DeepLabv3+ {network} GN')
+    args = stage.parse_args([*words, *(['--domain', 'train'] if cams else [])])
+    busy = Busy(device)
+    setattr(stage, work, busy.watch(getattr(stage, work)))
 
     def ours():
-        batches = ScaledBatches('data', ids, scales, 4, scaled, torch.stack)
-        with stage.Behind(2) as writers:
-            for batch_ids, originals, versions in ordered_loader(batches, None, 2, torch.device(device)):
-                versions = [network_input(version.to(device)) for version in versions]
-                present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
-                cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
-                for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):
-                    keys = np.concatenate([[0], np.flatnonzero(labels[image_id]) + 1])
-                    writers.submit(write_cam, Path(f'{image_id}.npz'), keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
+        busy.reset()
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            stage.main(args)
+        return busy.seconds()
 
     return ours
+
+
+class Busy:
+    """How long a device works on the calls of a function: they return before a GPU is done."""
+
+    def __init__(self, device: str):
+        self.on_gpu, self.spans = device.startswith('cuda'), []
+
+    def now(self):
+        import torch
+
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def watch(self, function):
+        def watched(*arguments):
+            start = self.now()
+            result = function(*arguments)
+            self.spans.append((start, self.now()))
+            return result
+
+        return watched
+
+    def reset(self):
+        self.spans.clear()
+
+    def seconds(self):
+        if not self.on_gpu:
+            return sum(end - start for start, end in self.spans)
+        return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
 
 
 def loader_case(way, device, folder, normalise):
@@ -243,35 +292,42 @@ def loader_case(way, device, folder, normalise):
     return ours
 
 
-def train_case(way, device, what):
+def train_case(way, device, what, network='mobilenet_v2', size=256, batch=4, precision='fp32'):
+    """A training step of stage 4 or of stage 1 with its tiles. Plain: channels first; stage 4 looks for anomalies."""
     import torch
 
+    import train_classification_with_puzzle as stage1
     from core.affinity import PathIndex, affinity_labels
-    from core.losses import affinity_loss, classification_loss
+    from core.losses import affinity_loss
     from core.networks import AffinityNet, Classifier
     from tools.device import pick_device, place
 
     torch.manual_seed(0)
-    images = torch.rand(4, 3, 256, 256, device=device)
-    if what == 'affinitynet':
-        index = PathIndex(10, 64)
-        model = place(AffinityNet('mobilenet_v2'), torch.device(device)).train()
-        label = torch.randint(0, 21, (4, 64, 64), dtype=torch.uint8, device=device)
-
-        def step():
-            affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
-            affinity_loss(affinity, *affinity_labels(label, index, 20)).backward()
-            finished(affinity, device)
-
-        torch.autograd.set_detect_anomaly(way == 'plain')
-        return step
-    model = Classifier('mobilenet_v2').to(device).train()
+    images = torch.rand(batch, 3, size, size, device=device)
+    model = (AffinityNet if what == 'affinitynet' else Classifier)(network).to(device).train()
     if way == 'ours':
-        model = place(model, pick_device(device))
-    labels = torch.ones(4, 20, device=device)
+        model = place(model, pick_device(device), precision)
+    if what == 'affinitynet':
+        index = PathIndex(10, size // 4)
+        label = torch.randint(0, 21, (batch, size // 4, size // 4), dtype=torch.uint8, device=device)
+        torch.autograd.set_detect_anomaly(way == 'plain')
+
+        def loss_of():
+            affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
+            return affinity_loss(affinity, *affinity_labels(label, index, 20))
+
+    else:
+        options = Namespace(
+            loss_option='cl_pcl_re', num_pieces=4, level='feature', re_loss='L1_Loss', re_loss_option='masking'
+        )
+        labels = (torch.rand(batch, 20, device=device) < 0.1).float()
+
+        def loss_of():
+            return sum(stage1.losses_of(model, images, labels, options, 1).values())
 
     def step():
-        loss = classification_loss(model(images), labels)
+        model.zero_grad()
+        loss = loss_of()
         loss.backward()
         finished(loss, device)
 
@@ -291,18 +347,26 @@ def finished(tensor, device):
 
 
 def in_child(queue, case, repeats):
-    """Time a case in a process of its own: seconds of each run, and the growth of resident memory in MB."""
-    work = case()
+    """Time a case in a process of its own: median seconds, peak memory in MB, and the network's share of the time.
+
+    The peak is the growth of resident memory or, of a GPU's, what tensors took; the share is None for other cases.
+    """
+    work, on_gpu = case(), case.keywords['device'].startswith('cuda')
     if repeats > 1:
         work()  # warm: first use of libraries, files in the page cache
     before = resident()
-    seconds = []
+    seconds, shares = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        work()
+        busy = work()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    queue.put((statistics.median(seconds), max(0.0, peak - before)))
+        shares.append(busy / seconds[-1] if isinstance(busy, float) else None)
+    peak = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+    if on_gpu:
+        import torch
+
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    queue.put((statistics.median(seconds), peak, None if None in shares else statistics.median(shares)))
 
 
 def resident():
@@ -325,11 +389,12 @@ def measure(case, repeats):
 
 
 def compare(title, case, repeats, plain_repeats=None, **options):
-    """A row of the table: the plain way beside ours, in turn."""
-    plain = measure(partial(case, 'plain', **options), plain_repeats or repeats)
+    """A row of the table: the plain way beside ours, in turn. `precision` is ours, the plain way has torch's."""
+    plain_options = {name: value for name, value in options.items() if name != 'precision'}
+    plain = measure(partial(case, 'plain', **plain_options), plain_repeats or repeats)
     ours = measure(partial(case, 'ours', **options), repeats)
     row = (
-        title,
+        title if ours[2] is None else f'{title}; the network works {100 * ours[2]:.0f} % of the time',
         f'{plain[0]:.3g} s',
         f'{ours[0]:.3g} s',
         f'{plain[0] / ours[0]:.2f}x',
@@ -368,9 +433,9 @@ def pairs_rows(args, folder):
 def labels_rows(args, folder):
     labels = partial(labels_case, device='cpu', folder=folder)
     return [
-        compare('12 affinity labels, 1 process', labels, args.repeats, what='affinity', workers=0),
-        compare('12 affinity labels, 2 processes', labels, args.repeats, what='affinity', workers=2),
-        compare('12 pseudo-labels, 2 processes', labels, args.repeats, what='pseudo', workers=2),
+        compare('36 affinity labels, 1 process', labels, args.repeats, what='affinity', workers=0),
+        compare('36 affinity labels, 2 processes', labels, args.repeats, what='affinity', workers=2),
+        compare('36 pseudo-labels, 2 processes', labels, args.repeats, what='pseudo', workers=2),
     ]
 
 
@@ -383,11 +448,43 @@ def evaluate_rows(args, folder):
 
 
 def cam_rows(args, folder):
-    cams = partial(cam_case, device=args.device, folder=folder)
+    cams = partial(inference_case, what='cam', device=args.device, folder=folder)
+    if args.device.startswith('cuda'):
+        return [
+            compare(
+                f'12 images, 4 scales, {net}, {precision}',
+                cams,
+                args.repeats,
+                network=net,
+                count=12,
+                precision=precision,
+            )
+            for net in ('resnet50', 'resnest101')
+            for precision in PRECISIONS
+        ]
     return [
         compare('12 images, 4 scales, resnest14_narrow', cams, args.repeats, network='resnest14_narrow', count=12),
         compare('4 images, 4 scales, mobilenet_v2', cams, args.repeats, network='mobilenet_v2', count=4),
+        compare('4 images, 4 scales, resnet50', cams, args.repeats, network='resnet50', count=4),
     ]
+
+
+def segmentation_rows(args, folder):
+    predict = partial(inference_case, what='segmentation', device=args.device, folder=folder)
+    if args.device.startswith('cuda'):
+        return [
+            compare(
+                f'12 images, resnest101, {precision}',
+                predict,
+                args.repeats,
+                network='resnest101',
+                count=12,
+                precision=precision,
+            )
+            for precision in PRECISIONS
+        ]
+    title = '8 images, 4 scales, CRF, DeepLabv3+ on resnest14_narrow'
+    return [compare(title, predict, args.repeats, network='resnest14_narrow', count=8)]
 
 
 def loader_rows(args, folder):
@@ -400,9 +497,27 @@ def loader_rows(args, folder):
 
 def train_rows(args, folder):
     train = partial(train_case, device=args.device)
+    if args.device.startswith('cuda'):
+        return [
+            compare(
+                f'{what} step, {net}, 32 images of 512, {precision}',
+                train,
+                args.repeats,
+                what=what,
+                network=net,
+                size=512,
+                batch=32,
+                precision=precision,
+            )
+            for what in ('classifier', 'affinitynet')
+            for net in ('resnet50', 'resnest101')
+            for precision in PRECISIONS
+        ]
     return [
         compare('AffinityNet step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='affinitynet'),
-        compare('classifier step, mobilenet_v2; plain: channels first', train, args.repeats, what='classifier'),
+        compare('classifier step with tiles, 4 images of 256', train, args.repeats, what='classifier'),
+        compare('the same, 512 pixels', train, args.repeats, what='classifier', size=512),
+        compare('the same, 256 pixels, resnest14', train, args.repeats, what='classifier', network='resnest14'),
     ]
 
 
@@ -443,7 +558,9 @@ def startup_rows(args, folder):
     return rows
 
 
-STAGES = ('random_walk', 'pairs', 'labels', 'evaluate', 'cam', 'loader', 'train', 'files', 'startup')
+STAGES = ('random_walk', 'pairs', 'labels', 'evaluate', 'cam', 'segmentation', 'loader', 'train', 'files', 'startup')
+ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train')
+PRECISIONS = ('fp32', 'tf32', 'bf16')
 HEADER = ('', 'plain', 'here', 'ratio', 'plain peak', 'peak')
 
 
@@ -489,7 +606,7 @@ def main(args):
     saved = RESULTS.with_suffix('.json')
     tables = json.loads(saved.read_text()) if saved.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for part in args.stage or STAGES:
+        for part in args.stage or (ON_GPU if args.device.startswith('cuda') else STAGES):
             print(f'{part}: {" | ".join(HEADER[1:])}', flush=True)
             rows = globals()[f'{part}_rows'](args, Path(folder))
             os.chdir(ROOT)

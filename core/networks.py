@@ -24,14 +24,24 @@ def _kaiming(module: nn.Module) -> None:
 class _Network(nn.Module):
     """A backbone in one of two modes: 'normal' trains BatchNorm, 'fix' keeps its running statistics.
 
-    Everything but `self.backbone` is new and learns 10 times as fast (tools.optim).
+    Everything but `self.backbone` is new and learns 10 times as fast (tools.optim). With `bf16` set it multiplies in
+    bfloat16 where torch.autocast holds that to be safe; weights and what comes out stay float32.
     """
+
+    bf16 = False
 
     def __init__(self, architecture: str, mode: str):
         super().__init__()
         assert mode in MODES, mode
         self.mode = mode
         self.backbone = build_backbone(architecture)
+
+    def __call__(self, x: Tensor, *args, **kwargs):
+        if not self.bf16:
+            return super().__call__(x, *args, **kwargs)
+        with torch.autocast(x.device.type, torch.bfloat16):  # here, for nn.DataParallel's threads know no outer one
+            outputs = super().__call__(x, *args, **kwargs)
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
     def train(self, mode: bool = True):
         super().train(mode)

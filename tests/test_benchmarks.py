@@ -10,11 +10,12 @@ from PIL import Image
 from benchmarks import reference
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
-from core.crf import crf_from_labels
+from core.crf import crf_from_labels, crf_from_probability
 from core.datasets import read_image
+from core.deeplab import multi_scale_logits
 from core.maps import predict
 from core.metrics import ThresholdSweep
-from core.networks import Classifier
+from core.networks import Classifier, DeepLabV3Plus
 from core.random_walk import random_walk
 from core.transforms import Pipeline, TopLeftCrop, network_input, scaled
 
@@ -95,6 +96,21 @@ def test_train_sample(image, tmp_path):
     ours, _ = Pipeline(TopLeftCrop(512))(read_image(path).resize((640, 480), Image.Resampling.BICUBIC), None, (0,))
     plain = reference.train_sample(path, 640, False, ((0, 0), (0, 0)))
     torch.testing.assert_close(network_input(ours[None])[0], plain, atol=2e-6, rtol=0)
+
+
+def test_segmentation(image):
+    torch.manual_seed(0)
+    model = DeepLabV3Plus('resnest14_narrow', 6).eval()
+    picture = Image.fromarray(image)
+    versions = [network_input(scaled(picture, scale)[None]) for scale in (0.5, 1.0)]
+    with torch.no_grad():  # classes that differ from place to place
+        model.decoder.classify.weight.mul_(30)
+        model.decoder.classify.bias.sub_(model(versions[1]).mean((0, 2, 3)))
+    logits = multi_scale_logits(model, versions, image.shape[:2])
+    probability = crf_from_probability(image, torch.softmax(logits, 1)[0].numpy(), 2)
+    plain = reference.segmentation(model, picture, (0.5, 1.0), 2)
+    assert len(np.unique(plain)) > 1
+    assert np.mean(probability.argmax(0) == plain) > 0.999  # of equal probabilities rounding decides
 
 
 def test_cams(image):

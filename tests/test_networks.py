@@ -1,6 +1,7 @@
 """The networks: shapes, parameters, what is frozen, and BatchNorm as on several devices."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -251,6 +252,28 @@ def test_for_inference_is_the_same_function_without_batch_norm(architecture, bui
         assert not norms_of(faster.backbone) and not any(module.training for module in faster.modules())
         torch.testing.assert_close(faster(images), before, rtol=1e-9, atol=1e-9 * before.abs().max().item())
         assert_same(dict(enumerate([model(images)])), {0: before})  # the model itself is left alone
+
+
+@pytest.mark.parametrize('architecture', ['resnet50', NARROW])
+@pytest.mark.parametrize('build', [lambda name: Classifier(name, 7), AffinityNet, lambda name: DeepLabV3Plus(name, 8)])
+def test_bf16_rounds_what_is_multiplied_alone(architecture, build):
+    """In any thread: nn.DataParallel has one for each device."""
+    torch.manual_seed(0)
+    model = build(architecture).eval()
+    found = {}
+    for model.bf16 in (False, True):
+        thread = threading.Thread(target=lambda: found.update({model.bf16: model(IMAGES[:4])}))
+        thread.start()
+        thread.join()
+    exact, rounded = found[False], found[True]
+    assert exact.dtype == rounded.dtype == torch.float32
+    assert 0 < (exact - rounded).abs().mean() < 0.03 * exact.abs().mean()
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(x.square().sum(), learning)]) for x in found.values()
+    ]
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_multi_scale_logits():

@@ -450,6 +450,7 @@ def test_results_do_not_depend_on_workers(copy):
         ('--loss_option cl_pcl_re_conf --level cam --alpha_schedule 0 --select last', {'cl', 'pcl', 're', 'conf'}),
         ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),
         ('--num_pieces 1 --bn_replicas 1 --augment randaugment --seed 3', {'cl', 'pcl', 're'}),
+        ('--precision bf16', {'cl', 'pcl', 're'}),
     ],
 )
 def test_options_of_the_classifier(demo, in_tmp, line, terms):
@@ -474,7 +475,13 @@ def test_options_of_the_classifier(demo, in_tmp, line, terms):
 
 
 @pytest.mark.parametrize(
-    'line', ['--architecture Seg_Model --mode normal --select last', '--architecture CSeg_Model', '--use_gn False']
+    'line',
+    [
+        '--architecture Seg_Model --mode normal --select last',
+        '--architecture CSeg_Model',
+        '--use_gn False',
+        '--precision bf16',
+    ],
 )
 def test_options_of_the_segmenter(copy, line):
     run(copy, 'seg', *line.split(), '--tag', 'other')
@@ -484,6 +491,22 @@ def test_options_of_the_segmenter(copy, line):
     curves = json.loads((copy.parent / 'experiments/data/other.json').read_text())['curves']
     assert all(math.isfinite(value) for points in curves.values() for _, value in points)
     assert len(curves['loss']) == 3
+
+
+@pytest.mark.parametrize('name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('walk', 'other@train@beta=10')])
+def test_cams_and_walks_in_bfloat16(copy, name, output):
+    """Near to those of float32, and not the same."""
+    run(copy, 'aff', '--tag', 'other', '--precision', 'bf16')
+    more = {'cams': ['--scales', f'{SCALES},1.5'], 'walk': ['--model_name', 'other']}[name]
+    found = []
+    for precision in ('fp32', 'bf16'):
+        run(copy, name, *more, '--precision', precision, '--overwrite')
+        folder = next(
+            path for path in (copy.parent / 'experiments/predictions').iterdir() if path.name.startswith(output)
+        )
+        with np.load(folder / f'{first(copy)}.npz') as file:
+            found.append(file['rw' if name == 'walk' else 'cam'].astype(float))
+    assert 0 < np.abs(found[0] - found[1]).mean() < 0.03
 
 
 def test_losses_of_by_hand():

@@ -20,6 +20,8 @@ def write_result(name, miou, threshold=0.3, domain='train', folder='cams'):
         'threshold': threshold,
         'images': 6,
         'all_background_miou': 12.5,
+        'thresholds': [{'threshold': threshold, 'miou': miou}]
+        + ([] if threshold is None else [{'threshold': 0.2, 'miou': miou - 3}]),
         'domain': domain,
     }
     write_bytes(results_path(name, 'json'), json.dumps({**result, 'experiment_name': folder}).encode())
@@ -39,6 +41,21 @@ def test_mean_and_spread_over_runs(tmp_path, monkeypatch, capsys):
     rows = table(capsys, 'three | a@seed=*@scale=0.5,1.0@train | 51.53', 'one | ab@train')
     assert rows[1] == ['three', '3', '6', '53.00', '+-', '3.61', '20.0', '17.0', '0.30', '0.40', '12.50', '51.53']
     assert rows[2] == ['one', '1', '6', '99.00', '20.0', '-29.0', '-', '12.50']
+
+
+def test_thresholds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, miou in enumerate([50, 52]):
+        write_result(f'cam@seed={seed}@train', miou, 0.3)
+    write_result('walk@train', 60, 0.4)
+    write_result('label@train', 61, None)
+    lines = table(capsys, '--thresholds', 'CAM | cam@seed=*@train', 'RW | walk@train', 'label | label@train')
+    assert lines[5:] == [
+        ['threshold', '0.20', '0.30', '0.40'],
+        ['CAM', '48.00', '[51.00]', '-'],
+        ['RW', '57.00', '-', '[60.00]'],
+    ]
+    assert len(table(capsys, '--thresholds', 'label | label@train')) == 2
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch, capsys):

@@ -259,6 +259,14 @@ def test_models_keep_their_answers_on_their_device():
     assert placed is model
 
 
+def test_precision_is_that_of_the_flag():
+    cpu, allowed = torch.device('cpu'), {}
+    for precision in ('tf32', 'bf16', 'fp32'):
+        model = device.place(Classifier(NARROW, 5), cpu, precision)
+        allowed[precision] = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, model.bf16
+    assert allowed == {'tf32': (True, True, False), 'bf16': (False, False, True), 'fp32': (False, False, False)}
+
+
 def test_order_follows_from_seed_and_epoch():
     def order(seed, epoch):
         sampler = device.EpochSampler(50, seed)

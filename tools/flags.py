@@ -114,6 +114,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    what = "the network's arithmetic: fp32, or on recent GPUs faster and rougher tf32 or bf16 (bf16 on some CPUs too)"
+    parser.add_argument('--precision', default='fp32', choices=('fp32', 'tf32', 'bf16'), help=what)
+
+
 def add_scales(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--scales', '--scale', type=scales, default='0.5,1.0,1.5,2.0', help='of the image, joined by commas'
@@ -146,6 +151,7 @@ def add_training(
     add_data(parser)
     add_workers(parser)
     add_device(parser)
+    add_precision(parser)
     parser.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='all randomness follows from it')
     parser.add_argument('--batch_size', type=integer(1), default=32, help='images of a step, over all devices')
     parser.add_argument('--max_epoch', type=integer(1), default=epochs, help='passes over the training list')

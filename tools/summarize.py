@@ -3,8 +3,9 @@
     python3 tools/summarize.py 'one run | NAME@train' 'three | cl@seed=*@train' 'and the paper | NAME@train | 51.53'
 
 Each argument is a row: its title, the name of a file under experiments/results/ (without .json; a * stands for several
-runs, of which mean and standard deviation are printed), and where there is one the published figure. `--picture FILE`
-draws the first run of each row on the same images of --domain, in columns: image, mask, then the rows in their order.
+runs, of which mean and standard deviation are printed), and where there is one the published figure. `--thresholds`
+adds the mIoU of maps at each background threshold, the best in brackets. `--picture FILE` draws the first run of each
+row on the same images of --domain, in columns: image, mask, then the rows in their order.
 """
 
 import json
@@ -22,6 +23,7 @@ from tools.experiment import EXPERIMENTS, PREDICTIONS
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     parser.add_argument('rows', nargs='+', metavar='ROW', help='TITLE | NAME or TITLE | NAME | PUBLISHED')
+    parser.add_argument('--thresholds', action='store_true', help='the mIoU at each threshold too')
     parser.add_argument('--picture', type=Path, help='PNG to write')
     parser.add_argument('--images', type=flags.integer(1), default=6, help='images of the picture')
     parser.add_argument('--domain', default='train', help='list they are the first of')
@@ -51,7 +53,12 @@ def read_result(path):
         result = json.loads(path.read_text())
         if not np.isfinite([result[name] for name in ('miou', 'fp', 'fn', 'images', 'all_background_miou')]).all():
             raise ValueError
-        return {**result, 'threshold': None if result['threshold'] is None else float(result['threshold'])}
+        sweep = {row['threshold']: float(row['miou']) for row in result['thresholds']}
+        return {
+            **result,
+            'threshold': None if result['threshold'] is None else float(result['threshold']),
+            'sweep': sweep,
+        }
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'{path}: is no result of evaluate.py: run it again') from None
 
@@ -69,6 +76,27 @@ def print_table(rows):
         lines.append((title, str(len(results)), images, figure, *wrong, ' '.join(thresholds), nothing, published))
     if not any(published for *_, published in rows):
         lines = [line[:-1] for line in lines]
+    print_aligned(lines)
+
+
+def print_thresholds(rows):
+    """A line for each row of maps: the mean mIoU at each threshold."""
+    rows = [(title, [result['sweep'] for result in results]) for title, results, _ in rows]
+    rows = [(title, sweeps) for title, sweeps in rows if None not in sweeps[0]]
+    thresholds = sorted({threshold for _, sweeps in rows for sweep in sweeps for threshold in sweep})
+    lines = [('threshold', *(f'{threshold:.2f}' for threshold in thresholds))]
+    for title, sweeps in rows:
+        means = {t: np.mean([sweep[t] for sweep in sweeps]) for t in thresholds if all(t in sweep for sweep in sweeps)}
+        best = max(means, key=means.get, default=None)
+        cells = {t: f'[{mean:.2f}]' if t == best else f'{mean:.2f}' for t, mean in means.items()}
+        lines.append((title, *(cells.get(t, '-') for t in thresholds)))
+    if rows:
+        print()
+        print_aligned(lines)
+
+
+def print_aligned(lines):
+    """Columns of one width, the first to the left."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for title, *cells in lines:
         print('  '.join([title.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
@@ -113,6 +141,8 @@ def draw(args, rows):
 def main(args):
     rows = [(row[0], read_results(row[1]), row[2] if len(row) == 3 else '') for row in args.rows]
     print_table(rows)
+    if args.thresholds:
+        print_thresholds(rows)
     if args.picture:
         draw(args, rows)
 
