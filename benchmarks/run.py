@@ -576,9 +576,17 @@ def machine(device):
     what = f'{cpu}, Python {platform.python_version()}, torch {torch.__version__}'
     if device.startswith('cuda'):
         what += f', {torch.cuda.get_device_name()}'
-    git = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty']
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-    return f'{date.today()}, commit {commit}, {what}'
+    return f'{date.today()}, commit {commit()}, {what}'
+
+
+def commit():
+    """The commit that is measured, -dirty where more than the results differs from it."""
+
+    def git(*words):
+        return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+    changed = git('status', '--porcelain', '--', '.', ':!benchmarks/RESULTS.*')
+    return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
 
 
 def write_results(tables):
@@ -594,7 +602,8 @@ def write_results(tables):
         lines += [f'## {part}', '', where, '', '| ' + ' | '.join(HEADER) + ' |', '|' + '---|' * len(HEADER)]
         lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['']
     if not any('cuda' in part for part in tables):
-        lines += ['GPU: not measured.', '']
+        rest = f'`python3 benchmarks/run.py --device cuda` adds {", ".join(ON_GPU)}'
+        lines += [f'GPU: not measured ({rest}).', '']
     write_bytes(RESULTS, '\n'.join(lines).encode())
     write_bytes(RESULTS.with_suffix('.json'), json.dumps(tables, indent=1).encode())
 

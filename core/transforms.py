@@ -112,8 +112,8 @@ class _Crop:
 
     def __call__(self, image, mask):
         (x, to_x), (y, to_y) = (self.place(side) for side in image.size)
-        window = Image.new('RGBA', (self.size, self.size))
-        window.paste(image, (to_x - x, to_y - y))  # what lies outside is cut off
+        left, top = x - to_x, y - to_y
+        window = image.convert('RGBA').crop((left, top, left + self.size, top + self.size))  # zeros where there is none
         if mask is not None:
             box = (x, y, min(x + self.size, mask.width), min(y + self.size, mask.height))
             classes = np.full((self.size, self.size), IGNORE, np.uint8)
