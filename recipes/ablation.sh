@@ -3,7 +3,7 @@
 #   SEEDS='0 1 2'  JOBS=2 (runs at once, a core each)  WHAT='losses alpha level option images steps pieces'
 #   ON=drawn (the quickstart's scenes), or ON=photographs with D=VOC_ROOT and W=MOBILENET_V2_IMAGENET_FILE
 #   NAME, NET, SCALES, MORE: names of the runs, the network, scales of stage 2, further flags of stage 1, to try something
-#   else in the same way; WHAT=pair is cl and cl_pcl_re alone
+#   else in the same way; WHAT=pair is cl and cl_pcl_re alone; WHAT=images the same on other images, as many steps
 # A run that has its result is not repeated. The tables come at the end, from tools/summarize.py.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 SEEDS=${SEEDS:-0 1 2} JOBS=${JOBS:-2} ON=${ON:-drawn} MORE=${MORE:-}
@@ -21,7 +21,7 @@ drawn)
     TRAIN+=" --image_size 128 --min_image_size 96 --max_image_size 192"
     ;;
 photographs)
-    WHAT=${WHAT:-losses images}
+    WHAT=${WHAT:-losses}
     : "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
     NAME=${NAME:-photographs} NET=${NET:-mobilenet_v2} SCALES=${SCALES:-0.5,1.0} EPOCHS=8 ALPHA=1
     # Twice the images: the image-level labels of val too. What is scored stays train.

@@ -32,7 +32,7 @@ done
 # The threshold has no part in the name of pseudo-labels: the last one stays.
 for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
-    for threshold in ${THRESHOLDS:-0.25 0.35 0.55 0.45}; do
+    for threshold in ${THRESHOLDS:-0.25 0.35 0.40 0.55 0.45}; do
         echo "== pseudo-labels of $domain at threshold $threshold"
         python make_pseudo_labels.py $INFER --experiment_name $RW --domain $domain --threshold $threshold --overwrite
         python evaluate.py $INFER --experiment_name $RW@crf=1 --domain $domain

@@ -220,7 +220,7 @@ def recorded(script, line, monkeypatch) -> list[dict]:
     """Run a trainer in double precision; what each step saw, its loss, gradients, rates, and state before and after."""
     steps, now = [], {'dropout': []}
 
-    def in_double(model, device, devices):
+    def in_double(model, device, devices, precision):
         now['model'] = model.double()
         now['statistics'] = arrays(model.named_buffers())
         for module in model.modules():
