@@ -5,6 +5,7 @@ import pydensecrf.densecrf as dcrf
 import pytest
 from conftest import draw_image
 
+from core import crf
 from core.crf import crf_from_label, crf_from_labels, crf_from_probability
 
 SIZE = (44, 36)  # width, height
@@ -17,11 +18,11 @@ def image(tmp_path):
 
 def inferred(image, unary, sxy, srgb, iterations):
     h, w = image.shape[:2]
-    crf = dcrf.DenseCRF2D(w, h, len(unary))
-    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(unary), -1), np.float32))
-    crf.addPairwiseGaussian(sxy=3, compat=3)
-    crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
-    return np.array(crf.inference(iterations)).reshape(-1, h, w)
+    model = dcrf.DenseCRF2D(w, h, len(unary))
+    model.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(unary), -1), np.float32))
+    model.addPairwiseGaussian(sxy=3, compat=3)
+    model.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
+    return np.array(model.inference(iterations)).reshape(-1, h, w)
 
 
 def label_unary(label, num_labels):
@@ -95,10 +96,30 @@ def test_images_of_any_memory_layout(image, rng):
     assert np.array_equal(crf_from_label(flipped, label, 3), crf_from_label(flipped.copy(), label, 3))
 
 
-@pytest.mark.parametrize('iterations', [0, 3])
-def test_several_labels_of_an_image_do_not_touch_one_another(image, rng, iterations):
-    labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(3)]
-    found = crf_from_labels(image, labels, 3, iterations)
+@pytest.mark.parametrize('num_labels, iterations', [(1, 3), (2, 3), (3, 0), (3, 10)])
+def test_several_labels_of_an_image_do_not_touch_one_another(image, rng, num_labels, iterations):
+    labels = [rng.integers(0, num_labels, SIZE[::-1]) for _ in range(3)]
+    found = crf_from_labels(image, labels, num_labels, iterations)
     assert len(found) == 3
     for refined, label in zip(found, labels, strict=True):
-        assert np.array_equal(refined, crf_from_label(image, label, 3, iterations))
+        assert np.array_equal(refined, crf_from_label(image, label, num_labels, iterations))
+
+
+@pytest.mark.parametrize('num_labels', [2, 3, 6])
+def test_maps_refined_together_differ_by_rounding(image, rng, num_labels):
+    labels = [np.kron(rng.integers(0, num_labels, (6, 11)), np.ones((6, 4), int)) for _ in range(2)]
+    unaries = [label_unary(label, num_labels).reshape(num_labels, -1) for label in labels]
+    together = crf._CRF(image, num_labels, 50, 5).infer_together(unaries, 10)
+    for probability, unary in zip(together, unaries, strict=True):
+        np.testing.assert_allclose(probability, inferred(image, unary, 50, 5, 10), atol=crf.TIE / 2)
+
+
+def test_a_map_with_a_tie_is_refined_by_itself(image, rng, monkeypatch):
+    labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(2)]
+    alone, infer = [], crf._CRF.infer
+    monkeypatch.setattr(crf._CRF, 'infer', lambda *args: alone.append(args) or infer(*args))
+    for tie, times in ((0.0, 0), (1.1, 2)):
+        monkeypatch.setattr(crf, 'TIE', tie)
+        found = crf_from_labels(image, labels, 3)
+        assert len(alone) == times
+    assert np.array_equal(found, [crf_from_label(image, label, 3) for label in labels])
