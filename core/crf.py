@@ -5,7 +5,7 @@ import pydensecrf.densecrf as dcrf
 from pydensecrf.utils import unary_from_labels, unary_from_softmax
 
 # Labels whose probabilities differ by less might come out in another order when maps are refined together: rounding
-# moves a probability by up to 4e-6 with CAMs of photographs, by 6e-5 with random labels.
+# moved a probability by at most 2e-5 in 316 photographs of VOC (and turned no label), by 6e-5 with random labels.
 TIE = 1e-4
 
 
