@@ -115,18 +115,14 @@ def kill_and_go_on(demo, undisturbed, folder, name, kills, seed):
 
 
 @pytest.mark.parametrize('name', ALL)
-def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name):
-    assert kill_and_go_on(demo, undisturbed, tmp_path, name, 2, seed=name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', ALL)
-def test_twenty_kills_a_stage(demo, undisturbed, tmp_path, name):
+@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name, kills):
+    """However often, until so many kills have come before the end (on a machine of a changing load some do not)."""
     killed = 0
-    for seed in range(100):
+    for seed in range(5 * kills):
         (tmp_path / str(seed)).mkdir()
-        killed += kill_and_go_on(demo, undisturbed, tmp_path / str(seed), name, 1 + seed % 4, seed)
-        if killed >= 20:
+        killed += kill_and_go_on(demo, undisturbed, tmp_path / str(seed), name, 2 + seed % 3, f'{name} {seed}')
+        if killed >= kills:
             return
     raise AssertionError(f'only {killed} kills came before the end')
 
