@@ -50,7 +50,7 @@ from tools.optim import sgd_poly, take_step
 def edge_sheet(images, labels, logits, palette):
     """Rows of image, affinity label and edge map."""
     edges = torch.sigmoid(logits[:, 0].float()).cpu().numpy()
-    rows = zip(images[..., :3].numpy(), labels.numpy(), edges, strict=True)
+    rows = zip(images.numpy(), labels.numpy(), edges, strict=True)
     return pictures.sheet(
         [[image, pictures.coloured(image, y, palette), pictures.heat(image, e)] for image, y, e in rows]
     )
@@ -101,7 +101,7 @@ def main(args):
             train_loader.sampler.start(epoch, done * args.batch_size)
             done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = network_input(batch['images'].to(device, non_blocking=True))
+                images = network_input(batch['images'], device)
                 labels = batch['masks'].to(device, non_blocking=True)
 
                 # The label of a pair comes from its two ends, its affinity from the edges between them.
@@ -118,7 +118,7 @@ def main(args):
 
             if not any(value for _, value in log.curves['loss']):
                 raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: nothing to learn')
-            sheet = edge_sheet(batch['images'][:8], batch['masks'][:8], logits[:8].detach(), info.palette)
+            sheet = edge_sheet(batch['images'].pixels[:8], batch['masks'][:8], logits[:8].detach(), info.palette)
             log.picture(iteration, 'edges', sheet)
             log.save_curves()
             save_model(model, model_path(args.tag), architecture=args.architecture, epoch=epoch + 1)

@@ -269,17 +269,18 @@ def loader_case(way, device, folder, normalise):
 
     from benchmarks import reference
     from core.datasets import image_path, read_image
-    from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, network_input
+    from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, Window, network_input
+    from tools.device import init_worker
 
-    torch.set_num_threads(1)
     _, ids = draw_data(folder)
     paths = [image_path('data', image_id) for image_id in ids]
     sides = np.random.default_rng(0).integers(320, 641, len(ids))
     if way == 'plain':
+        torch.set_num_threads(1)
         place = ((0, 0), (0, 0))
-        rows = zip(paths, sides, strict=True)
-        rows = list(rows)
+        rows = list(zip(paths, sides, strict=True))
         return lambda: [reference.train_sample(path, int(side), side % 2, place) for path, side in rows]
+    init_worker(0)
     # The same longer sides as above; where image and crop lie takes no time.
     pipelines = [Pipeline(RandomLongerSide(side, side), RandomFlip(), RandomCrop(512)) for side in map(int, sides)]
 
@@ -287,7 +288,7 @@ def loader_case(way, device, folder, normalise):
         for i, (path, pipeline) in enumerate(zip(paths, pipelines, strict=True)):
             image, _ = pipeline(read_image(path), None, (0, 0, i))
             if normalise:
-                network_input(image[None])
+                network_input(Window(image.pixels[None], image.box[None]))
 
     return ours
 

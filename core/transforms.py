@@ -1,11 +1,13 @@
 """Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
 
-An operation takes an RGB PIL image and a PIL mask (or None) and returns both; the last one of a pipeline returns
-uint8 tensors, the image (h, w, 4) as `network_input` takes it and the mask (h, w). Random numbers come from torch's
+An operation takes an RGB PIL image and a PIL mask (or None) and returns both; a crop, the last one of a pipeline, makes
+the image a Window, as `network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's
 default generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published
 crop (a smaller image at a random place of a canvas) and the published scaling (by the longer side) have no counterpart
 there.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +23,29 @@ STD = (0.229, 0.224, 0.225)
 AUGMENTATIONS = ('colorjitter', 'randaugment')
 
 
-def network_input(images: Tensor) -> Tensor:
-    """uint8 (N, h, w, 3 or 4) on any device -> (N, 3, h, w) float32, ImageNet's mean and deviation taken out.
+class Window(NamedTuple):
+    """A picture on a canvas, or a batch of them; loaders stack and pin what lies in a named tuple."""
 
-    A fourth channel is 255 where there is a picture and 0 where the canvas is, which becomes 0: the mean colour. Images
-    travel as bytes and are normalised here, on the device that computes.
+    pixels: Tensor  # (h, w, 3) uint8, (N, h, w, 3) for a batch
+    box: Tensor  # (4,) int64, (N, 4) for a batch: left, top, right and bottom of the picture, the canvas around it
+
+
+def network_input(images: Tensor | Window, device: torch.device | str = 'cpu') -> Tensor:
+    """uint8 (N, h, w, 3) or windows -> (N, 3, h, w) float32 on the device, ImageNet's mean and deviation taken out.
+
+    The canvas becomes 0: the mean colour. Images travel as bytes and are normalised on the device that computes.
     """
-    images = images.permute(0, 3, 1, 2)
-    x = images[:, :3].to(torch.float32, memory_format=torch.contiguous_format)
+    pixels, box = images if isinstance(images, Window) else (images, None)
+    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    x = x.to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (x.new_tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
     x = x.sub_(mean).div_(std)
-    return x.mul_(images[:, 3:] > 0) if images.shape[1] == 4 else x
+    if box is None:
+        return x
+    left, top, right, bottom = box.to(device, non_blocking=True).view(-1, 4, 1, 1).unbind(1)
+    row, column = (torch.arange(side, device=device) for side in x.shape[2:])
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)  # each (N, 1, side)
+    return x.mul_(rows[:, :, :, None].to(x.dtype)).mul_(columns[:, :, None].to(x.dtype))
 
 
 def scaled(image: Image.Image, scale: float) -> Tensor:
@@ -53,7 +67,7 @@ class Pipeline:
 
     def __call__(
         self, image: Image.Image, mask: Image.Image | None, seed: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Window, Tensor | None]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
             for operation in self.operations:
@@ -101,7 +115,7 @@ class Augment:
 
 
 class _Crop:
-    """A window of size x size: the image with a fourth channel, 255 in the picture, 0 around; 255 around the mask."""
+    """A window of size x size: 0 around the image, 255 around the mask."""
 
     def __init__(self, size: int):
         self.size = size
@@ -112,14 +126,16 @@ class _Crop:
 
     def __call__(self, image, mask):
         (x, to_x), (y, to_y) = (self.place(side) for side in image.size)
-        left, top = x - to_x, y - to_y
-        window = image.convert('RGBA').crop((left, top, left + self.size, top + self.size))  # zeros where there is none
-        if mask is not None:
-            box = (x, y, min(x + self.size, mask.width), min(y + self.size, mask.height))
-            classes = np.full((self.size, self.size), IGNORE, np.uint8)
-            classes[to_y : to_y + box[3] - y, to_x : to_x + box[2] - x] = mask.crop(box)
-            mask = torch.from_numpy(classes)
-        return torch.from_numpy(np.array(window)), mask
+        right, bottom = (min(start + self.size, side) for start, side in zip((x, y), image.size, strict=True))
+        box = (to_x, to_y, to_x + right - x, to_y + bottom - y)
+
+        def on_canvas(picture, canvas):
+            canvas[box[1] : box[3], box[0] : box[2]] = picture.crop((x, y, right, bottom))
+            return torch.from_numpy(canvas)
+
+        shape = (self.size, self.size)
+        mask = mask and on_canvas(mask, np.full(shape, IGNORE, np.uint8))
+        return Window(on_canvas(image, np.zeros((*shape, 3), np.uint8)), torch.tensor(box)), mask
 
 
 class RandomCrop(_Crop):

@@ -17,7 +17,7 @@ from core.maps import predict
 from core.metrics import ThresholdSweep
 from core.networks import Classifier, DeepLabV3Plus
 from core.random_walk import random_walk
-from core.transforms import Pipeline, TopLeftCrop, network_input, scaled
+from core.transforms import Pipeline, TopLeftCrop, Window, network_input, scaled
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_train_sample(image, tmp_path):
     Image.fromarray(image).save(path)
     ours, _ = Pipeline(TopLeftCrop(512))(read_image(path).resize((640, 480), Image.Resampling.BICUBIC), None, (0,))
     plain = reference.train_sample(path, 640, False, ((0, 0), (0, 0)))
-    torch.testing.assert_close(network_input(ours[None])[0], plain, atol=2e-6, rtol=0)
+    torch.testing.assert_close(network_input(Window(ours.pixels[None], ours.box[None]))[0], plain, atol=2e-6, rtol=0)
 
 
 def test_segmentation(image):

@@ -36,7 +36,7 @@ from core.metrics import ConfusionMatrix
 from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
-from core.transforms import network_input
+from core.transforms import Window, network_input
 from recipes import gradients
 from tools import UserError
 from tools.checkpoint import read_note
@@ -542,7 +542,8 @@ def test_cams_are_scored_at_their_own_resolution(rng):
         labels[:, 0] = 1
         masks = torch.tensor(rng.choice([0, 1, 2, 3, 255], (n, 64, 64)))
         images = torch.tensor(rng.integers(0, 256, (n, 64, 64, 3)), dtype=torch.uint8)
-        batches.append({'images': images, 'labels': labels, 'masks': masks})
+        window = Window(images, torch.tensor([[0, 0, 64, 64]] * n))
+        batches.append({'images': window, 'labels': labels, 'masks': masks})
 
     class Maps(nn.Module):
         def forward(self, x, with_cam):

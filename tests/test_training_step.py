@@ -240,12 +240,15 @@ def recorded(script, line, monkeypatch) -> list[dict]:
             now['batch'], now['dropout'] = batch, []
             yield batch
 
-    def plain_input(images, real=script.network_input):
-        """Bytes and their flag to numbers; the script's own float32 must agree."""
-        pixels = images.numpy().astype(np.float64)
-        x = (pixels[..., :3] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        x = torch.from_numpy((x * (pixels[..., 3:] > 0) if pixels.shape[3] == 4 else x).transpose(0, 3, 1, 2).copy())
-        torch.testing.assert_close(real(images).double(), x, rtol=1e-5, atol=1e-6)
+    def plain_input(images, device, real=script.network_input):
+        """Bytes to numbers, 0 around the picture; the script's own float32 must agree."""
+        pixels = images.pixels.numpy().astype(np.float64)
+        x = ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
+        inside = np.zeros((len(x), 1, *x.shape[2:]))
+        for here, (left, top, right, bottom) in zip(inside, images.box.tolist(), strict=True):
+            here[:, top:bottom, left:right] = 1
+        x = torch.from_numpy(x * inside)
+        torch.testing.assert_close(real(images, device).double(), x, rtol=1e-5, atol=1e-6)
         now['images'] = x.numpy()
         return x
 
