@@ -96,14 +96,14 @@ def affinity_label(image, keys, hr_cam, fg_threshold=0.40, bg_threshold=0.10):
     return label
 
 
-def sweep(folder, masks, ids, num_classes, thresholds):
+def sweep(folder, masks, ids, num_classes, thresholds, name='hr_cam'):
     """{threshold: (T, P, TP)}: every file read and every pixel scanned three times a class, for each threshold."""
     found = {}
     for threshold in thresholds:
         counts = np.zeros((3, num_classes), np.int64)
         for image_id in ids:
             with np.load(folder / f'{image_id}.npz') as file:
-                keys, maps = file['keys'], file['hr_cam']
+                keys, maps = file['keys'], file[name]
             mask = np.array(Image.open(masks / f'{image_id}.png'))
             prediction = predict(keys, maps, threshold)
             valid = mask < 255

@@ -37,9 +37,10 @@ from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
 from core.transforms import Window, network_input
-from recipes import gradients
+from recipes import gradients, rounding
 from tools import UserError
 from tools.checkpoint import read_note
+from tools.files import read_maps, write_rw
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -310,6 +311,38 @@ def test_gradients_of_the_losses(at, capsys, end):
 def test_gradients_of_a_run_that_is_not_there(in_tmp):
     with pytest.raises(UserError, match='data/none.json is not there'):
         gradients.main(gradients.parse_args(['--tag', 'none']))
+
+
+def rounding_of(capsys) -> tuple[dict, dict]:
+    """{(name, threshold): (mIoU of files, of float32)}, {name: points apart}."""
+    rounding.main(rounding.parse_args(['--rw_dir', WALKED, '--device', 'cpu', '--num_workers', '0']))
+    words = [line.replace(',', '').replace(':', '').split() for line in capsys.readouterr().out.splitlines()]
+    scores = {(line[0], float(line[2])): (float(line[4]), float(line[7])) for line in words if line[1] == 'threshold'}
+    return scores, {line[0]: float(line[3]) for line in words if line[1] == 'at'}
+
+
+def test_rounding_of_files(copy, capsys):
+    """What the files give is what stage 9 says; float32 differs by little, and by much from files that are wrong."""
+    scores, apart = rounding_of(capsys)
+    for name, folder in (('CAM', CAMS), ('RW', WALKED)):
+        result = json.loads((copy.parent / f'experiments/results/{folder}@train.json').read_text())
+        assert {threshold for kind, threshold in scores if kind == name} >= {
+            row['threshold'] for row in result['thresholds']
+        }
+        for row in result['thresholds']:
+            assert scores[name, row['threshold']][0] == pytest.approx(row['miou'], abs=1e-4)
+        assert apart[name] < 0.2
+        assert apart[name] == pytest.approx(max(abs(a - b) for (n, _), (a, b) in scores.items() if n == name), abs=2e-4)
+    for path in (copy.parent / 'experiments/predictions' / WALKED).glob('*.npz'):
+        keys, rw = read_maps(path, 'rw', 6)
+        write_rw(path, keys, 1 - rw)
+    assert rounding_of(capsys)[1]['RW'] > 1
+
+
+def test_rounding_of_a_folder_nobody_knows(in_tmp):
+    (in_tmp / 'experiments/predictions/walked').mkdir(parents=True)
+    with pytest.raises(UserError, match='walked/args.json is not there'):
+        rounding.main(rounding.parse_args(['--rw_dir', 'walked']))
 
 
 def test_curves_and_pictures(at):
