@@ -262,28 +262,36 @@ def loader_case(way, device, folder, normalise):
 
 
 def train_case(way, device, what, network='mobilenet_v2', size=256, batch=4, precision='fp32'):
-    """A training step of stage 4 or of stage 1 with its tiles. Plain: channels first; stage 4 looks for anomalies."""
+    """Loss and gradients of stages 1 (with its tiles), 4 or 7. Plain: channels first; 4 and 7 look for anomalies."""
     import torch
+    import torch.nn.functional as F
 
     import train_classification_with_puzzle as stage1
     from core.affinity import PathIndex, affinity_labels
     from core.losses import affinity_loss
-    from core.networks import AffinityNet, Classifier
+    from core.networks import AffinityNet, Classifier, DeepLabV3Plus
     from tools.device import pick_device, place
 
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
-    model = (AffinityNet if what == 'affinitynet' else Classifier)(network).to(device).train()
+    makers = {'classifier': Classifier, 'affinitynet': AffinityNet, 'deeplab': DeepLabV3Plus}
+    model = makers[what](network).to(device).train()
     if way == 'ours':
         model = place(model, pick_device(device), precision)
+    torch.autograd.set_detect_anomaly(way == 'plain' and what != 'classifier')
     if what == 'affinitynet':
         index = PathIndex(10, size // 4)
         label = torch.randint(0, 21, (batch, size // 4, size // 4), dtype=torch.uint8, device=device)
-        torch.autograd.set_detect_anomaly(way == 'plain')
 
         def loss_of():
             affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
             return affinity_loss(affinity, *affinity_labels(label, index, 20))
+
+    elif what == 'deeplab':
+        label = torch.randint(0, 21, (batch, size, size), device=device)
+
+        def loss_of():
+            return F.cross_entropy(model(images), label, ignore_index=255)
 
     else:
         options = Namespace(

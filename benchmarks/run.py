@@ -218,12 +218,13 @@ def train_rows(args, folder):
                 batch=32,
                 precision=precision,
             )
-            for what in ('classifier', 'affinitynet')
+            for what in ('classifier', 'affinitynet', 'deeplab')
             for net in ('resnet50', 'resnest101')
             for precision in PRECISIONS
         ]
     return [
         compare('AffinityNet step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='affinitynet'),
+        compare('DeepLabv3+ step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='deeplab'),
         compare('classifier step with tiles, 4 images of 256', train, args.repeats, what='classifier'),
         compare('the same, 512 pixels', train, args.repeats, what='classifier', size=512),
         compare('the same, 256 pixels, resnest14', train, args.repeats, what='classifier', network='resnest14'),
