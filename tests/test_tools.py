@@ -286,6 +286,7 @@ def test_loaders():
     loader = device.training_loader(list(range(10)), 3, 0, 0, cpu)
     assert (len(loader), loader.drop_last) == (3, True)
     assert [x.tolist() for x in device.ordered_loader(list(range(5)), 2, 0, cpu)] == [[0, 1], [2, 3], [4]]
+    assert device.ordered_loader(list(range(5)), 2, 1, cpu).multiprocessing_context.get_start_method() == 'fork'
     assert list(device.ordered_loader(['a', ('b',)], None, 0, cpu)) == ['a', ('b',)]
     with pytest.raises(UserError, match='--batch_size 11.*10 images'):
         device.training_loader(list(range(10)), 11, 0, 0, cpu)

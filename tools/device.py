@@ -49,8 +49,20 @@ def _keep_freed_memory() -> None:
 class _Loader(DataLoader):
     """A DataLoader whose workers are forked from a heap without free pages.
 
-    Pages that parent and workers share are copied one by one as the parent writes them, the kept ones (above) too.
+    Forked, whatever Python's default: a process that starts from nothing imports torch for seconds. Pages that parent
+    and workers share are copied one by one as the parent writes them, the kept ones (above) too.
     """
+
+    def __init__(self, dataset, num_workers: int, device: torch.device, **options):
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            pin_memory=device.type == 'cuda',
+            multiprocessing_context='fork' if num_workers else None,
+            worker_init_fn=init_worker,
+            generator=torch.Generator(),  # seeds workers from here: the default generator stays where it was
+            **options,
+        )
 
     def __iter__(self):
         if self.num_workers and (glibc := _glibc()):
@@ -115,28 +127,19 @@ def training_loader(dataset, batch_size: int, num_workers: int, seed: int, devic
         raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
     return _Loader(
         dataset,
+        num_workers,
+        device,
         batch_size=batch_size,
         sampler=EpochSampler(len(dataset), seed),
         drop_last=True,
-        num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=device.type == 'cuda',
-        worker_init_fn=init_worker,
-        generator=torch.Generator(),  # seeds its workers from here: the default generator stays where it was
     )
 
 
 def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
     """Everything once, in order; batch_size None gives single samples as the data set makes them."""
-    return _Loader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=device.type == 'cuda',
-        collate_fn=_same if batch_size is None else None,
-        worker_init_fn=init_worker,
-        generator=torch.Generator(),
-    )
+    collate = _same if batch_size is None else None
+    return _Loader(dataset, num_workers, device, batch_size=batch_size, collate_fn=collate)
 
 
 def init_worker(worker: int) -> None:
