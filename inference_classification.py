@@ -66,7 +66,7 @@ def main(args):
     loader = ordered_loader(images, None, args.num_workers, device)
     with stage.Behind(args.num_workers) as writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of CAMs'):
-            versions = [network_input(version, device) for version in versions]
+            versions = [network_input(version.to(device, non_blocking=True)) for version in versions]
             present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
             cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
             for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):

@@ -95,7 +95,7 @@ def main(args):
     with stage.Behind(args.num_workers) as writers:
         for batch_ids, originals, (version,) in stage.progress(loader, 'batches of the random walk'):
             size = strided_size(originals[0].shape[:2])
-            edges = edges_of(model, network_input(version, device), args.image_size)
+            edges = edges_of(model, network_input(version.to(device, non_blocking=True)), args.image_size)
             for image_id, edge in zip(batch_ids, edges, strict=True):
                 if image_id not in todo:
                     continue

@@ -72,7 +72,7 @@ def main(args):
     loader = ordered_loader(images, None, args.num_workers, device)
     with writers:
         for batch_ids, originals, versions in stage.progress(loader, 'batches of predictions'):
-            versions = [network_input(version, device) for version in versions]
+            versions = [network_input(version.to(device, non_blocking=True)) for version in versions]
             logits = multi_scale_logits(model, versions, originals[0].shape[:2])
             if not torch.isfinite(logits).all():
                 raise UserError(f'{batch_ids[0]}: logits that are not finite: the model of --tag {args.tag} diverged')

@@ -101,7 +101,7 @@ def main(args):
             train_loader.sampler.start(epoch, done * args.batch_size)
             done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = network_input(batch['images'], device)
+                images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True)
 
                 # The label of a pair comes from its two ends, its affinity from the edges between them.

@@ -109,7 +109,7 @@ def score_cams(model, loader, info, device):
     sweep = ThresholdSweep(info.num_classes + 1, THRESHOLDS)
     rows = []
     for batch in stage.progress(loader, 'scoring CAMs'):
-        _, maps = model(network_input(batch['images'], device), with_cam=True)
+        _, maps = model(network_input(batch['images'].to(device, non_blocking=True)), with_cam=True)
         cams = make_cam(maps.float()).cpu().numpy() * batch['labels'].numpy()[:, :, None, None]
         masks = batch['masks'][:, ::STRIDE, ::STRIDE].numpy()
         for cam, mask in zip(cams, masks, strict=True):
@@ -158,7 +158,7 @@ def main(args):
             train_loader.sampler.start(epoch, done * args.batch_size)
             done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = network_input(batch['images'], device)
+                images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['labels'].to(device, non_blocking=True)
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf

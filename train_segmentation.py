@@ -60,7 +60,7 @@ def score_masks(model, loader, info, device):
     rows = []
     for batch in stage.progress(loader, 'scoring val'):
         masks = batch['masks'].numpy()
-        logits = model(network_input(batch['images'], device)).float()
+        logits = model(network_input(batch['images'].to(device, non_blocking=True))).float()
         logits = F.interpolate(logits, masks.shape[1:], mode='bilinear', align_corners=False)
         predictions = logits.argmax(1).cpu().numpy()
         matrix.update(predictions, masks)
@@ -117,7 +117,7 @@ def main(args):
             train_loader.sampler.start(epoch, done * args.batch_size)
             done = 0
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = network_input(batch['images'], device)
+                images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True).long()
 
                 # DeepLabv3+ answers at the size of the image, Seg_Model and CSeg_Model below it.

@@ -247,9 +247,9 @@ def _first_line(error: Exception) -> str:
 class ImageSet:
     """Samples for training and scoring: dicts of `images` and, where asked for, `labels` and `masks`.
 
-    `transform(image, mask, seed)` makes uint8 tensors of an RGB image and a mask (or None). A key is a position or a
-    pair (epoch, position): then augmentation is drawn from (seed, epoch, position) in whatever worker. masks come from
-    mask_of(image_id). Labels are read at once, so that a bad annotation stops a run before it has begun.
+    `transform(image, mask, seed)` makes of an RGB image and a mask (or None) what batches are stacked of. A key is a
+    position or a pair (epoch, position): then augmentation is drawn from (seed, epoch, position) in whatever worker.
+    masks come from mask_of(image_id). Labels are read at once: a bad annotation stops a run before it has begun.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
 
-An operation takes an RGB PIL image and a PIL mask (or None) and returns both; a crop, the last one of a pipeline, makes
-the image a Window, as `network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's
+An operation takes an RGB PIL image and a PIL mask (or None) and returns both; a crop makes the image a Window, as
+`network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's
 default generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published
 crop (a smaller image at a random place of a canvas) and the published scaling (by the longer side) have no counterpart
 there.
@@ -29,21 +29,24 @@ class Window(NamedTuple):
     pixels: Tensor  # (h, w, 3) uint8, (N, h, w, 3) for a batch
     box: Tensor  # (4,) int64, (N, 4) for a batch: left, top, right and bottom of the picture, the canvas around it
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> 'Window':
+        """As of a tensor."""
+        return Window(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
-def network_input(images: Tensor | Window, device: torch.device | str = 'cpu') -> Tensor:
-    """uint8 (N, h, w, 3) or windows -> (N, 3, h, w) float32 on the device, ImageNet's mean and deviation taken out.
 
-    The canvas becomes 0: the mean colour. Images travel as bytes and are normalised on the device that computes.
+def network_input(images: Tensor | Window) -> Tensor:
+    """uint8 (N, h, w, 3) or windows on any device -> (N, 3, h, w) float32, ImageNet's mean and deviation taken out.
+
+    The canvas becomes 0: the mean colour. Images travel as bytes and are normalised here, on the device that computes.
     """
     pixels, box = images if isinstance(images, Window) else (images, None)
-    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    x = x.to(torch.float32, memory_format=torch.contiguous_format)
+    x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (x.new_tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
     x = x.sub_(mean).div_(std)
     if box is None:
         return x
-    left, top, right, bottom = box.to(device, non_blocking=True).view(-1, 4, 1, 1).unbind(1)
-    row, column = (torch.arange(side, device=device) for side in x.shape[2:])
+    left, top, right, bottom = box.view(-1, 4, 1, 1).unbind(1)
+    row, column = (torch.arange(side, device=x.device) for side in x.shape[2:])
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)  # each (N, 1, side)
     return x.mul_(rows[:, :, :, None].to(x.dtype)).mul_(columns[:, :, None].to(x.dtype))
 

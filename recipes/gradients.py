@@ -72,7 +72,7 @@ def main(args):
 
     sums, count = {}, 0
     for count, batch in enumerate(train_loader, 1):  # noqa: B007 -- counts what there was
-        images, labels = network_input(batch['images'], device), batch['labels'].to(device)
+        images, labels = network_input(batch['images'].to(device)), batch['labels'].to(device)
         losses = stage1.losses_of(model, images, labels, run, rounds)
         gradients = {name: gradient(loss, weights) for name, loss in losses.items()}
         for name, g in gradients.items():

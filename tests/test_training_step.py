@@ -240,7 +240,7 @@ def recorded(script, line, monkeypatch) -> list[dict]:
             now['batch'], now['dropout'] = batch, []
             yield batch
 
-    def plain_input(images, device, real=script.network_input):
+    def plain_input(images, real=script.network_input):
         """Bytes to numbers, 0 around the picture; the script's own float32 must agree."""
         pixels = images.pixels.numpy().astype(np.float64)
         x = ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
@@ -248,7 +248,7 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         for here, (left, top, right, bottom) in zip(inside, images.box.tolist(), strict=True):
             here[:, top:bottom, left:right] = 1
         x = torch.from_numpy(x * inside)
-        torch.testing.assert_close(real(images, device).double(), x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(real(images).double(), x, rtol=1e-5, atol=1e-6)
         now['images'] = x.numpy()
         return x
 
