@@ -30,14 +30,21 @@ from inference_rw import edges_of
 from tools import UserError, flags, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
-from tools.experiment import check_inputs, experiment_options, input_folder, model_path
+from tools.experiment import (
+    check_identity,
+    check_inputs,
+    experiment_options,
+    file_hash,
+    folder_identity,
+    input_folder,
+    model_path,
+)
 
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     parser.add_argument('--rw_dir', type=flags.folder_name, required=True, help='walked CAMs of stage 5')
     parser.add_argument('--domain', default='train', help='list of images to score, part of what the folder holds')
-    parser.add_argument('--max_th', type=flags.real(0, 1), default=0.8, help='thresholds of both end below it')
     flags.add_workers(parser)
     flags.add_device(parser)
     return parser.parse_args(argv)
@@ -48,7 +55,17 @@ def options_of(folder: Path) -> Namespace:
     options = experiment_options(folder).get('options')
     if not isinstance(options, dict):
         raise UserError(f'{folder}/args.json is not there or damaged: its stage makes both again with --overwrite')
+    if options.get('precision') != 'fp32':
+        raise UserError(
+            f'{folder} was not made with --precision fp32: its files differ by more than their own rounding'
+        )
     return Namespace(**options)
+
+
+def check_unchanged(folder: Path, **inputs: str) -> None:
+    """The files must have come from the models and CAMs that there are now."""
+    identity = experiment_options(folder).get('identity', {})
+    check_identity(folder, {name: identity.get(name) for name in inputs}, inputs)
 
 
 def main(args):
@@ -56,12 +73,14 @@ def main(args):
     walk = options_of(walked)
     cams = input_folder(walk.cam_dir, '--cam_dir', 'inference_classification.py')
     cam = options_of(cams)
+    check_unchanged(cams, model=file_hash(model_path(cam.tag)))
+    check_unchanged(walked, model=file_hash(model_path(walk.model_name)), cams=folder_identity(cams))
     info = load_info(walk.dataset)
     ids = info.ids(args.domain)
     check_inputs(cams, ids, '.npz', 'inference_classification.py')
     check_inputs(walked, ids, '.npz', 'inference_rw.py')
     count = partial(evaluate.count, ids=ids, info=info)
-    score = Namespace(data_dir=walk.data_dir, max_th=args.max_th, threshold=None, num_workers=args.num_workers)
+    score = Namespace(data_dir=walk.data_dir, max_th=0.8, threshold=None, num_workers=args.num_workers)
     kept = {'CAM': count(score, 'npy', cams), 'RW': count(score, 'rw', walked)}
 
     device = pick_device(args.device)
@@ -78,7 +97,7 @@ def main(args):
     loader = ordered_loader(images, None, args.num_workers, device)
     for batch_ids, originals, versions in stage.progress(loader, 'batches in float32'):
         size = originals[0].shape[:2]
-        *versions, version = (network_input(version, device) for version in versions)
+        *versions, version = (network_input(version.to(device)) for version in versions)
         labels = np.stack([read_labels(xml_path(walk.data_dir, image_id), info) for image_id in batch_ids])
         made = multi_scale_cam(classifier, versions, torch.from_numpy(labels).to(device), size)
         edges = edges_of(affinity_net, version, walk.image_size)

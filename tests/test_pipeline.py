@@ -40,7 +40,7 @@ from core.transforms import Window, network_input
 from recipes import gradients, rounding
 from tools import UserError
 from tools.checkpoint import read_note
-from tools.files import read_maps, write_rw
+from tools.files import read_maps, write_cam, write_rw
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -336,7 +336,21 @@ def test_rounding_of_files(copy, capsys):
     for path in (copy.parent / 'experiments/predictions' / WALKED).glob('*.npz'):
         keys, rw = read_maps(path, 'rw', 6)
         write_rw(path, keys, 1 - rw)
-    assert rounding_of(capsys)[1]['RW'] > 1
+    for path in (copy.parent / 'experiments/predictions' / CAMS).glob('*.npz'):
+        keys, cam = read_maps(path, 'cam', 6)
+        _, hr_cam = read_maps(path, 'hr_cam', 6)
+        write_cam(path, keys, cam, 1 - hr_cam)
+    _, apart = rounding_of(capsys)
+    assert apart['CAM'] > 1
+    assert apart['RW'] > 1
+
+
+@pytest.mark.parametrize('name, folder', [('cls', CAMS), ('aff', WALKED)])
+def test_rounding_of_another_model_is_refused(copy, name, folder):
+    path = copy.parent / f'experiments/models/{name}.pth'
+    torch.save({key: value + 1 for key, value in torch.load(path, weights_only=True).items()}, path)
+    with pytest.raises(UserError, match=rf'{folder} was made otherwise \(model'):
+        rounding.main(rounding.parse_args(['--rw_dir', WALKED]))
 
 
 def test_rounding_of_a_folder_nobody_knows(in_tmp):
