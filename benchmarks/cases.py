@@ -17,7 +17,7 @@ from tools.files import write_cam, write_rw
 
 
 def draw_data(folder: Path, count: int = 12) -> tuple[object, list[str]]:
-    """A data set of 500-pixel scenes with CAMs, walked CAMs and a model's worth of files under experiments/."""
+    """A data set of 500-pixel scenes with CAMs and walked CAMs as kept here, and as the plain way has them."""
     import cv2
 
     from core.datasets import load_info, mask_path, read_labels, read_mask, xml_path

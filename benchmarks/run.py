@@ -1,6 +1,6 @@
 """Time each stage against the plain way, side by side in one run; write benchmarks/RESULTS.md.
 
-    python3 benchmarks/run.py                     everything (about 15 minutes on 2 CPU cores)
+    python3 benchmarks/run.py                     everything (about 30 minutes on 2 CPU cores)
     python3 benchmarks/run.py --stage evaluate    one part; RESULTS.md keeps the others
     python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
 
@@ -60,7 +60,12 @@ def in_child(queue, case, repeats):
 
     The peak is the growth of resident memory or, of a GPU's, what tensors took; the share is None for other cases.
     """
-    work, on_gpu = case(), case.keywords['device'].startswith('cuda')
+    on_gpu = case.keywords['device'].startswith('cuda')
+    if on_gpu:
+        import torch
+
+        torch.cuda.set_device(torch.device(case.keywords['device']).index or 0)  # what is asked below is asked of it
+    work = case()
     if repeats > 1:
         work()  # warm: first use of libraries, files in the page cache
     before = resident()
@@ -72,8 +77,6 @@ def in_child(queue, case, repeats):
         shares.append(busy / seconds[-1] if isinstance(busy, float) else None)
     peak = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
     if on_gpu:
-        import torch
-
         peak = torch.cuda.max_memory_allocated() / 2**20
     queue.put((statistics.median(seconds), peak, None if None in shares else statistics.median(shares)))
 
@@ -84,42 +87,47 @@ def resident():
 
 
 def measure(case, repeats):
+    """What `in_child` found; None where the case failed, too large for a GPU's memory, say (its error is printed)."""
     context = multiprocessing.get_context('spawn')
     queue = context.Queue()
     process = context.Process(target=in_child, args=(queue, case, repeats))
     process.start()
     while process.is_alive() and queue.empty():
         time.sleep(0.05)
-    if queue.empty() and process.exitcode:
-        sys.exit(f'a benchmark failed: {case}')
-    result = queue.get()
+    result = None if queue.empty() and process.exitcode else queue.get()
     process.join()
     return result
 
 
-def compare(title, case, repeats, plain_repeats=None, **options):
-    """A row of the table: the plain way beside ours, in turn. `precision` is ours, the plain way has torch's."""
-    plain_options = {name: value for name, value in options.items() if name != 'precision'}
-    plain = measure(partial(case, 'plain', **plain_options), plain_repeats or repeats)
-    ours = measure(partial(case, 'ours', **options), repeats)
-    row = (
-        title if ours[2] is None else f'{title}; the network works {100 * ours[2]:.0f} % of the time',
-        f'{plain[0]:.3g} s',
-        f'{ours[0]:.3g} s',
-        f'{plain[0] / ours[0]:.2f}x',
-        f'{plain[1]:.0f} MB',
-        f'{ours[1]:.0f} MB',
-    )
+def row_of(title, plain, ours):
+    """A row of the table, printed too; `plain` is () where there is no plain way."""
+    if ours and ours[2] is not None:
+        title += f'; the network works {100 * ours[2]:.0f} % of the time'
+    seconds = [f'{case[0]:.3g} s' if case else FAILED if case is None else '' for case in (plain, ours)]
+    peaks = [f'{case[1]:.0f} MB' if case else '' for case in (plain, ours)]
+    row = (title, *seconds, f'{plain[0] / ours[0]:.2f}x' if plain and ours else '', *peaks)
     print(' | '.join(row), flush=True)
     return row
+
+
+def compare(title, case, repeats, plain_repeats=None, **options):
+    """The row of a case: the plain way beside ours, one after the other."""
+    plain = measure(partial(case, 'plain', **options), plain_repeats or repeats)
+    return row_of(title, plain, measure(partial(case, 'ours', **options), repeats))
+
+
+def precisions(title, case, repeats, **options):
+    """Rows of ours at each precision; the plain way has torch's defaults: convolutions in TF32, no matrices."""
+    plain = measure(partial(case, 'plain', **options), repeats)
+    return [
+        row_of(f'{title}, {name}', plain, measure(partial(case, 'ours', precision=name, **options), repeats))
+        for name in ('fp32', 'tf32', 'bf16')
+    ]
 
 
 def alone(title, case, repeats, **options):
     """A row without a plain way."""
-    ours = measure(partial(case, 'ours', **options), repeats)
-    row = (title, '', f'{ours[0]:.3g} s', '', '', f'{ours[1]:.0f} MB')
-    print(' | '.join(row), flush=True)
-    return row
+    return row_of(title, (), measure(partial(case, 'ours', **options), repeats))
 
 
 def random_walk_rows(args, folder):
@@ -159,18 +167,9 @@ def evaluate_rows(args, folder):
 def cam_rows(args, folder):
     cams = partial(inference_case, what='cam', device=args.device, folder=folder)
     if args.device.startswith('cuda'):
-        return [
-            compare(
-                f'12 images, 4 scales, {net}, {precision}',
-                cams,
-                args.repeats,
-                network=net,
-                count=12,
-                precision=precision,
-            )
-            for net in ('resnet50', 'resnest101')
-            for precision in PRECISIONS
-        ]
+        title, nets = '12 images, 4 scales', ('resnet50', 'resnest101')
+        rows = [precisions(f'{title}, {net}', cams, args.repeats, network=net, count=12) for net in nets]
+        return sum(rows, [])
     return [
         compare('12 images, 4 scales, resnest14_narrow', cams, args.repeats, network='resnest14_narrow', count=12),
         compare('4 images, 4 scales, mobilenet_v2', cams, args.repeats, network='mobilenet_v2', count=4),
@@ -181,17 +180,7 @@ def cam_rows(args, folder):
 def segmentation_rows(args, folder):
     predict = partial(inference_case, what='segmentation', device=args.device, folder=folder)
     if args.device.startswith('cuda'):
-        return [
-            compare(
-                f'12 images, resnest101, {precision}',
-                predict,
-                args.repeats,
-                network='resnest101',
-                count=12,
-                precision=precision,
-            )
-            for precision in PRECISIONS
-        ]
+        return precisions('12 images, resnest101', predict, args.repeats, network='resnest101', count=12)
     title = '8 images, 4 scales, CRF, DeepLabv3+ on resnest14_narrow'
     return [compare(title, predict, args.repeats, network='resnest14_narrow', count=8)]
 
@@ -207,21 +196,14 @@ def loader_rows(args, folder):
 def train_rows(args, folder):
     train = partial(train_case, device=args.device)
     if args.device.startswith('cuda'):
-        return [
-            compare(
-                f'{what} step, {net}, 32 images of 512, {precision}',
-                train,
-                args.repeats,
-                what=what,
-                network=net,
-                size=512,
-                batch=32,
-                precision=precision,
+        rows = [
+            precisions(
+                f'{what} step, {net}, 32 images of 512', train, args.repeats, what=what, network=net, size=512, batch=32
             )
             for what in ('classifier', 'affinitynet', 'deeplab')
             for net in ('resnet50', 'resnest101')
-            for precision in PRECISIONS
         ]
+        return sum(rows, [])
     return [
         compare('AffinityNet step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='affinitynet'),
         compare('DeepLabv3+ step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='deeplab'),
@@ -243,11 +225,11 @@ def files_rows(args, folder):
     rows = [(*row, f'{plain / ours:.2f}x', '', '')]
     score = Namespace(data_dir='data', max_th=0.5, threshold=None, num_workers=0)
     masks = Path('data/SegmentationClass')
-    for what, mode, array, folder, thresholds in (
+    for what, mode, array, where, thresholds in (
         ('CAMs', 'npy', 'hr_cam', 'cams', [0.10, 0.40]),
         ('walked CAMs', 'rw', 'rw', 'walked', [0.35]),
     ):
-        kept = dict(evaluate.count(score, mode, Path(folder), ids, info))
+        kept = dict(evaluate.count(score, mode, Path(where), ids, info))
         counts = reference.sweep(Path('plain'), masks, ids, info.num_classes + 1, thresholds, array)
         for threshold in thresholds:
             target, predicted, both = counts[threshold]
@@ -274,7 +256,7 @@ def startup_rows(args, folder):
 
 STAGES = ('random_walk', 'pairs', 'labels', 'evaluate', 'cam', 'segmentation', 'loader', 'train', 'files', 'startup')
 ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train')
-PRECISIONS = ('fp32', 'tf32', 'bf16')
+FAILED = 'failed'
 HEADER = ('', 'plain', 'here', 'ratio', 'plain peak', 'peak')
 
 
@@ -289,7 +271,7 @@ def machine(device):
     cpu = f'{os.cpu_count()} cores of {name}, {torch.get_num_threads()} threads'
     what = f'{cpu}, Python {platform.python_version()}, torch {torch.__version__}'
     if device.startswith('cuda'):
-        what += f', {torch.cuda.get_device_name()}'
+        what += f', {torch.cuda.get_device_name(device)}'
     return f'{date.today()}, commit {commit()}, {what}'
 
 
@@ -311,7 +293,11 @@ def write_results(tables):
         'Made by `python3 benchmarks/run.py` (see there); do not edit.',
         '',
     ]
-    lines += ['Medians; each case in a process of its own; peak is its growth in resident memory while it works.', '']
+    lines += [
+        'Medians; each case in a process of its own; peak is its growth in resident memory while it works,',
+        'on a GPU what its tensors take, the model with them.',
+        '',
+    ]
     for part, (where, rows) in sorted(tables.items()):
         lines += [f'## {part}', '', where, '', '| ' + ' | '.join(HEADER) + ' |', '|' + '---|' * len(HEADER)]
         lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['']
@@ -328,6 +314,7 @@ def main(args):
     args.device = str(pick_device(args.device))
     saved = RESULTS.with_suffix('.json')
     tables = json.loads(saved.read_text()) if saved.is_file() else {}
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         for part in args.stage or (ON_GPU if args.device.startswith('cuda') else STAGES):
             print(f'{part}: {" | ".join(HEADER[1:])}', flush=True)
@@ -336,6 +323,9 @@ def main(args):
             name = f'{part} (cuda)' if args.device.startswith('cuda') else part
             tables[name] = (machine(args.device), rows)
             write_results(tables)
+            failed = failed or any(FAILED in row for row in rows)
+    if failed:
+        sys.exit('some cases failed: their errors stand above')
 
 
 if __name__ == '__main__':
