@@ -1,10 +1,9 @@
 """Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
 
 An operation takes an RGB PIL image and a PIL mask (or None) and returns both; a crop makes the image a Window, as
-`network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's
-default generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published
-crop (a smaller image at a random place of a canvas) and the published scaling (by the longer side) have no counterpart
-there.
+`network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's default generator, which
+`Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published crop (a smaller image at a
+random place of a canvas) and the published scaling (by the longer side) have no counterpart there.
 """
 
 from typing import NamedTuple
