@@ -14,16 +14,11 @@ from tools import flags
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
-    flags.add_data(parser)
-    flags.add_workers(parser)
-    flags.add_device(parser)
-    flags.add_precision(parser)
+    flags.add_inference(parser)
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 1')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--domain', default='train_aug', help='list of images')
     flags.add_scales(parser)
-    flags.add_batch(parser)
-    flags.add_making(parser)
     return parser.parse_args(argv)
 
 

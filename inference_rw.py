@@ -15,10 +15,7 @@ from tools import flags
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
-    flags.add_data(parser)
-    flags.add_workers(parser)
-    flags.add_device(parser)
-    flags.add_precision(parser)
+    flags.add_inference(parser)
     parser.add_argument('--model_name', type=flags.folder_name, required=True, help='the model of stage 4')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs')
@@ -28,8 +25,6 @@ def parse_args(argv=None):
     parser.add_argument(
         '--image_size', type=flags.integer(32, 16384), default=512, help='smaller images are padded to it'
     )
-    flags.add_batch(parser)
-    flags.add_making(parser)
     return parser.parse_args(argv)
 
 

@@ -14,8 +14,6 @@ from tools import flags
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
-    flags.add_data(parser)
-    flags.add_workers(parser)
     flags.add_making(parser)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of walked CAMs')
     parser.add_argument('--domain', default='train_aug', help='list of images')

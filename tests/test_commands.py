@@ -200,5 +200,6 @@ def test_help_answers_without_the_heavy_imports(stage):
     assert done.returncode == 0, done.stderr
     document = module_of(stage).__doc__
     assert document.splitlines()[0] in done.stdout
+    assert 'default: None' not in ' '.join(done.stdout.split())
     for part in ('Reads', 'Writes', f'python3 {stage}.py'):
         assert part in document

@@ -11,7 +11,10 @@ def parser_of(docstring: str) -> argparse.ArgumentParser:
     """A parser whose --help begins with the script's own docstring and tells every default. No abbreviated flags."""
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
+        def _get_help_string(self, action: argparse.Action) -> str:
+            if action.default is None:
+                return f'{action.help} (required)' if action.required else action.help
+            return super()._get_help_string(action)
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str):
@@ -103,7 +106,9 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def add_making(parser: argparse.ArgumentParser) -> None:
-    """What the file-making stages share."""
+    """What all stages that make a file an image share."""
+    add_data(parser)
+    add_workers(parser)
     add_overwrite(parser)
     parser.add_argument('--repair', action='store_true', help='read what is there and make damaged files again')
 
@@ -125,7 +130,11 @@ def add_scales(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_batch(parser: argparse.ArgumentParser) -> None:
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    """What those of them share that have a network."""
+    add_making(parser)
+    add_device(parser)
+    add_precision(parser)
     parser.add_argument('--batch_size', type=integer(1), default=4, help='images of one size that go through together')
 
 
