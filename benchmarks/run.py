@@ -4,8 +4,9 @@
     python3 benchmarks/run.py --stage evaluate    one part; RESULTS.md keeps the others
     python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
 
-Every figure is the median of --repeats runs, each case in a process of its own; its growth in resident memory while it
-works is the peak. The plain ways are in benchmarks/reference.py; tests/test_benchmarks.py shows that they agree.
+Every figure is the median of --repeats runs, of more where they are short; each case has a process of its own, whose
+growth in resident memory while it works is the peak. The plain ways are in benchmarks/reference.py;
+tests/test_benchmarks.py shows that they agree.
 """
 
 import json
@@ -42,12 +43,13 @@ from tools import flags
 from tools.files import write_bytes
 
 RESULTS = ROOT / 'benchmarks' / 'RESULTS.md'
+LEAST_SECONDS = 3  # of runs behind a median: the speed of a shared machine wavers within tenths of one
 
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     parser.add_argument('--stage', choices=STAGES, action='append', help='only this part; may be repeated')
-    parser.add_argument('--repeats', type=flags.integer(1), default=5, help='runs behind each median')
+    parser.add_argument('--repeats', type=flags.integer(1), default=5, help='least number of runs behind each median')
     flags.add_device(parser)
     return parser.parse_args(argv)
 
@@ -70,7 +72,7 @@ def in_child(queue, case, repeats):
         work()  # warm: first use of libraries, files in the page cache
     before = resident()
     seconds, shares = [], []
-    for _ in range(repeats):
+    while len(seconds) < repeats or (repeats > 1 and sum(seconds) < LEAST_SECONDS):
         start = time.perf_counter()
         busy = work()
         seconds.append(time.perf_counter() - start)
