@@ -45,7 +45,7 @@ python evaluate.py $DATA --experiment_name $RW@crf=1
 
 step '7 and 8: DeepLabv3+, its predictions on val'
 python train_segmentation.py $TRAIN --backbone $NET --weights experiments/models/demo@puzzle.pth --mode normal \
-    --max_epoch 3 --tag demo@deeplab --label_name $RW@crf=1
+    --lr 0.003 --max_epoch 3 --tag demo@deeplab --label_name $RW@crf=1
 python inference_segmentation.py $DATA --num_workers 2 --backbone $NET --mode normal --tag demo@deeplab
 PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
 python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
