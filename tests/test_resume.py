@@ -93,11 +93,10 @@ def remove_output(folder: Path, name: str) -> None:
 def undisturbed(demo, tmp_path_factory):
     """A directory in which all stages have run to the end, and how long each took."""
     folder = tmp_path_factory.mktemp('undisturbed')
-    server = SERVER.Process(
-        target=int
-    )  # starting the server itself, with its imports, is no part of what a stage takes
-    server.start()
-    server.join()
+    # Starting the server of processes, with its imports, is no part of what a stage takes.
+    first = SERVER.Process(target=int)
+    first.start()
+    first.join()
     return folder, {name: finish(demo, name, folder) for name in ALL}
 
 
