@@ -46,7 +46,8 @@ def main(args):
     info = load_info(args.dataset)
     ids = info.ids(args.domain)
     labels = {image_id: read_labels(xml_path(args.data_dir, image_id), info) for image_id in ids}
-    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scaled, torch.stack)
+    scale = partial(scaled, by=args.resize)
+    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scale, torch.stack)
 
     device = pick_device(args.device)
     model = Classifier(args.architecture, info.num_classes)

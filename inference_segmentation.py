@@ -52,7 +52,8 @@ def main(args):
     writers = stage.Behind(args.num_workers, processes=True)
     info = load_info(args.dataset)
     ids = info.ids(args.domain)
-    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scaled, torch.stack)
+    scale = partial(scaled, by=args.resize)
+    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scale, torch.stack)
 
     device = pick_device(args.device)
     model = build_segmenter(args.architecture, args.backbone, info.num_classes + 1, args.mode, args.use_gn)

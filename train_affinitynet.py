@@ -66,7 +66,7 @@ def main(args):
     # Labels go through the same scaling, mirroring and cropping as images, then to the size of the edge map.
     edge_size = strided_size((args.image_size, args.image_size))
     path_index = PathIndex(args.radius, edge_size)
-    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
+    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size, args.resize)
     transform = Pipeline(longer_side, RandomFlip(), RandomCrop(args.image_size), ResizeMask(edge_size[0]))
     train_set = ImageSet(
         info, args.data_dir, 'train_aug', transform, mask_of=partial(label_path, folder), seed=args.seed

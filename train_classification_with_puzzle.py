@@ -74,7 +74,7 @@ def loaders_of(args, info, device):
     """Batches to learn from, and those whose CAMs are scored after each epoch."""
     # Images are scaled, mirrored and cropped for training; scored in their top left corner, beside their masks.
     augment = Augment(args.augment.split(','))
-    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
+    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size, args.resize)
     train_transform = Pipeline(longer_side, RandomFlip(), augment, RandomCrop(args.image_size))
     train_set = ImageSet(info, args.data_dir, 'train_aug', train_transform, with_labels=True, seed=args.seed)
     train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)

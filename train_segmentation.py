@@ -80,7 +80,7 @@ def main(args):
     check_inputs(folder, info.ids('train_aug'), '.png', 'make_pseudo_labels.py')
 
     # Images and pseudo-labels are scaled, mirrored and cropped together; val is scored in its top left corner.
-    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size)
+    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size, args.resize)
     transform = Pipeline(longer_side, RandomFlip(), RandomCrop(args.image_size))
     pseudo_label_of, mask_of = partial(label_path, folder), partial(mask_path, args.data_dir)
     train_set = ImageSet(info, args.data_dir, 'train_aug', transform, mask_of=pseudo_label_of, seed=args.seed)

@@ -232,7 +232,7 @@ class Busy:
         return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
 
 
-def loader_case(way, device, folder, normalise):
+def loader_case(way, device, folder, normalise, resize='pillow'):
     import torch
 
     from benchmarks import reference
@@ -250,7 +250,9 @@ def loader_case(way, device, folder, normalise):
         return lambda: [reference.train_sample(path, int(side), side % 2, place) for path, side in rows]
     init_worker(0)
     # The same longer sides as above; where image and crop lie takes no time.
-    pipelines = [Pipeline(RandomLongerSide(side, side), RandomFlip(), RandomCrop(512)) for side in map(int, sides)]
+    pipelines = [
+        Pipeline(RandomLongerSide(side, side, resize), RandomFlip(), RandomCrop(512)) for side in map(int, sides)
+    ]
 
     def ours():
         for i, (path, pipeline) in enumerate(zip(paths, pipelines, strict=True)):

@@ -192,6 +192,8 @@ def loader_rows(args, folder):
     return [
         compare('12 images to 512x512, one process; bytes out', load, args.repeats, normalise=False),
         compare('the same, normalised in that process', load, args.repeats, normalise=True),
+        compare('bytes out, `--resize torch`', load, args.repeats, normalise=False, resize='torch'),
+        compare('normalised, `--resize torch`', load, args.repeats, normalise=True, resize='torch'),
     ]
 
 

@@ -50,10 +50,25 @@ def network_input(images: Tensor | Window) -> Tensor:
     return x.mul_(rows[:, :, :, None].to(x.dtype)).mul_(columns[:, :, None].to(x.dtype))
 
 
-def scaled(image: Image.Image, scale: float) -> Tensor:
-    """The image at a scale of the original, (round(h s), round(w s), 3) uint8, bicubic."""
+def resized(image: Image.Image, size: tuple[int, int], by: str = 'pillow') -> Image.Image:
+    """The RGB image at a size (w, h), bicubic, antialiased when shrinking (METHOD, section 2).
+
+    by 'pillow' makes the published pixels. 'torch' is the same filter with weights of 15 bits in place of 22, which its
+    vector units add up several times as fast: some bytes are one level lower or higher.
+    """
+    if size == image.size:
+        return image
+    if by == 'pillow':
+        return image.resize(size, Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = v2.functional.resize(pixels, size[::-1], v2.InterpolationMode.BICUBIC, antialias=True)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def scaled(image: Image.Image, scale: float, by: str = 'pillow') -> Tensor:
+    """The image at a scale of the original, (round(h s), round(w s), 3) uint8, by whom `resized` says."""
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    return torch.from_numpy(np.array(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.array(resized(image, size, by)))
 
 
 def _random_int(low: int, high: int) -> int:
@@ -78,16 +93,16 @@ class Pipeline:
 
 
 class RandomLongerSide:
-    """Scale so that the longer side is an integer drawn from [low, high]; image bicubic, mask nearest."""
+    """Scale so that the longer side is an integer drawn from [low, high]; image as `resized` does, mask nearest."""
 
-    def __init__(self, low: int, high: int):
-        self.low, self.high = low, high
+    def __init__(self, low: int, high: int, by: str = 'pillow'):
+        self.low, self.high, self.by = low, high, by
 
     def __call__(self, image, mask):
         scale = _random_int(self.low, self.high) / max(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         mask = mask and mask.resize(size, Image.Resampling.NEAREST)
-        return image.resize(size, Image.Resampling.BICUBIC), mask
+        return resized(image, size, self.by), mask
 
 
 class RandomFlip:

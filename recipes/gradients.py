@@ -43,7 +43,7 @@ def run_options(tag: str, device: str) -> Namespace:
     """The options of a run, to look at all three terms of the loss."""
     path = EXPERIMENTS / 'data' / f'{tag}.json'
     try:
-        options = json.loads(path.read_text())['options']
+        options = {'resize': 'pillow', **json.loads(path.read_text())['options']}  # what runs before that option did
         return Namespace(**{**options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
     except (OSError, ValueError, KeyError, TypeError):
         maker = 'train_classification_with_puzzle.py'

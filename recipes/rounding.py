@@ -59,7 +59,7 @@ def options_of(folder: Path) -> Namespace:
         raise UserError(
             f'{folder} was not made with --precision fp32: its files differ by more than their own rounding'
         )
-    return Namespace(**options)
+    return Namespace(**{'resize': 'pillow', **options})  # what runs before that option did
 
 
 def check_unchanged(folder: Path, **inputs: str) -> None:
@@ -93,7 +93,8 @@ def main(args):
     plain = {name: ThresholdSweep(info.num_classes + 1, [t for t, _ in rows]) for name, rows in kept.items()}
     plain_bytes = 0
     scales = [*flags.floats(cam.scales), 1.0]  # the last one is AffinityNet's
-    images = ScaledBatches(walk.data_dir, ids, scales, cam.batch_size, scaled, torch.stack)
+    scale = partial(scaled, by=cam.resize)
+    images = ScaledBatches(walk.data_dir, ids, scales, cam.batch_size, scale, torch.stack)
     loader = ordered_loader(images, None, args.num_workers, device)
     for batch_ids, originals, versions in stage.progress(loader, 'batches in float32'):
         size = originals[0].shape[:2]

@@ -36,7 +36,7 @@ from core.metrics import ConfusionMatrix
 from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
-from core.transforms import Window, network_input
+from core.transforms import Window, network_input, resized
 from recipes import gradients, rounding
 from tools import UserError
 from tools.checkpoint import read_note
@@ -554,6 +554,25 @@ def test_cams_and_walks_in_bfloat16(copy, name, output):
         with np.load(folder / f'{first(copy)}.npz') as file:
             found.append(file['rw' if name == 'walk' else 'cam'].astype(float))
     assert 0 < np.abs(found[0] - found[1]).mean() < 0.03
+
+
+@pytest.mark.parametrize('name', ['cls', 'cams', 'aff', 'seg', 'predictions'])
+def test_who_scales_images(copy, monkeypatch, name):
+    asked = []
+
+    def spy(image, size, by='pillow'):
+        asked.append(by)
+        return resized(image, size, by)
+
+    monkeypatch.setattr('core.transforms.resized', spy)
+    with pytest.raises(UserError, match='resize: pillow there, torch now'):
+        run(copy, name, '--resize', 'torch')
+    assert not asked
+    run(copy, name, '--resize', 'torch', '--overwrite', '--num_workers', '0')
+    assert set(asked) == {'torch'}
+    asked.clear()
+    run(copy, name, '--overwrite', '--num_workers', '0')
+    assert set(asked) == {'pillow'}
 
 
 def test_losses_of_by_hand():

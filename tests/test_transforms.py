@@ -17,6 +17,7 @@ from core.transforms import (
     TopLeftCrop,
     Window,
     network_input,
+    resized,
     scaled,
 )
 
@@ -69,6 +70,26 @@ def test_network_input_of_windows(image):
 def test_scaled_is_pillows_bicubic(image, scale, size):
     expected = normalised(image.resize(size, Image.Resampling.BICUBIC))
     np.testing.assert_allclose(as_input(scaled(image, scale)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(25, 18), (49, 36), (50, 19), (75, 56), (61, 37), (200, 148), (1, 1)])
+def test_torchs_bicubic_is_pillows_but_for_rounding(tmp_path, size):
+    differences = []
+    for seed in range(20):
+        image = draw_image(tmp_path / 'image.jpg', (50, 37), seed)
+        found = resized(image, size, by='torch')
+        assert (found.mode, found.size) == ('RGB', size)
+        expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC), int)
+        differences.append(np.abs(np.asarray(found, int) - expected).reshape(-1))
+    differences = np.concatenate(differences)
+    assert differences.max() <= 2
+    assert np.mean(differences > 0) < 0.02
+
+
+def test_what_has_its_size_stays_as_it_is(image):
+    for by in ('pillow', 'torch'):
+        assert resized(image, image.size, by) is image
+        assert np.array_equal(scaled(image, 1.0, by), np.array(image))
 
 
 @pytest.mark.parametrize('size', [(50, 37), (37, 50), (7, 50)])

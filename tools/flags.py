@@ -124,10 +124,16 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--precision', default='fp32', choices=('fp32', 'tf32', 'bf16'), help=what)
 
 
+def add_resize(parser: argparse.ArgumentParser) -> None:
+    what = 'who scales images: pillow makes the published pixels; torch is faster, some bytes one level off'
+    parser.add_argument('--resize', default='pillow', choices=('pillow', 'torch'), help=what)
+
+
 def add_scales(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--scales', '--scale', type=scales, default='0.5,1.0,1.5,2.0', help='of the image, joined by commas'
     )
+    add_resize(parser)
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +177,7 @@ def add_training(
     parser.add_argument('--image_size', type=integer(32, 16384), default=512, help='side of the crop')
     parser.add_argument('--min_image_size', type=integer(16, 16384), default=sizes[0], help='least longer side drawn')
     parser.add_argument('--max_image_size', type=integer(16, 16384), default=sizes[1], help='largest longer side drawn')
+    add_resize(parser)
     parser.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='a log line each such part of an epoch')
     parser.add_argument('--weights', default='imagenet', help="the backbone's: imagenet, none or a file")
     every = 'iterations between saves of all that going on needs (also after each epoch)'
