@@ -11,5 +11,7 @@ command -v c++ >/dev/null || command -v g++ >/dev/null || {
     exit 1
 }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$1"
+# pydensecrf2 asks for a Cython that knows no Python 3.13, but builds with a newer one: so without pip's isolation.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check 'cython>=3.0.11,<4' setuptools wheel
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r "$1"
 export PATH="$PWD/.venv/bin:$PATH"
