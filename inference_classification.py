@@ -17,7 +17,6 @@ def parse_args(argv=None):
     flags.add_inference(parser)
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 1')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
-    parser.add_argument('--domain', default='train_aug', help='list of images')
     flags.add_scales(parser)
     return parser.parse_args(argv)
 

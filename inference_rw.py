@@ -19,7 +19,6 @@ def parse_args(argv=None):
     parser.add_argument('--model_name', type=flags.folder_name, required=True, help='the model of stage 4')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
     parser.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs')
-    parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--beta', type=flags.real(0), default=10, help='exponent of affinities')
     parser.add_argument('--exp_times', type=flags.integer(0, 16), default=8, help='the walk takes 2^exp_times steps')
     parser.add_argument(

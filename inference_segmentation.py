@@ -13,10 +13,9 @@ from tools import flags
 
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
-    flags.add_inference(parser)
+    flags.add_inference(parser, domain='val')
     parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 7')
     flags.add_segmenter(parser, BACKBONES)
-    parser.add_argument('--domain', default='val', help='list of images')
     flags.add_scales(parser)
     parser.add_argument('--iteration', type=flags.integer(0), default=10, help='of the dense CRF; 0: none')
     return parser.parse_args(argv)

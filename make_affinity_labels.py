@@ -14,7 +14,6 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_making(parser)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of CAMs')
-    parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--fg_threshold', type=flags.real(0, 1), default=0.40, help='sure foreground is above it')
     parser.add_argument('--bg_threshold', type=flags.real(0, 1), default=0.10, help='sure background is below it')
     args = parser.parse_args(argv)

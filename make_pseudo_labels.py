@@ -16,7 +16,6 @@ def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_making(parser)
     parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of walked CAMs')
-    parser.add_argument('--domain', default='train_aug', help='list of images')
     parser.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='foreground is above it')
     parser.add_argument('--crf_iteration', type=flags.integer(0), default=1, help='of the dense CRF; 0: none')
     return parser.parse_args(argv)

@@ -14,14 +14,10 @@ from tools import flags
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=3, sizes=(320, 640))
-    parser.add_argument('--tag', type=flags.folder_name, required=True, help='name of the run and its model')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone, frozen')
-    parser.add_argument('--label_name', type=flags.folder_name, required=True, help='folder of affinity labels')
-    parser.add_argument('--pred_dir', default='experiments/predictions/', help='where that folder lies')
+    flags.add_label_name(parser, 'affinity labels')
     parser.add_argument('--radius', type=flags.integer(2), default=10, help='of the pairs, in pixels of the edge map')
-    args = parser.parse_args(argv)
-    flags.check_training(parser, args)
-    return args
+    return flags.parse_training(parser, argv)
 
 
 if __name__ == '__main__':
@@ -40,10 +36,10 @@ from core.maps import strided_size
 from core.networks import AffinityNet
 from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, ResizeMask, network_input
 from tools import UserError, pictures, stage
-from tools.checkpoint import TrainingState, save_model, unwrap, weights_hash
+from tools.checkpoint import TrainingState, save_model, unwrap
 from tools.device import devices_for, parallel, pick_device, seed_all, training_loader
-from tools.experiment import check_inputs, folder_identity, input_folder, list_hash, model_path
-from tools.log import Averages, RunLog
+from tools.experiment import check_inputs, folder_identity, input_folder, model_path
+from tools.log import RunLog
 from tools.optim import sgd_poly, take_step
 
 
@@ -79,27 +75,15 @@ def main(args):
     iterations = args.max_epoch * len(train_loader)
     optimizer, schedule = sgd_poly(model.head.parameters(), args.lr, args.wd, args.momentum, args.nesterov, iterations)
     model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
-    print_every = max(1, int(len(train_loader) * args.print_ratio))
 
     # A run that was killed goes on where it was last saved.
-    log, averages = RunLog(args.tag, vars(args)), Averages()
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages)
-    inputs = dict(
-        labels=folder_identity(folder),
-        images=list_hash(train_loader.dataset.ids),
-        weights_file=weights_hash(args.weights),
-    )
-    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
-    if state.finished:
-        print(f'{state.path}: this run is finished; --overwrite starts anew')
-        return
-    first_epoch, done = state.position
+    log = RunLog(args, len(train_loader))
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log)
+    state = TrainingState(args, train_loader, parts, classes=info.class_names, labels=folder_identity(folder))
 
     with state, log:
         iteration = state.iteration
-        for epoch in range(first_epoch, args.max_epoch):
-            train_loader.sampler.start(epoch, done * args.batch_size)
-            done = 0
+        for epoch in state.epochs():
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True)
@@ -111,9 +95,7 @@ def main(args):
                 lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
-                averages.add(loss=loss)
-                if iteration % print_every == 0:
-                    log.training(iteration, iterations, lr, averages.take())
+                log.training(iteration, lr, {'loss': loss})
                 state.after(iteration)
 
             if not any(value for _, value in log.curves['loss']):

@@ -17,7 +17,6 @@ from tools import flags
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=15, sizes=(320, 640))
-    parser.add_argument('--tag', type=flags.folder_name, required=True, help='name of the run and its model')
     parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone')
     parser.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='fix: frozen BatchNorm')
     parser.add_argument('--augment', default='', help='colorjitter, randaugment or both, joined by a comma')
@@ -32,8 +31,7 @@ def parse_args(argv=None):
     parser.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help='part of training it ramps up')
     parser.add_argument('--bn_replicas', type=flags.integer(1), default=4, help='BatchNorm as on so many GPUs')
     parser.add_argument('--select', default='best', choices=('best', 'last'), help='best: by masks of train')
-    args = parser.parse_args(argv)
-    flags.check_training(parser, args)
+    args = flags.parse_training(parser, argv)
     if not set(filter(None, args.augment.split(','))) <= {'colorjitter', 'randaugment'}:
         parser.error(f'--augment {args.augment}: knows colorjitter and randaugment')
     if args.mode == 'normal' and args.batch_size % args.bn_replicas:
@@ -61,10 +59,9 @@ from core.networks import Classifier, forward_in_replicas
 from core.puzzle import check_puzzle, merge, tile
 from core.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
-from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
+from tools.checkpoint import ModelKeeper, TrainingState, unwrap
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
-from tools.experiment import list_hash
-from tools.log import Averages, RunLog
+from tools.log import RunLog
 from tools.optim import parameter_groups, sgd_poly, take_step
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
@@ -140,23 +137,15 @@ def main(args):
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
     model = parallel(model, device, devices, args.precision).train()
     keeper = ModelKeeper(args.tag, args.select, args.architecture)
-    print_every = max(1, int(len(train_loader) * args.print_ratio))
 
     # A run that was killed goes on where it was last saved.
-    log, averages = RunLog(args.tag, vars(args)), Averages()
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages, keeper=keeper)
-    inputs = dict(images=list_hash(train_loader.dataset.ids), weights_file=weights_hash(args.weights))
-    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
-    if state.finished:
-        print(f'{state.path}: this run is finished; --overwrite starts anew')
-        return
-    first_epoch, done = state.position
+    log = RunLog(args, len(train_loader))
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, keeper=keeper)
+    state = TrainingState(args, train_loader, parts, classes=info.class_names)
 
     with state, log:
         iteration = state.iteration
-        for epoch in range(first_epoch, args.max_epoch):
-            train_loader.sampler.start(epoch, done * args.batch_size)
-            done = 0
+        for epoch in state.epochs():
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['labels'].to(device, non_blocking=True)
@@ -168,10 +157,8 @@ def main(args):
                 lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
-                averages.add(loss=loss, **losses)
-                if iteration % print_every == 0:
-                    ramp = {'alpha': alpha} if 're' in losses else {}
-                    log.training(iteration, iterations, lr, averages.take(), **ramp)
+                ramp = {'alpha': alpha} if 're' in losses else {}
+                log.training(iteration, lr, {'loss': loss, **losses}, **ramp)
                 state.after(iteration)
 
             threshold, miou, sheet = score_cams(model, score_loader, info, device)

@@ -18,13 +18,10 @@ from tools import flags
 def parse_args(argv=None):
     parser = flags.parser_of(__doc__)
     flags.add_training(parser, lr=0.007, wd=4e-5, momentum=4e-5, epochs=50, sizes=(256, 1024))
-    parser.add_argument('--tag', type=flags.folder_name, required=True, help='name of the run and its model')
     flags.add_segmenter(parser, BACKBONES)
-    parser.add_argument('--label_name', type=flags.folder_name, required=True, help='folder of pseudo-labels')
-    parser.add_argument('--pred_dir', default='experiments/predictions/', help='where that folder lies')
+    flags.add_label_name(parser, 'pseudo-labels')
     parser.add_argument('--select', default='best', choices=('best', 'last'), help='best: by masks of val')
-    args = parser.parse_args(argv)
-    flags.check_training(parser, args)
+    args = flags.parse_training(parser, argv)
     if args.mode == 'normal' and args.batch_size < 2:
         parser.error(f'--mode normal needs --batch_size 2 or more, not {args.batch_size}: BatchNorm trains')
     return args
@@ -45,10 +42,10 @@ from core.metrics import ConfusionMatrix
 from core.networks import build_segmenter
 from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
 from tools import pictures, stage
-from tools.checkpoint import ModelKeeper, TrainingState, unwrap, weights_hash
+from tools.checkpoint import ModelKeeper, TrainingState, unwrap
 from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
-from tools.experiment import check_inputs, folder_identity, input_folder, list_hash
-from tools.log import Averages, RunLog
+from tools.experiment import check_inputs, folder_identity, input_folder
+from tools.log import RunLog
 from tools.optim import parameter_groups, sgd_poly, take_step
 
 
@@ -95,27 +92,15 @@ def main(args):
     optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
     model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
     keeper = ModelKeeper(args.tag, args.select, flags.segmenter_name(args))
-    print_every = max(1, int(len(train_loader) * args.print_ratio))
 
     # A run that was killed goes on where it was last saved.
-    log, averages = RunLog(args.tag, vars(args)), Averages()
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=averages, keeper=keeper)
-    inputs = dict(
-        labels=folder_identity(folder),
-        images=list_hash(train_loader.dataset.ids),
-        weights_file=weights_hash(args.weights),
-    )
-    state = TrainingState(args, len(train_loader), parts, classes=info.class_names, **inputs)
-    if state.finished:
-        print(f'{state.path}: this run is finished; --overwrite starts anew')
-        return
-    first_epoch, done = state.position
+    log = RunLog(args, len(train_loader))
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, keeper=keeper)
+    state = TrainingState(args, train_loader, parts, classes=info.class_names, labels=folder_identity(folder))
 
     with state, log:
         iteration = state.iteration
-        for epoch in range(first_epoch, args.max_epoch):
-            train_loader.sampler.start(epoch, done * args.batch_size)
-            done = 0
+        for epoch in state.epochs():
             for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
                 images = network_input(batch['images'].to(device, non_blocking=True))
                 labels = batch['masks'].to(device, non_blocking=True).long()
@@ -128,9 +113,7 @@ def main(args):
                 lr = take_step(loss, optimizer, schedule)
 
                 iteration += 1
-                averages.add(loss=loss)
-                if iteration % print_every == 0:
-                    log.training(iteration, iterations, lr, averages.take())
+                log.training(iteration, lr, {'loss': loss})
                 state.after(iteration)
 
             miou, sheet = score_masks(model, score_loader, info, device)

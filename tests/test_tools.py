@@ -461,26 +461,30 @@ def test_workers_end_with_a_parent_that_was_killed():
 
 def test_averages():
     averages = Averages()
-    averages.add(loss=torch.tensor(1.0), re=torch.tensor(4.0))
-    averages.add(loss=torch.tensor(2.0), re=torch.tensor(0.0))
+    averages.add({'loss': torch.tensor(1.0), 're': torch.tensor(4.0)})
+    averages.add({'loss': torch.tensor(2.0), 're': torch.tensor(0.0)})
     assert averages.take() == {'loss': 1.5, 're': 2.0}
-    averages.add(loss=torch.tensor(7.0))
+    averages.add({'loss': torch.tensor(7.0)})
     assert averages.take() == {'loss': 7.0}
 
 
+RUN = argparse.Namespace(tag='tag', print_ratio=0.5, max_epoch=2)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(in_tmp):
-    with RunLog('tag', {}) as log, pytest.raises(UserError, match='iteration 5.*--lr'):
-        log.training(5, 10, 0.05, {'loss': math.nan})
+    with RunLog(RUN, 10) as log, pytest.raises(UserError, match='iteration 5.*--lr'):
+        log.training(5, 0.05, {'loss': torch.tensor(math.nan)})
 
 
 def test_log(in_tmp):
-    with RunLog('tag', {'lr': 0.1}) as log:
-        log.training(5, 10, 0.05, {'loss': 1.25}, alpha=2.0)
+    with RunLog(RUN, 10) as log:
+        log.training(4, 0.06, {'loss': torch.tensor(1.0)}, alpha=1.0)
+        log.training(5, 0.05, {'loss': torch.tensor(1.5)}, alpha=2.0)
         log.scored(10, 1, 'mIoU of val', 0.5, True)
         log.picture(10, 'CAMs', np.zeros((4, 5, 3), np.uint8))
     lines = (in_tmp / 'experiments/logs/tag.txt').read_text().splitlines()
-    assert json.loads(lines[0])['options'] == {'lr': 0.1}
-    assert 'loss 1.2500' in lines[1]
+    assert json.loads(lines[0])['options'] == vars(RUN)
+    assert lines[1].startswith('iteration 5/20, lr 0.05000, loss 1.2500, alpha 2.0000, ')
     assert 'mIoU of val 50.00 %' in lines[2]
     curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
     assert curves == {'lr': [[5, 0.05]], 'loss': [[5, 1.25]], 'alpha': [[5, 2.0]], 'mIoU': [[10, 50.0]]}

@@ -10,13 +10,15 @@ import signal
 import warnings
 import zipfile
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tools import UserError
-from tools.experiment import EXPERIMENTS, check_identity, file_hash, identity_of, model_path
+from tools.experiment import EXPERIMENTS, check_identity, file_hash, identity_of, list_hash, model_path
 from tools.files import remove_leftovers, write_bytes
 
 
@@ -135,13 +137,15 @@ class TrainingState:
     `parts` have state_dict and load_state_dict (model, optimiser, schedule, log, ...). `iteration` is that of the last
     save, 0 at first; a save at the end of an epoch comes after its scoring. Inside the context SIGINT and SIGTERM wait
     for the end of the iteration, which is then saved. Raises UserError where the run was begun with other options or
-    inputs, and where its models are there without it; --overwrite removes all of it first.
+    inputs (--weights and the images of `loader` among them), and where its models are there without it; --overwrite
+    removes all of it first. A run that is finished says so and ends the program.
     """
 
-    def __init__(self, args: Namespace, per_epoch: int, parts: dict, **inputs):
+    def __init__(self, args: Namespace, loader: DataLoader, parts: dict, **inputs):
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
-        self.interval, self.per_epoch, self.parts = args.save_interval, per_epoch, parts
-        self.iterations = args.max_epoch * per_epoch
+        self.interval, self.loader, self.per_epoch, self.parts = args.save_interval, loader, len(loader), parts
+        self.max_epoch, self.iterations = args.max_epoch, args.max_epoch * len(loader)
+        inputs |= {'images': list_hash(loader.dataset.ids), 'weights_file': weights_hash(args.weights)}
         self.identity = identity_of(args, **inputs)
         self.iteration, self.stop = 0, None
         models = [model_path(args.tag, suffix) for suffix in ('', '.last', '.best')]
@@ -157,15 +161,17 @@ class TrainingState:
             raise UserError(
                 f'--tag {args.tag}: {models[0]} is there but not {self.path}: pass --overwrite to train anew'
             )
+        if self.iteration == self.iterations:
+            print(f'{self.path}: this run is finished; --overwrite starts anew')
+            raise SystemExit
 
-    @property
-    def finished(self) -> bool:
-        return self.iteration == self.iterations
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """(epoch, batches done in it) to go on from."""
-        return divmod(self.iteration, self.per_epoch)
+    def epochs(self) -> Iterator[int]:
+        """The epochs from 0 that are left, the loader's next pass being what is left of each."""
+        first, done = divmod(self.iteration, self.per_epoch)
+        for epoch in range(first, self.max_epoch):
+            self.loader.sampler.start(epoch, done * self.loader.batch_size)
+            done = 0
+            yield epoch
 
     def _load(self) -> None:
         try:

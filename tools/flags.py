@@ -105,9 +105,10 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--overwrite', action='store_true', help='make the output anew, whatever made it before')
 
 
-def add_making(parser: argparse.ArgumentParser) -> None:
-    """What all stages that make a file an image share."""
+def add_making(parser: argparse.ArgumentParser, domain: str = 'train_aug') -> None:
+    """What all stages that make a file an image share; `domain` is the default list."""
     add_data(parser)
+    parser.add_argument('--domain', default=domain, help='list of images')
     add_workers(parser)
     add_overwrite(parser)
     parser.add_argument('--repair', action='store_true', help='read what is there and make damaged files again')
@@ -136,9 +137,9 @@ def add_scales(parser: argparse.ArgumentParser) -> None:
     add_resize(parser)
 
 
-def add_inference(parser: argparse.ArgumentParser) -> None:
+def add_inference(parser: argparse.ArgumentParser, domain: str = 'train_aug') -> None:
     """What those of them share that have a network."""
-    add_making(parser)
+    add_making(parser, domain)
     add_device(parser)
     add_precision(parser)
     parser.add_argument('--batch_size', type=integer(1), default=4, help='images of one size that go through together')
@@ -163,6 +164,7 @@ def add_training(
     parser: argparse.ArgumentParser, *, lr: float, wd: float, momentum: float, epochs: int, sizes: tuple[int, int]
 ) -> None:
     """What the three trainers share; the defaults are the published recipe."""
+    parser.add_argument('--tag', type=folder_name, required=True, help='name of the run and its model')
     add_data(parser)
     add_workers(parser)
     add_device(parser)
@@ -185,9 +187,17 @@ def add_training(
     add_overwrite(parser)
 
 
-def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse combinations that cannot be."""
+def add_label_name(parser: argparse.ArgumentParser, what: str) -> None:
+    """What the two of them share that learn from labels of an earlier stage."""
+    parser.add_argument('--label_name', type=folder_name, required=True, help=f'folder of {what}')
+    parser.add_argument('--pred_dir', default='experiments/predictions/', help='where that folder lies')
+
+
+def parse_training(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options, unless a combination cannot be."""
+    args = parser.parse_args(argv)
     if args.min_image_size > args.max_image_size:
         parser.error(f'--min_image_size {args.min_image_size} is above --max_image_size {args.max_image_size}')
     if args.nesterov and args.momentum == 0:
         parser.error('--nesterov True needs --momentum above 0')
+    return args

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ class Averages:
     def __init__(self):
         self.sums, self.count = {}, 0
 
-    def add(self, **values) -> None:
+    def add(self, values: dict) -> None:
         self.count += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
@@ -37,18 +38,22 @@ class Averages:
 class RunLog:
     """log(text) writes a line; scalars(step, **values) a point of each curve; picture(step, name, image) an image.
 
-    Files are opened on entering, after the curves of an interrupted run have been loaded.
+    `args` are the run's options, `per_epoch` the iterations of an epoch, each --print_ratio of which has a line. Files
+    are opened on entering, after the curves of an interrupted run have been loaded.
     """
 
-    def __init__(self, tag: str, options: dict):
-        self.tag, self.options = tag, options
+    def __init__(self, args: Namespace, per_epoch: int):
+        self.tag, self.options = args.tag, vars(args)
+        self.every, self.iterations = max(1, int(per_epoch * args.print_ratio)), per_epoch * args.max_epoch
+        self.averages = Averages()
         self.curves: dict[str, list[list[float]]] = {}
 
     def state_dict(self) -> dict:
-        return {'curves': self.curves}
+        return {'curves': self.curves, 'averages': self.averages.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.curves = state['curves']
+        self.averages.load_state_dict(state['averages'])
 
     def __enter__(self) -> 'RunLog':
         from torch.utils.tensorboard import SummaryWriter
@@ -72,14 +77,20 @@ class RunLog:
         self.file.flush()
         print(text, file=sys.stderr, flush=True)
 
-    def training(self, iteration: int, total: int, lr: float, losses: dict[str, float], **more: float) -> None:
-        """A line and a point of each curve, while training."""
-        values = {**losses, **more}
+    def training(self, iteration: int, lr: float, losses: dict, **more: float) -> None:
+        """To be called after each iteration: once in a while a line and a point of each curve, of means since the last.
+
+        losses: tensors of one value each. `more` is told as it is then.
+        """
+        self.averages.add(losses)
+        if iteration % self.every:
+            return
+        values = {**self.averages.take(), **more}
         if not np.isfinite(list(values.values())).all():
             advice = 'try a smaller --lr (or --alpha; are --weights good?)'
             raise UserError(f'the loss is not finite at iteration {iteration} ({values}): {advice}')
         text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
-        self.log(f'iteration {iteration}/{total}, lr {lr:.5f}, {text}, time {self.elapsed()}')
+        self.log(f'iteration {iteration}/{self.iterations}, lr {lr:.5f}, {text}, time {self.elapsed()}')
         self.scalars(iteration, lr=lr, **values)
 
     def scored(self, iteration: int, epoch: int, name: str, miou: float, best: bool) -> None:
