@@ -78,7 +78,7 @@ def main(args):
 
     # A run that was killed goes on where it was last saved.
     log = RunLog(args, len(train_loader))
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log)
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, averages=log.averages)
     state = TrainingState(args, train_loader, parts, classes=info.class_names, labels=folder_identity(folder))
 
     with state, log:

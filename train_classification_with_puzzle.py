@@ -140,7 +140,8 @@ def main(args):
 
     # A run that was killed goes on where it was last saved.
     log = RunLog(args, len(train_loader))
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, log=log, keeper=keeper)
+    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, keeper=keeper)
+    parts |= dict(log=log, averages=log.averages)
     state = TrainingState(args, train_loader, parts, classes=info.class_names)
 
     with state, log:

@@ -27,7 +27,7 @@ from core.transforms import network_input
 from tools import UserError, flags, stage
 from tools.checkpoint import load_model
 from tools.device import pick_device, place, seed_all
-from tools.experiment import EXPERIMENTS, model_path
+from tools.experiment import BEFORE, EXPERIMENTS, model_path
 
 
 def parse_args(argv=None):
@@ -43,8 +43,8 @@ def run_options(tag: str, device: str) -> Namespace:
     """The options of a run, to look at all three terms of the loss."""
     path = EXPERIMENTS / 'data' / f'{tag}.json'
     try:
-        options = {'resize': 'pillow', **json.loads(path.read_text())['options']}  # what runs before that option did
-        return Namespace(**{**options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
+        options = json.loads(path.read_text())['options']
+        return Namespace(**{**BEFORE, **options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
     except (OSError, ValueError, KeyError, TypeError):
         maker = 'train_classification_with_puzzle.py'
         raise UserError(f'--tag {tag}: {path} is not there or damaged; {maker} makes it') from None

@@ -31,6 +31,7 @@ from tools import UserError, flags, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
 from tools.experiment import (
+    BEFORE,
     check_identity,
     check_inputs,
     experiment_options,
@@ -59,7 +60,7 @@ def options_of(folder: Path) -> Namespace:
         raise UserError(
             f'{folder} was not made with --precision fp32: its files differ by more than their own rounding'
         )
-    return Namespace(**{'resize': 'pillow', **options})  # what runs before that option did
+    return Namespace(**{**BEFORE, **options})
 
 
 def check_unchanged(folder: Path, **inputs: str) -> None:

@@ -5,6 +5,7 @@ Each stage runs in a process of its own, forked from a server that has done the 
 
 import fcntl
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -230,6 +231,23 @@ def test_other_options_are_refused_by_name(demo, at, capsys, name, option, value
     assert f'{option}: ' in line
     assert value in line
     assert '--overwrite' in line
+
+
+@pytest.mark.parametrize('name', ['cls', 'cams'])
+def test_what_was_made_before_an_option_came_is_still_good(demo, at, capsys, name):
+    if name == 'cls':
+        path = at / 'checkpoints' / 'cls.pth'
+        record = torch.load(path, weights_only=True)
+        assert record['identity'].pop('resize') == 'pillow'
+        torch.save(record, path)
+    else:
+        path = at / 'predictions' / CAMS / 'args.json'
+        record = json.loads(path.read_text())
+        assert record['identity'].pop('resize') == 'pillow'
+        path.write_text(json.dumps(record))
+    again(demo, name)
+    assert ('finished' if name == 'cls' else '0 of them new') in capsys.readouterr().out
+    assert 'resize: pillow there, torch now' in refusal(demo, name, capsys, '--resize', 'torch')
 
 
 def test_overwrite_makes_the_folder_anew(demo, at):

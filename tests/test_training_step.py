@@ -304,7 +304,7 @@ def check(steps, loss_of, trains, groups=GROUPS):
             up, down = (loss_of(step, state | {name: state[name] + s * direction})[0] for s in (1, -1))
             expected = float((gradient * direction).sum())
             norm = np.linalg.norm(gradient) * 1e-7
-            assert (up - down) / 2 == pytest.approx(expected, rel=1e-4, abs=1e-4 * norm + 1e-14), name
+            assert (up - down) / 2 == pytest.approx(expected, rel=1e-4, abs=1e-4 * norm + 1e-15), name
 
         # The rates of METHOD, section 3, and the step they make.
         poly = LR * (1 - t / len(steps)) ** 0.9

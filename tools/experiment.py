@@ -20,6 +20,8 @@ IMMATERIAL = {
     'data_dir', 'dataset', 'device', 'domain', 'num_workers', 'overwrite', 'pred_dir', 'print_ratio',
     'repair', 'save_interval', 'weights',
 }  # fmt: skip
+# What was done before there was the option: results from then are as good as those of today.
+BEFORE = {'resize': 'pillow'}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2')
 
 
@@ -95,6 +97,7 @@ def identity_of(args: Namespace, **inputs) -> dict:
 
 def check_identity(what: Path | str, old: dict, new: dict) -> None:
     """Raise UserError naming each difference between what made `what` and what was asked for now."""
+    old = {name: value for name, value in BEFORE.items() if name in new} | old
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
         shown = '; '.join(f'{name}: {_short(old.get(name))} there, {_short(new.get(name))} now' for name in names)

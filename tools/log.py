@@ -49,11 +49,10 @@ class RunLog:
         self.curves: dict[str, list[list[float]]] = {}
 
     def state_dict(self) -> dict:
-        return {'curves': self.curves, 'averages': self.averages.state_dict()}
+        return {'curves': self.curves}
 
     def load_state_dict(self, state: dict) -> None:
         self.curves = state['curves']
-        self.averages.load_state_dict(state['averages'])
 
     def __enter__(self) -> 'RunLog':
         from torch.utils.tensorboard import SummaryWriter
