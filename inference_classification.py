@@ -1,76 +1,73 @@
-"""Stage 2: CAMs of whole images, over scales and mirror image.
+"""Stage 2: multi-scale, flip-averaged CAMs of whole images.
 
-Reads   experiments/models/{tag}.pth of stage 1; images and XML of the list --domain (the labels are the true ones,
-        for val too: figures of these CAMs describe label quality, not prediction)
-Writes  experiments/predictions/{tag}@{train|val}@scale={scales}/{id}.npz: keys, cam at stride 4, hr_cam
+Reads   experiments/models/{tag}.pth of stage 1; images and annotations of the list --domain. The image-level labels are
+        ground truth, for val too: scores of these CAMs measure label quality, not prediction
+Writes  experiments/predictions/{tag}@{train|val}@scale={scales}/{id}.npz: keys (K+1,), cam (K, h/4, w/4),
+        hr_cam (K, h, w)
 
     python3 inference_classification.py --architecture resnest101 --tag ResNeSt101@Puzzle@optimal --domain train_aug \\
         --data_dir $D
 """
 
-from core.backbone import BACKBONES
-from tools import flags
+import numpy as np
+import torch
+
+from core.cam import multi_scale_cam
+from core.data.dataset import open_dataset
+from core.data.torch_datasets import MultiScaleDataset
+from core.data.transforms import normalize
+from core.maps import present_keys
+from core.models import BACKBONES, Classifier
+from core.models.batchnorm import fold_batchnorm
+from util import artifacts, flags, loaders, stage
+from util.checkpoint import load_model
+from util.devices import pick_device, to_device
+from util.parallel import BackgroundWriter
 
 
 def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
+    parser = flags.Parser(__doc__)
     flags.add_inference(parser)
-    parser.add_argument('--tag', type=flags.folder_name, required=True, help='the model of stage 1')
-    parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone it was trained with')
+    model = parser.groups['model']
+    model.add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
+    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of the model')
     flags.add_scales(parser)
     return parser.parse_args(argv)
 
 
-if __name__ == '__main__':
-    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
-
-from functools import partial
-
-import numpy as np
-import torch
-
-from core import InputError
-from core.cam import multi_scale_cam
-from core.datasets import ScaledBatches, keys_of, load_info, read_labels, xml_path
-from core.networks import Classifier, for_inference
-from core.transforms import network_input, scaled
-from tools import stage
-from tools.checkpoint import load_model
-from tools.device import ordered_loader, pick_device, place
-from tools.experiment import cam_name, file_hash, model_path, output_folder
-from tools.files import read_maps, write_cam
-
-
 def main(args):
-    info = load_info(args.dataset)
-    ids = info.ids(args.domain)
-    labels = {image_id: read_labels(xml_path(args.data_dir, image_id), info) for image_id in ids}
-    scale = partial(scaled, by=args.resize)
-    images = ScaledBatches(args.data_dir, ids, flags.floats(args.scales), args.batch_size, scale, torch.stack)
+    # Read the image-level labels: they say which classes get a CAM.
+    dataset = open_dataset(args.dataset, args.data_dir)
+    ids = dataset.ids(args.domain)
+    dataset.check_images(ids)
+    labels = {image_id: dataset.read_labels(image_id) for image_id in ids}
 
+    # Load the classifier.
     device = pick_device(args.device)
-    model = Classifier(args.architecture, info.num_classes)
-    load_model(model, model_path(args.tag), '--tag', 'train_classification_with_puzzle.py', args.architecture)
-    model = place(for_inference(model), device, args.precision)
+    model = Classifier(args.architecture, dataset.num_classes)
+    script = 'train_classification_with_puzzle.py'
+    model_hash = load_model(model, args.tag, '--tag', script, args.architecture)
+    model = to_device(fold_batchnorm(model), device, args.precision)
 
-    name = cam_name(args.tag, args.domain, args.scales)
-    check = partial(read_maps, name='hr_cam', num_classes=info.num_classes)
-    made_of = {'model': file_hash(model_path(args.tag)), 'classes': info.class_names}
-    folder, todo = output_folder(name, args, ids, '.npz', check, **made_of)
-    images.keep(todo)
-    loader = ordered_loader(images, None, args.num_workers, device)
-    with stage.Behind(args.num_workers) as writers:
-        for batch_ids, originals, versions in stage.progress(loader, 'batches of CAMs'):
-            versions = [network_input(version.to(device, non_blocking=True)) for version in versions]
-            present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
-            cams = multi_scale_cam(model, versions, present, originals[0].shape[:2])
-            for image_id, (cam, hr_cam) in zip(batch_ids, cams, strict=True):
-                if image_id not in todo:
-                    continue
-                maps = keys_of(labels[image_id]), cam.cpu().numpy(), hr_cam.cpu().numpy()
-                writers.submit(write_cam, folder / f'{image_id}.npz', *maps)
-    print(f'{len(ids)} CAMs in {folder}, {len(todo)} of them new')
+    inputs = {'model': model_hash, 'classes': dataset.class_names}
+    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, **inputs) as cams:
+        scales = flags.floats(args.scales)
+        batches = MultiScaleDataset(dataset, ids, cams.missing, scales, args.batch_size, args.resize)
+        loader = loaders.ordered_loader(batches, None, args.num_workers, device)
+        with BackgroundWriter(args.num_workers) as writer:
+            for batch_ids, images, scaled in stage.progress(loader, 'batches of CAMs'):
+                # Sum class maps over scales and mirror images.
+                scaled = [normalize(version.to(device, non_blocking=True)) for version in scaled]
+                present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
+                maps = multi_scale_cam(model, scaled, present, images[0].shape[:2])
+
+                # Write the CAMs of the present classes.
+                for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):
+                    if image_id in cams.missing:
+                        keys = present_keys(labels[image_id])
+                        writer.submit(cams.write_maps, image_id, keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
+    print(cams.summary())
 
 
 if __name__ == '__main__':
-    stage.run(main, ARGS, InputError)
+    stage.run(main, parse_args)

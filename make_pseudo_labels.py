@@ -1,4 +1,4 @@
-"""Stage 6: pseudo-labels, the walked CAMs above a threshold refined by a dense CRF.
+"""Stage 6: pseudo-labels, from thresholded random-walk CAMs refined by a dense CRF.
 
 Reads   experiments/predictions/{experiment_name}/{id}.npz of stage 5; images of the list --domain
 Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 0..C
@@ -9,58 +9,48 @@ Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 
 On train they should then score 72.46 mIoU (paper, Table 2).
 """
 
-from tools import flags
-
-
-def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
-    flags.add_making(parser)
-    parser.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of walked CAMs')
-    parser.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='foreground is above it')
-    parser.add_argument('--crf_iteration', type=flags.integer(0), default=1, help='of the dense CRF; 0: none')
-    return parser.parse_args(argv)
-
-
-if __name__ == '__main__':
-    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
-
 from functools import partial
 
 import numpy as np
 
-from core import InputError
 from core.crf import crf_from_label
-from core.datasets import check_files, encode_mask, image_path, load_info, read_image, read_mask
-from core.maps import finish_walk, predict, strided_size
-from tools import stage
-from tools.experiment import check_inputs, folder_identity, input_folder, output_folder, pseudo_label_name
-from tools.files import read_maps, write_bytes
+from core.data.dataset import open_dataset
+from core.maps import strided_size, threshold_cams, upsample_rw
+from util import artifacts, flags, stage
 
 
-def make_label(image_id, args, info, walked, folder):
-    """Write one image's pseudo-label."""
-    image = np.array(read_image(image_path(args.data_dir, image_id)))
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    flags.add_output_folder(parser)
+    parser.groups['data'].add_argument(
+        '--experiment_name', type=flags.folder_name, required=True, help='folder of random-walk CAMs (stage 5)'
+    )
+    inference = parser.groups['inference']
+    inference.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='scores above are foreground')
+    inference.add_argument('--crf_iteration', type=flags.integer(0), default=1, help='dense CRF iterations (0: no CRF)')
+    return parser.parse_args(argv)
+
+
+def make_label(image_id, args, dataset, random_walks):
+    """Return the pseudo-label (h, w) uint8 of an image."""
+    image = np.array(dataset.read_image(image_id))
     size = image.shape[:2]
-    keys, rw = read_maps(walked / f'{image_id}.npz', 'rw', info.num_classes, strided_size(size))
-    label = crf_from_label(image, predict(finish_walk(rw, size), args.threshold), len(keys), args.crf_iteration)
-    write_bytes(folder / f'{image_id}.png', encode_mask(keys[label], info.palette))
+    keys, rw = random_walks.read_maps(image_id, 'rw', strided_size(size))
+    label = threshold_cams(upsample_rw(rw, size), args.threshold)
+    return keys[crf_from_label(image, label, len(keys), args.crf_iteration)]
 
 
 def main(args):
-    info = load_info(args.dataset)
-    ids = info.ids(args.domain)
-    walked = input_folder(args.experiment_name, '--experiment_name', 'inference_rw.py')
-    check_inputs(walked, ids, '.npz', 'inference_rw.py')
-    read_maps(walked / f'{ids[0]}.npz', 'rw', info.num_classes)  # a wrong folder shows before anything is touched
-    check_files([image_path(args.data_dir, image_id) for image_id in ids], 'check --data_dir')
-    name = pseudo_label_name(args.experiment_name, args.crf_iteration)
-    check = partial(read_mask, num_classes=info.num_classes)
-    folder, todo = output_folder(name, args, ids, '.png', check, maps=folder_identity(walked))
-    make = partial(make_label, args=args, info=info, walked=walked, folder=folder)
-    for _ in stage.each(make, todo, args.num_workers, 'pseudo-labels'):
-        pass
-    print(f'{len(ids)} pseudo-labels in {folder}, {len(todo)} of them new')
+    dataset = open_dataset(args.dataset, args.data_dir)
+    ids = dataset.ids(args.domain)
+    dataset.check_images(ids)
+    kind = artifacts.RANDOM_WALK
+    random_walks = artifacts.open_folder(kind, args.experiment_name, '--experiment_name', dataset, ids)
+    with artifacts.create_folder(artifacts.PSEUDO_LABEL, args, dataset, ids, maps=random_walks.fingerprint) as labels:
+        make = partial(make_label, args=args, dataset=dataset, random_walks=random_walks)
+        labels.write_missing_labels(make, args.num_workers)
+    print(labels.summary())
 
 
 if __name__ == '__main__':
-    stage.run(main, ARGS, InputError)
+    stage.run(main, parse_args)

@@ -1,7 +1,7 @@
-"""Stage 1: learn a classifier from image-level labels, with the puzzle module.
+"""Stage 1: train a classifier on image-level labels with the puzzle module.
 
-Reads   {data_dir}: images and XML of the list train_aug; images, XML and masks of the list train (to score its CAMs)
-Writes  experiments/models/{tag}.pth (the epoch that --select chose) and {tag}.last.pth or {tag}.best.pth (the other),
+Reads   {data_dir}: images and annotations of the list train_aug; also masks of the list train, to score its CAMs
+Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.last.pth or {tag}.best.pth (the other),
         experiments/logs/{tag}.txt, data/{tag}.json, tensorboards/{tag}/
 
     python3 train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \\
@@ -10,84 +10,92 @@ Writes  experiments/models/{tag}.pth (the epoch that --select chose) and {tag}.l
 The CAMs of stage 2 should then score 61.85 mIoU on train (paper, Table 2).
 """
 
-from core.backbone import BACKBONES
-from tools import flags
-
-
-def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
-    flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=15, sizes=(320, 640))
-    parser.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone')
-    parser.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='fix: frozen BatchNorm')
-    parser.add_argument('--augment', default='', help='colorjitter, randaugment or both, joined by a comma')
-    parser.add_argument('--num_pieces', type=flags.integer(1), default=4, help='tiles of an image, a square number')
-    options = ('cl', 'cl_pcl', 'cl_re', 'cl_pcl_re', 'cl_conf', 'cl_pcl_re_conf')
-    parser.add_argument('--loss_option', default='cl_pcl_re', choices=options, help='terms of the loss; cl: plain CAM')
-    parser.add_argument('--level', default='feature', choices=('feature', 'cam'), help='what L_re compares')
-    parser.add_argument('--re_loss', default='L1_Loss', choices=('L1_Loss', 'L2_Loss'), help='distance in L_re')
-    masks = ('none', 'masking', 'selection')
-    parser.add_argument('--re_loss_option', default='masking', choices=masks, help='which classes count in L_re')
-    parser.add_argument('--alpha', type=flags.real(0), default=4.0, help='weight of L_re after its ramp')
-    parser.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help='part of training it ramps up')
-    parser.add_argument('--bn_replicas', type=flags.integer(1), default=4, help='BatchNorm as on so many GPUs')
-    parser.add_argument('--select', default='best', choices=('best', 'last'), help='best: by masks of train')
-    args = flags.parse_training(parser, argv)
-    if not set(filter(None, args.augment.split(','))) <= {'colorjitter', 'randaugment'}:
-        parser.error(f'--augment {args.augment}: knows colorjitter and randaugment')
-    if args.mode == 'normal' and args.batch_size % args.bn_replicas:
-        parser.error(f'--batch_size {args.batch_size} is no multiple of --bn_replicas {args.bn_replicas}')
-    if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
-        parser.error(f'--batch_size {args.batch_size} is below 2 images for each of --bn_replicas {args.bn_replicas}')
-    return args
-
-
-if __name__ == '__main__':
-    ARGS = parse_args()  # --help and a wrong flag answer before the heavy imports
-
-from functools import partial
-
 import numpy as np
 import torch
 
-from core import STRIDE, InputError
-from core.backbone import load_weights
+from core import STRIDE
 from core.cam import make_cam
-from core.datasets import ImageSet, load_info, mask_path
+from core.data.dataset import open_dataset
+from core.data.torch_datasets import ImageDataset
+from core.data.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomResizeLong, TopLeftCrop, normalize
 from core.losses import alpha_at, classification_loss, confidence_loss, reconstruction_loss
 from core.metrics import ThresholdSweep
-from core.networks import Classifier, forward_in_replicas
+from core.models import BACKBONES, Classifier, load_weights
+from core.models.batchnorm import forward_in_replicas
 from core.puzzle import check_puzzle, merge, tile
-from core.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomLongerSide, TopLeftCrop, network_input
-from tools import pictures, stage
-from tools.checkpoint import ModelKeeper, TrainingState, unwrap
-from tools.device import devices_for, ordered_loader, parallel, pick_device, seed_all, training_loader
-from tools.log import RunLog
-from tools.optim import parameter_groups, sgd_poly, take_step
+from util import flags, loaders, stage, visualize
+from util.devices import devices_for, parallel, pick_device, seed_everything
+from util.optim import build_sgd, parameter_groups
+from util.run import Run
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
 
 
-def loaders_of(args, info, device):
-    """Batches to learn from, and those whose CAMs are scored after each epoch."""
-    # Images are scaled, mirrored and cropped for training; scored in their top left corner, beside their masks.
-    augment = Augment(args.augment.split(','))
-    longer_side = RandomLongerSide(args.min_image_size, args.max_image_size, args.resize)
-    train_transform = Pipeline(longer_side, RandomFlip(), augment, RandomCrop(args.image_size))
-    train_set = ImageSet(info, args.data_dir, 'train_aug', train_transform, with_labels=True, seed=args.seed)
-    train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
-    corner = Pipeline(TopLeftCrop(args.image_size))
-    score_set = ImageSet(info, args.data_dir, 'train', corner, True, partial(mask_path, args.data_dir))
-    return train_loader, ordered_loader(score_set, args.batch_size, args.num_workers, device)
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=15, sizes=(320, 640))
+
+    model = parser.groups['model']
+    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone')
+    model.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='BatchNorm: trained or frozen (fix)')
+    replicas = 'emulate the BatchNorm statistics of this many GPUs'
+    model.add_argument('--bn_replicas', type=flags.integer(1), default=4, help=replicas)
+
+    loss = parser.groups['loss']
+    terms = ('cl', 'cl_pcl', 'cl_re', 'cl_pcl_re', 'cl_conf', 'cl_pcl_re_conf')
+    loss.add_argument('--loss_option', default='cl_pcl_re', choices=terms, help='terms of the loss (cl: plain CAM)')
+    loss.add_argument('--num_pieces', type=flags.square, default=4, help='tiles per image, a perfect square')
+    loss.add_argument('--level', default='feature', choices=('feature', 'cam'), help='what L_re compares')
+    loss.add_argument('--re_loss', default='L1_Loss', choices=('L1_Loss', 'L2_Loss'), help='distance in L_re')
+    masks = ('none', 'masking', 'selection')
+    loss.add_argument('--re_loss_option', default='masking', choices=masks, help='classes that count in L_re')
+    loss.add_argument('--alpha', type=flags.real(0), default=4.0, help='weight of L_re after its ramp')
+    ramp = 'fraction of training over which alpha ramps up'
+    loss.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help=ramp)
+
+    augment = 'colorjitter, randaugment or both, comma-separated'
+    parser.groups['augmentation'].add_argument('--augment', default='', help=augment)
+    select = 'epoch to keep; best: by the mIoU of CAMs on the masks of train'
+    parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
+
+    args = flags.parse_training(parser, argv)
+    if not set(filter(None, args.augment.split(','))) <= {'colorjitter', 'randaugment'}:
+        parser.error(f'--augment {args.augment}: choose from colorjitter and randaugment')
+    if args.mode == 'normal' and args.batch_size % args.bn_replicas:
+        parser.error(f'--batch_size {args.batch_size} is not a multiple of --bn_replicas {args.bn_replicas}')
+    if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
+        parser.error(f'--batch_size {args.batch_size}: --bn_replicas {args.bn_replicas} need 2 images each')
+    with parser.blaming('--image_size'):
+        check_puzzle(args.image_size, args.num_pieces)
+    return args
 
 
-def losses_of(model, images, labels, args, rounds):
-    """The terms of the loss that --loss_option names, unweighted: full pass, and tile pass where a term needs it."""
+def build_loaders(args, dataset, device):
+    """Return the batches to train on, and those whose CAMs are scored after each epoch."""
+    train_transform = Pipeline(
+        RandomResizeLong(args.min_image_size, args.max_image_size, args.resize),
+        RandomFlip(),
+        Augment(args.augment.split(',')),
+        RandomCrop(args.image_size),
+    )
+    train_set = ImageDataset(dataset, 'train_aug', train_transform, with_labels=True, seed=args.seed)
+    train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+
+    # CAMs are scored on the top-left crop against ground-truth masks.
+    dataset.check_masks(dataset.ids('train'))
+    crop = Pipeline(TopLeftCrop(args.image_size))
+    score_set = ImageDataset(dataset, 'train', crop, with_labels=True, read_mask=dataset.read_mask)
+    return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+
+
+def compute_losses(model, images, labels, args, replicas_per_device):
+    """Return the unweighted terms of the loss; the tile pass runs only if --loss_option needs it."""
     terms = args.loss_option.split('_')
-    logits, maps = forward_in_replicas(model, images, rounds)
+    logits, maps = forward_in_replicas(model, images, replicas_per_device)
     losses = {'cl': classification_loss(logits, labels)}
     if terms == ['cl']:
         return losses
-    tile_logits, tile_maps = forward_in_replicas(model, tile(images, args.num_pieces), rounds)
+    tile_logits, tile_maps = forward_in_replicas(model, tile(images, args.num_pieces), replicas_per_device)
     merged = merge(tile_maps, args.num_pieces)
     if 'pcl' in terms:
         losses['pcl'] = classification_loss(merged.mean((2, 3)), labels)
@@ -100,75 +108,61 @@ def losses_of(model, images, labels, args, rounds):
 
 
 @torch.no_grad()
-def score_cams(model, loader, info, device):
-    """(threshold, mIoU) of the best threshold for single-scale CAMs at 1/16, and CAM pictures of the first batch."""
+def score_cams(model, loader, dataset, device):
+    """Return the best threshold and its mIoU for single-scale CAMs at 1/16, and CAM pictures of the first batch."""
     model.eval()
-    sweep = ThresholdSweep(info.num_classes + 1, THRESHOLDS)
+    sweep = ThresholdSweep(dataset.num_classes + 1, THRESHOLDS)
     rows = []
     for batch in stage.progress(loader, 'scoring CAMs'):
-        _, maps = model(network_input(batch['images'].to(device, non_blocking=True)), with_cam=True)
+        _, maps = model(normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
         cams = make_cam(maps.float()).cpu().numpy() * batch['labels'].numpy()[:, :, None, None]
         masks = batch['masks'][:, ::STRIDE, ::STRIDE].numpy()
         for cam, mask in zip(cams, masks, strict=True):
-            sweep.update(cam, np.arange(info.num_classes + 1), mask)
+            sweep.update(cam, np.arange(dataset.num_classes + 1), mask)
         if not rows:
             for image, cam in zip(batch['images'].pixels[:8].numpy(), cams, strict=False):
-                rows.append([image, *(pictures.heat(image, score) for score in cam if score.any())])
+                rows.append([image, *(visualize.overlay_heatmap(image, score) for score in cam if score.any())])
     model.train()
     mious = [matrix.miou() for matrix in sweep.matrices()]
     best = int(np.argmax(mious))
-    return THRESHOLDS[best], mious[best], pictures.sheet(rows)
+    return THRESHOLDS[best], mious[best], visualize.image_grid(rows)
 
 
 def main(args):
-    info = load_info(args.dataset)
-    check_puzzle(args.image_size, args.num_pieces)
+    dataset = open_dataset(args.dataset, args.data_dir)
     device = pick_device(args.device)
+    seed_everything(args.seed)
+    train_loader, score_loader = build_loaders(args, dataset, device)
+
+    # Share the BatchNorm replicas of a batch among the GPUs; each GPU runs its own one after the other.
     replicas = args.bn_replicas if args.mode == 'normal' else args.batch_size
     devices = devices_for(replicas, device)
-    rounds = replicas // devices if args.mode == 'normal' else 1
-    seed_all(args.seed)
+    replicas_per_device = replicas // devices if args.mode == 'normal' else 1
 
-    train_loader, score_loader = loaders_of(args, info, device)
-    model = Classifier(args.architecture, info.num_classes, args.mode)
+    # Build the classifier on an ImageNet backbone.
+    model = Classifier(args.architecture, dataset.num_classes, args.mode)
     load_weights(model.backbone, args.architecture, args.weights)
-    iterations = args.max_epoch * len(train_loader)
-    groups = parameter_groups(model, args.lr, args.wd)
-    optimizer, schedule = sgd_poly(groups, args.lr, args.wd, args.momentum, args.nesterov, iterations)
+    optimizer, schedule = build_sgd(parameter_groups(model, args.lr, args.wd), args, args.max_epoch * len(train_loader))
     model = parallel(model, device, devices, args.precision).train()
-    keeper = ModelKeeper(args.tag, args.select, args.architecture)
 
-    # A run that was killed goes on where it was last saved.
-    log = RunLog(args, len(train_loader))
-    parts = dict(model=unwrap(model), optimizer=optimizer, schedule=schedule, keeper=keeper)
-    parts |= dict(log=log, averages=log.averages)
-    state = TrainingState(args, train_loader, parts, classes=info.class_names)
-
-    with state, log:
-        iteration = state.iteration
-        for epoch in state.epochs():
-            for batch in stage.progress(train_loader, f'epoch {epoch + 1}', lines=False):
-                images = network_input(batch['images'].to(device, non_blocking=True))
+    # Train, resuming from the last checkpoint if there is one.
+    meta = {'architecture': args.architecture, 'classes': dataset.class_names}
+    with Run(args, train_loader, model, optimizer, schedule, meta) as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                images = normalize(batch['images'].to(device, non_blocking=True))
                 labels = batch['labels'].to(device, non_blocking=True)
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf
-                losses = losses_of(model, images, labels, args, rounds)
-                alpha = alpha_at(iteration, iterations, args.alpha, args.alpha_schedule)
+                losses = compute_losses(model, images, labels, args, replicas_per_device)
+                alpha = alpha_at(run.iteration, run.iterations, args.alpha, args.alpha_schedule)
                 loss = sum(alpha * value if name == 're' else value for name, value in losses.items())
-                lr = take_step(loss, optimizer, schedule)
+                run.step(loss, losses, **({'alpha': alpha} if 're' in losses else {}))
 
-                iteration += 1
-                ramp = {'alpha': alpha} if 're' in losses else {}
-                log.training(iteration, lr, {'loss': loss, **losses}, **ramp)
-                state.after(iteration)
-
-            threshold, miou, sheet = score_cams(model, score_loader, info, device)
-            log.picture(iteration, 'CAMs', sheet)
-            best = keeper.keep(model, epoch + 1, miou)
-            log.scored(iteration, epoch + 1, f'train CAM mIoU at threshold {threshold:.2f}', miou, best)
-            state.save(iteration)
-        log.log(keeper.summary())
+            # Score the CAMs; keep the best and the last epoch.
+            threshold, miou, grid = score_cams(model, score_loader, dataset, device)
+            run.end_epoch(f'train CAM mIoU at threshold {threshold:.2f}', miou, CAMs=grid)
 
 
 if __name__ == '__main__':
-    stage.run(main, ARGS, InputError)
+    stage.run(main, parse_args)

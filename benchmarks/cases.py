@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-
 from tools.files import write_cam, write_rw
 
 # Data: drawn scenes at VOC's size, with CAMs made from their masks --------------------------------------------------
@@ -19,8 +18,8 @@ from tools.files import write_cam, write_rw
 def draw_data(folder: Path, count: int = 12) -> tuple[object, list[str]]:
     """A data set of 500-pixel scenes with CAMs and walked CAMs as kept here, and as the plain way has them."""
     import cv2
-
     from core.datasets import load_info, mask_path, read_labels, read_mask, xml_path
+
     from core.maps import finish_walk, strided_size
     from tools import make_demo_data
 
@@ -95,12 +94,12 @@ def pairs_case(way, device, what):
 
 
 def labels_case(way, device, folder, what, workers):
+    from core.datasets import image_path
     from PIL import Image
 
     import make_affinity_labels
     import make_pseudo_labels
     from benchmarks import reference
-    from core.datasets import image_path
     from tools import stage
 
     info, ids = draw_data(folder)
@@ -147,15 +146,15 @@ def evaluate_case(way, device, folder, workers):
 def inference_case(way, device, folder, what, network, count, precision='fp32'):
     """Stage 2 ('cam') or stage 8 ('segmentation') as a whole, the model lying ready."""
     import torch
+    from core.datasets import image_path, read_labels, xml_path
+    from core.networks import Classifier, DeepLabV3Plus
     from PIL import Image
+    from tools.checkpoint import save_model
+    from tools.experiment import model_path
 
     import inference_classification
     import inference_segmentation
     from benchmarks import reference
-    from core.datasets import image_path, read_labels, xml_path
-    from core.networks import Classifier, DeepLabV3Plus
-    from tools.checkpoint import save_model
-    from tools.experiment import model_path
 
     info, ids = draw_data(folder)
     ids, scales = ids[:count], [0.5, 1.0, 1.5, 2.0]
@@ -234,11 +233,11 @@ class Busy:
 
 def loader_case(way, device, folder, normalise, resize='pillow'):
     import torch
-
-    from benchmarks import reference
     from core.datasets import image_path, read_image
     from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, Window, network_input
     from tools.device import init_worker
+
+    from benchmarks import reference
 
     _, ids = draw_data(folder)
     paths = [image_path('data', image_id) for image_id in ids]
@@ -267,12 +266,12 @@ def train_case(way, device, what, network='mobilenet_v2', size=256, batch=4, pre
     """Loss and gradients of stages 1 (with its tiles), 4 or 7. Plain: channels first; 4 and 7 look for anomalies."""
     import torch
     import torch.nn.functional as F
+    from core.networks import AffinityNet, Classifier, DeepLabV3Plus
+    from tools.device import pick_device, place
 
     import train_classification_with_puzzle as stage1
     from core.affinity import PathIndex, affinity_labels
     from core.losses import affinity_loss
-    from core.networks import AffinityNet, Classifier, DeepLabV3Plus
-    from tools.device import pick_device, place
 
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+from tools.files import write_bytes
 
 from benchmarks.cases import (
     draw_data,
@@ -40,7 +41,6 @@ from benchmarks.cases import (
     train_case,
 )
 from tools import flags
-from tools.files import write_bytes
 
 RESULTS = ROOT / 'benchmarks' / 'RESULTS.md'
 LEAST_SECONDS = 3  # of runs behind a median: the speed of a shared machine wavers within tenths of one

@@ -1,8 +1,8 @@
-"""The paper: models and mathematics. Nothing here knows flags, folders or printing; the device follows the input."""
+"""Models and mathematics of the paper. No flags, paths or printing; everything runs on its input's device."""
 
-IGNORE = 255  # the label of pixels that count nowhere: VOC's void border, an unsure affinity label, padding
-STRIDE = 16  # pixels of the image a cell of the class maps stands for (METHOD: layer3 strides, layer4 dilates)
+IGNORE = 255  # label of pixels left out of losses and scores: VOC's void border, unsure affinity labels, padding
+STRIDE = 16  # image pixels per cell of the class maps: every backbone has output stride 16
 
 
-class InputError(ValueError):
-    """A fault in what the user gave (a flag, a file), told in one line that names it and says what to do."""
+class UserError(ValueError):
+    """Invalid user input. The one-line message names the value or file and the remedy."""

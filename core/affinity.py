@@ -1,16 +1,16 @@
-"""Pairs of neighbouring pixels: which ones, what their labels say, and what an edge map says (METHOD, section 5)."""
+"""Pixel pairs within a radius: their paths, labels and affinities (IRNet, section 4; docs/method.md, "AffinityNet")."""
 
 import torch
 from torch import Tensor
 
-from core import IGNORE, InputError
+from core import IGNORE, UserError
 
 
 def search_paths(radius: int) -> list[list[tuple[int, int]]]:
-    """The path of each direction of the half disc of a radius, grouped by length; a path starts at its far end.
+    """Return the path of each direction in the half disc of a radius, grouped by length; a path starts at its far end.
 
-    A path holds (y, x) offsets from the source: every grid point of the bounding box of (0, 0) and the far end whose
-    squared distance to the line between them is below 1. Radius 5 has 34 directions, radius 10 has 152.
+    A path is a list of (y, x) offsets from the source: every grid point of the bounding box of (0, 0) and the far end
+    whose squared distance to the line between them is below 1. Radius 5 has 34 directions, radius 10 has 152.
     """
     ends = [(0, x) for x in range(1, radius)]
     ends += [(y, x) for y in range(1, radius) for x in range(-radius + 1, radius) if y * y + x * x < radius**2]
@@ -23,9 +23,9 @@ def search_paths(radius: int) -> list[list[tuple[int, int]]]:
 
 
 class PathIndex:
-    """The pairs within a radius on an (h, w) map, without index tensors: a direction is a shift of the whole map.
+    """The pixel pairs within a radius on an (h, w) map. No index tensors: a direction is a shift of the whole map.
 
-    Sources are the pixels whose directions all stay inside: the first h-(r-1) rows, columns r-1 .. w-r, row by row.
+    Sources are the pixels whose directions all stay inside the map: the first h-(r-1) rows, columns r-1 .. w-r, by row.
     """
 
     def __init__(self, radius: int, size: int | tuple[int, int]):
@@ -33,7 +33,7 @@ class PathIndex:
         self.radius = radius
         self.rows, self.columns = self.height - (radius - 1), self.width - 2 * (radius - 1)
         if radius < 2 or self.rows < 1 or self.columns < 1:
-            raise InputError(f'--radius {radius} does not fit a {self.height}x{self.width} edge map (see --image_size)')
+            raise UserError(f'radius {radius} is too large for a {self.height}x{self.width} edge map')
         self.paths = search_paths(radius)
 
     @property
@@ -45,23 +45,25 @@ class PathIndex:
         return self.rows * self.columns
 
     def shifted(self, maps: Tensor, offset: tuple[int, int]) -> Tensor:
-        """What lies at an offset from each source: (..., h, w) -> a view (..., rows, columns)."""
+        """Return the values at an offset from each source: (..., h, w) -> a view (..., rows, columns)."""
         y, x = offset[0], offset[1] + self.radius - 1
         return maps[..., y : y + self.rows, x : x + self.columns]
 
     def edge_to_affinity(self, edge: Tensor) -> Tensor:
-        """Affinity of each pair, 1 - the largest edge on its path: (N, [1,] h, w) -> (N, directions, sources)."""
+        """Return 1 - the largest edge on the path of each pair: (N, [1,] h, w) -> (N, directions, sources)."""
         edge = edge.squeeze(1) if edge.dim() == 4 else edge
         if edge.shape[-2:] != (self.height, self.width):
-            raise InputError(f'an edge map of {tuple(edge.shape[-2:])} for pairs of a {self.height}x{self.width} map')
+            raise UserError(
+                f'the edge map is {tuple(edge.shape[-2:])}, the pairs are of a {self.height}x{self.width} map'
+            )
         return 1 - _PathMaximum.apply(edge, self).flatten(2)
 
 
 class _PathMaximum(torch.autograd.Function):
-    """(N, h, w) -> (N, directions, rows, columns), the largest value on each path.
+    """The largest value on each path: (N, h, w) -> (N, directions, rows, columns).
 
-    Left to autograd, each of the 2,000 shifts of radius 10 would be kept for the backward pass (gigabytes); here only
-    the place of the maximum on its path is kept, in a byte.
+    Autograd would keep each of the 2,000 shifts of radius 10 for the backward pass (gigabytes). Only the position of
+    the maximum on its path is kept here, in one byte.
     """
 
     @staticmethod
@@ -91,15 +93,15 @@ class _PathMaximum(torch.autograd.Function):
 
 
 def affinity_labels(label: Tensor, path_index: PathIndex, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What a label map says of each pair: (..., h, w) integers -> bg_pos, fg_pos, neg, bool (..., directions, sources).
+    """Return the label of each pair: (..., h, w) integers -> bg_pos, fg_pos, neg, bool (..., directions, sources).
 
-    Pairs with an end at 255 are in none; bg_pos: both background; fg_pos: equal and not background; neg: different.
-    num_classes is the number of foreground classes: a label above it that is not 255 raises InputError.
+    bg_pos: both background; fg_pos: equal and not background; neg: different. A pair with an end at 255 is in none of
+    them. num_classes is the number of foreground classes; a larger label other than 255 raises UserError.
     """
     label = torch.as_tensor(label)
     if ((label > num_classes) & (label != IGNORE) | (label < 0)).any():
-        raise InputError(f'a label map holds classes beyond {num_classes} that are not {IGNORE}')
-    label = label.to(torch.uint8)  # of 152 directions at 128x128, 64 MB a batch of 32 in place of 509
+        raise UserError(f'a label map contains classes above {num_classes} other than {IGNORE}')
+    label = label.to(torch.uint8)  # 64 MB instead of 509 MB per batch of 32 (152 directions at 128x128)
     source = path_index.shifted(label, (0, 0))
     target = torch.stack([path_index.shifted(label, path[0]) for path in path_index.paths], dim=-3)
     source = source.unsqueeze(-3)

@@ -1,4 +1,4 @@
-"""Class activation maps: while training, over scales for a whole image, and as predictions (METHOD, sections 3, 4)."""
+"""Class activation maps, in training and over scales (Puzzle-CAM, section 2.1; docs/method.md, "CAMs")."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ EPSILON = 1e-5
 
 
 def make_cam(maps: Tensor) -> Tensor:
-    """Class maps (N, C, h, w) before ReLU -> CAMs in [0, 1], each map by its own maximum."""
+    """Turn class maps (N, C, h, w) before ReLU into CAMs in [0, 1], each map divided by its own maximum."""
     maps = F.relu(maps)
     largest = maps.amax((2, 3), keepdim=True)
     return F.relu(maps - EPSILON) / (largest + EPSILON)
@@ -21,10 +21,10 @@ def make_cam(maps: Tensor) -> Tensor:
 def multi_scale_cam(
     classifier: nn.Module, images: list[Tensor], labels: Tensor, size: tuple[int, int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """CAMs of the present classes of N images of one size, summed over scales and mirror image.
+    """Return the CAMs of the present classes of N images of one size, summed over scales and mirror image.
 
     images: the normalised images (N, 3, h_s, w_s) at each scale; labels (N, C) multi-hot; size (h, w).
-    Returns for each image with K classes cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its
+    For each image with K present classes: cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its
     maximum + 1e-5.
     """
     h, w = size

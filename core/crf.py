@@ -1,62 +1,39 @@
-"""Dense CRFs of Kraehenbuehl and Koltun (METHOD, section 8), through pydensecrf; the only place that imports it."""
+"""Dense CRFs (Kraehenbuehl and Koltun, NIPS 2011; docs/method.md, "Dense CRF") through pydensecrf.
+
+No torch here: stages 3 and 6 import this module and fork.
+"""
 
 import numpy as np
 import pydensecrf.densecrf as dcrf
 from pydensecrf.utils import unary_from_labels, unary_from_softmax
 
-# Labels whose probabilities differ by less might come out in another order when maps are refined together. Rounding
-# moved a probability by at most 2e-5 in 316 photographs of VOC, and so a difference of two by 4e-5; it turned no label
-# even without this. (Labels drawn at random, which no CAM gives, are moved by up to 6e-5.)
+# Labels whose probabilities differ by less might change their order when maps are refined together. Over 316 VOC
+# photographs rounding moved a probability by at most 2e-5, so a difference of two by 4e-5, and changed no label even
+# without this margin. (Labels drawn at random, unlike any CAM, are moved by up to 6e-5.)
 TIE = 1e-4
 
 
-class _CRF:
-    """Pairwise terms of an image: Gaussian sxy 3, compat 3; bilateral of the given sxy and srgb, compat 10."""
-
-    def __init__(self, image: np.ndarray, num_labels: int, sxy: float, srgb: float):
-        self.shape = (num_labels, *image.shape[:2])
-        self.crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], num_labels)
-        self.crf.addPairwiseGaussian(sxy=3, compat=3)
-        self.crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
-
-    def infer(self, unary: np.ndarray, iterations: int) -> np.ndarray:
-        """(labels, h, w) probabilities from unary energies (labels, h*w)."""
-        self.crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
-        return np.asarray(self.crf.inference(iterations), np.float32).reshape(self.shape)
-
-    def infer_together(self, unaries: list[np.ndarray], iterations: int) -> list[np.ndarray]:
-        """Of several maps, each (labels, h, w) probabilities from unary energies (labels, h*w), in one go.
-
-        The messages of mean field are linear in the probabilities, and the lattices filter 2 x 2 labels as fast as 2.
-        So the maps' labels stand side by side in one CRF, and its softmax over all of them is brought back to a sum of
-        1 for each map by itself: but for rounding what `infer` computes.
-        """
-        # setUnaryEnergy insists on the CRF's own number of labels; neither setUnary nor the steps depend on it.
-        self.crf.setUnary(dcrf.ConstUnary(np.ascontiguousarray(np.concatenate(unaries), np.float32)))
-        matrix, *scratch = self.crf.startInference()
-        together = np.array(matrix, copy=False)  # pydensecrf's own memory: written here, read by the next step
-        maps = np.split(together, len(unaries))
-        _normalize(maps)
-        for _ in range(iterations):
-            self.crf.stepInference(matrix, *scratch)
-            _normalize(maps)
-        return [np.ascontiguousarray(probability).reshape(-1, *self.shape[1:]) for probability in maps]
+def crf_from_probability(image: np.ndarray, probability: np.ndarray, iterations: int = 10) -> np.ndarray:
+    """Refine class probabilities: image (h, w, 3) uint8, probability (C+1, h, w) -> (C+1, h, w) float32."""
+    if iterations == 0:
+        return probability.astype(np.float32)
+    unary = unary_from_softmax(np.ascontiguousarray(probability))
+    return _CRF(image, len(probability), 80, 13).infer(unary, iterations)
 
 
-def _normalize(maps: list[np.ndarray]) -> None:
-    """Divide each map (labels, points) by its sum, label by label: the labels of a point lie side by side."""
-    for labels in maps:
-        total = labels[0].copy()
-        for label in labels[1:]:
-            total += label
-        for label in labels:
-            label /= total
+def crf_from_label(image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10) -> np.ndarray:
+    """Refine a label map believed with probability 0.7: image (h, w, 3) uint8, label (h, w) in 0..num_labels-1.
+
+    Returns (h, w) in label's dtype. The label is returned unchanged for 0 iterations and for num_labels 1 (an image
+    without foreground).
+    """
+    return crf_from_labels(image, [label], num_labels, iterations)[0]
 
 
 def crf_from_labels(
     image: np.ndarray, labels: list[np.ndarray], num_labels: int, iterations: int = 10
 ) -> list[np.ndarray]:
-    """`crf_from_label` of several label maps of one image, all refined in one go: the same labels (see TIE)."""
+    """Apply `crf_from_label` to several label maps of one image in one inference, with the same result (see TIE)."""
     if num_labels < 2 or iterations == 0:
         return [label.copy() for label in labels]
     unaries = [
@@ -72,23 +49,50 @@ def crf_from_labels(
     return refined
 
 
+class _CRF:
+    """Pairwise terms of an image: Gaussian sxy 3, compat 3; bilateral with the given sxy and srgb, compat 10."""
+
+    def __init__(self, image: np.ndarray, num_labels: int, sxy: float, srgb: float):
+        self.shape = (num_labels, *image.shape[:2])
+        self.crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], num_labels)
+        self.crf.addPairwiseGaussian(sxy=3, compat=3)
+        image = np.require(image, requirements=('C', 'W'))  # pydensecrf refuses read-only arrays
+        self.crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=10)
+
+    def infer(self, unary: np.ndarray, iterations: int) -> np.ndarray:
+        """Return (labels, h, w) probabilities from unary energies (labels, h*w)."""
+        self.crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
+        return np.asarray(self.crf.inference(iterations), np.float32).reshape(self.shape)
+
+    def infer_together(self, unaries: list[np.ndarray], iterations: int) -> list[np.ndarray]:
+        """Refine several maps at once: (labels, h, w) probabilities of each from its unary energies (labels, h*w).
+
+        Mean-field messages are linear in the probabilities, and the lattices filter four labels as fast as two. So the
+        labels of all maps share one CRF, and after each step every map is normalised by itself. Up to rounding this
+        computes what `infer` computes.
+        """
+        # setUnaryEnergy insists on the CRF's own number of labels; neither setUnary nor the steps depend on it.
+        self.crf.setUnary(dcrf.ConstUnary(np.ascontiguousarray(np.concatenate(unaries), np.float32)))
+        matrix, *scratch = self.crf.startInference()
+        together = np.array(matrix, copy=False)  # pydensecrf's own memory: written here, read by the next step
+        maps = np.split(together, len(unaries))
+        _normalize(maps)
+        for _ in range(iterations):
+            self.crf.stepInference(matrix, *scratch)
+            _normalize(maps)
+        return [np.ascontiguousarray(probability).reshape(-1, *self.shape[1:]) for probability in maps]
+
+
+def _normalize(maps: list[np.ndarray]) -> None:
+    """Divide each map (labels, points) by its sum over labels, in place and one label at a time: contiguous access."""
+    for labels in maps:
+        total = labels[0].copy()
+        for label in labels[1:]:
+            total += label
+        for label in labels:
+            label /= total
+
+
 def _has_tie(probability: np.ndarray) -> bool:
-    near_best = ~(probability < probability.max(0) - TIE)  # what is no number counts too
+    near_best = ~(probability < probability.max(0) - TIE)  # NaN counts as a tie
     return np.count_nonzero(near_best) > probability[0].size
-
-
-def crf_from_label(image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10) -> np.ndarray:
-    """Refine a label map that is believed with probability 0.7: image (h, w, 3) uint8, label (h, w) in 0..num_labels-1.
-
-    Returns (h, w) of label's dtype. One label alone (an image without foreground) has nothing to refine, nor has
-    `iterations` 0.
-    """
-    return crf_from_labels(image, [label], num_labels, iterations)[0]
-
-
-def crf_from_probability(image: np.ndarray, probability: np.ndarray, iterations: int = 10) -> np.ndarray:
-    """Refine class probabilities: image (h, w, 3) uint8, probability (C+1, h, w) -> (C+1, h, w) float32."""
-    if iterations == 0:
-        return probability.astype(np.float32)
-    unary = unary_from_softmax(np.ascontiguousarray(probability))
-    return _CRF(image, len(probability), 80, 13).infer(unary, iterations)

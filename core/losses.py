@@ -1,4 +1,4 @@
-"""The losses of the paper, short enough to be read beside it."""
+"""The losses of the paper (Puzzle-CAM, section 2; AffinityNet's loss as in IRNet), short enough to read next to it."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ EPSILON = 1e-5
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """L_cls and L_p-cls (equations 2, 3): multi-label soft margin, mean over images and classes.
 
-    logits (N, C) are spatial means of class maps, labels (N, C) are multi-hot.
+    logits (N, C) are spatial means of class maps; labels (N, C) are multi-hot.
     """
     return F.multilabel_soft_margin_loss(logits, labels)
 
@@ -18,7 +18,7 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def reconstruction_loss(
     maps: Tensor, merged: Tensor, labels: Tensor, re_loss: str = 'L1_Loss', option: str = 'masking'
 ) -> Tensor:
-    """L_re (equation 4): how far the class maps of the image are from those put together from its tiles.
+    """L_re (equation 4): distance between the class maps of the image and those merged from its tiles.
 
     maps, merged (N, C, h, w); labels (N, C) multi-hot. option 'masking': absent classes count as zeros in the mean over
     N, C, h, w (published); 'selection': the mean over each image's present classes, then over the images that have any;
@@ -33,7 +33,7 @@ def reconstruction_loss(
         present = labels.sum(1)
         per_image = (distance.mean((2, 3)) * labels).sum(1) / present.clamp(min=1)
         return per_image.sum() / (present > 0).sum().clamp(min=1)
-    raise ValueError(f'option {option!r} is none of masking, selection, none')
+    raise ValueError(f'option {option!r} is not one of masking, selection, none')
 
 
 def confidence_loss(tile_logits: Tensor) -> Tensor:
@@ -43,16 +43,20 @@ def confidence_loss(tile_logits: Tensor) -> Tensor:
 
 
 def alpha_at(iteration: int, total: int, alpha: float, alpha_schedule: float) -> float:
-    """The weight of L_re at an iteration: a ramp to alpha over alpha_schedule of all; constant where that is 0."""
+    """Return the weight of L_re at an iteration.
+
+    Linear ramp to alpha over the first alpha_schedule of the `total` iterations; constant if alpha_schedule is 0.
+    """
     if alpha_schedule == 0:
         return alpha
     return min(alpha * iteration / (total * alpha_schedule), alpha)
 
 
 def affinity_loss(affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor) -> Tensor:
-    """AffinityNet's loss: ((bg+ + fg+)/2 + neg)/2, each a mean of -log over its own pairs in the whole batch.
+    """AffinityNet's loss: ((bg+ + fg+)/2 + neg)/2, each term the mean of -log over its own pairs in the whole batch.
 
-    affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg of the same shape, bool or 0/1.
+    affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg have the same shape, bool or 0/1.
+    Source: Ahn, Cho and Kwak, IRNet (CVPR 2019), section 4; docs/method.md, "AffinityNet".
     """
 
     def term(pairs: Tensor, p: Tensor) -> Tensor:

@@ -17,17 +17,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-
-import train_classification_with_puzzle as stage1
-from core import InputError
 from core.backbone import load_weights
 from core.datasets import load_info
 from core.networks import Classifier
 from core.transforms import network_input
-from tools import UserError, flags, stage
 from tools.checkpoint import load_model
 from tools.device import pick_device, place, seed_all
 from tools.experiment import BEFORE, EXPERIMENTS, model_path
+
+import train_classification_with_puzzle as stage1
+from core import InputError
+from tools import UserError, flags, stage
 
 
 def parse_args(argv=None):

@@ -16,18 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-
-import evaluate
-from core import InputError
-from core.cam import multi_scale_cam
 from core.datasets import ScaledBatches, keys_of, load_info, mask_path, read_labels, read_mask, xml_path
-from core.maps import finish_walk
-from core.metrics import ThresholdSweep
 from core.networks import AffinityNet, Classifier, for_inference
-from core.random_walk import random_walk
 from core.transforms import network_input, scaled
-from inference_rw import edges_of
-from tools import UserError, flags, stage
 from tools.checkpoint import load_model
 from tools.device import ordered_loader, pick_device, place
 from tools.experiment import (
@@ -40,6 +31,15 @@ from tools.experiment import (
     input_folder,
     model_path,
 )
+
+import evaluate
+from core import InputError
+from core.cam import multi_scale_cam
+from core.maps import finish_walk
+from core.metrics import ThresholdSweep
+from core.random_walk import random_walk
+from inference_rw import edges_of
+from tools import UserError, flags, stage
 
 
 def parse_args(argv=None):

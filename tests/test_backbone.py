@@ -10,11 +10,11 @@ import pytest
 import torch
 import torchvision
 from conftest import randomised
-
-from core import InputError, backbone
 from core.backbone import BACKBONES, Entry, build_backbone, load_weights
 from core.networks import Classifier
 from tools.checkpoint import save_model
+
+from core import InputError, backbone
 
 NARROW = 'resnest14_narrow'
 

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, WALKED, commands, copy, made  # noqa: F401
 from test_resume import FOLDERS
+from tools.files import write_cam
 
 from core import InputError
 from tools import stage
-from tools.files import write_cam
 
 ID = 'train_00000'
 

@@ -5,19 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from core.datasets import read_image
+from core.deeplab import multi_scale_logits
+from core.networks import Classifier, DeepLabV3Plus
+from core.transforms import Pipeline, TopLeftCrop, Window, network_input, scaled
 from PIL import Image
 
 from benchmarks import reference
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
 from core.crf import crf_from_labels, crf_from_probability
-from core.datasets import read_image
-from core.deeplab import multi_scale_logits
 from core.maps import predict
 from core.metrics import ThresholdSweep
-from core.networks import Classifier, DeepLabV3Plus
 from core.random_walk import random_walk
-from core.transforms import Pipeline, TopLeftCrop, Window, network_input, scaled
 
 
 @pytest.fixture

@@ -7,11 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, draw_image, voc_xml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-
-from core import InputError
 from core.datasets import (
     ImageSet,
     ScaledBatches,
@@ -30,6 +25,11 @@ from core.datasets import (
     xml_path,
 )
 from core.transforms import Pipeline, RandomCrop, RandomFlip, scaled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from core import InputError
 
 VOC = REPOSITORY / 'data' / 'voc2012.json'
 NAMES = (

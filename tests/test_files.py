@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tools.files import maps_inside, read_maps, write_bytes, write_cam, write_rw
 
 from tools import UserError
-from tools.files import maps_inside, read_maps, write_bytes, write_cam, write_rw
 
 KEYS = np.array([0, 3, 20])
 CAM = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)

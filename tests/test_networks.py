@@ -6,8 +6,6 @@ import threading
 import pytest
 import torch
 from conftest import bilinear
-from torch import nn
-
 from core.deeplab import multi_scale_logits
 from core.networks import (
     AffinityNet,
@@ -18,6 +16,7 @@ from core.networks import (
     for_inference,
     forward_in_replicas,
 )
+from torch import nn
 
 NARROW = 'resnest14_narrow'
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment
+from core.datasets import load_info, read_image, read_labels
+from core.networks import Classifier
+from core.transforms import Window, network_input, resized
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tools.checkpoint import read_note
+from tools.files import read_maps, write_cam, write_rw
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,18 +34,13 @@ import train_affinitynet
 import train_classification_with_puzzle as train_classification
 import train_segmentation
 from core.crf import crf_from_label
-from core.datasets import load_info, read_image, read_labels
 from core.losses import alpha_at
 from core.maps import finish_walk, predict
 from core.metrics import ConfusionMatrix
-from core.networks import Classifier
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
-from core.transforms import Window, network_input, resized
 from recipes import gradients, rounding
 from tools import UserError
-from tools.checkpoint import read_note
-from tools.files import read_maps, write_cam, write_rw
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-
 from core.datasets import image_path, keys_of, load_info, mask_path, read_image, read_labels, read_mask, xml_path
 
 ROOT = REPOSITORY.parent / 'shared' / 'voc2012_real'

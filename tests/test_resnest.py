@@ -4,9 +4,8 @@ import pytest
 import timm
 import torch
 from conftest import randomised
-from torch import nn
-
 from core.backbone import build_backbone
+from torch import nn
 
 # Larger images say no more of these deep ones; an odd size shows how pooling rounds.
 CASES = [

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torchvision
 from conftest import randomised
-
 from core.backbone import build_backbone
 
 

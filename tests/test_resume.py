@@ -18,11 +18,11 @@ import pytest
 import torch
 from conftest import fault_of
 from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, WALKED, commands
+from tools.checkpoint import ModelKeeper
+from tools.files import read_maps
 
 from core import InputError
 from tools import experiment, stage
-from tools.checkpoint import ModelKeeper
-from tools.files import read_maps
 
 STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg', 'predictions')
 ALL = (*STAGES, 'evaluate')  # the last one keeps nothing to go on from

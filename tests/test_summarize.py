@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from core.datasets import encode_mask
-from tools import summarize
+from PIL import Image
 from tools.experiment import PREDICTIONS, results_path
 from tools.files import write_bytes, write_cam
+
+from tools import summarize
 
 
 def write_result(name, miou, threshold=0.3, domain='train', folder='cams'):

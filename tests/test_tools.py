@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import fault_of, subprocess_environment
-from torch import nn
-
 from core.networks import AffinityNet, Classifier
-from tools import UserError, device, experiment, flags, stage
 from tools.checkpoint import ModelKeeper, load_model, read_note, save_model, unwrap
 from tools.log import Averages, RunLog
 from tools.optim import parameter_groups, sgd_poly
+from torch import nn
+
+from tools import UserError, device, experiment, flags, stage
 
 NARROW = 'resnest14_narrow'
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import bilinear, directions_of
+from core.backbone import BACKBONES, Entry
+from core.datasets import load_info
 from PIL import Image
 from torch import nn
 
 import train_affinitynet
 import train_classification_with_puzzle
 import train_segmentation
-from core.backbone import BACKBONES, Entry
-from core.datasets import load_info
 from tools import stage
 
 LR, WD, MOMENTUM, ALPHA = 0.02, 0.01, 0.6, 4.0

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_image
-from PIL import Image
-from torch.utils.data import default_collate
-
 from core.transforms import (
     Augment,
     Pipeline,
@@ -20,6 +17,8 @@ from core.transforms import (
     resized,
     scaled,
 )
+from PIL import Image
+from torch.utils.data import default_collate
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

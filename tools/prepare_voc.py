@@ -1,47 +1,46 @@
-"""Get PASCAL VOC 2012 and check that it is whole.
+"""Download PASCAL VOC 2012 and verify it.
 
-    python3 tools/prepare_voc.py --out ..               download (2 GB), unpack to ../VOCdevkit/VOC2012, check
-    python3 tools/prepare_voc.py --out .. --tar FILE    the same with an archive that you have
-    python3 tools/prepare_voc.py --check ../VOC2012     check a root that is there
+Reads   the archive VOCtrainval_11-May-2012.tar: train, val and the images of train_aug. Test images come from the VOC
+        server (registration needed): add them to JPEGImages. SBD masks are not needed: no stage reads masks of train_aug
+Writes  {out}/VOCdevkit/VOC2012
 
-The archive VOCtrainval_11-May-2012.tar holds train, val and the images of train_aug. Test images come from the VOC
-server (registration needed): put them into JPEGImages too. The SBD masks are not needed: nothing reads masks of
-train_aug.
+    python3 -m tools.prepare_voc --out ..               download (2 GB), unpack to ../VOCdevkit/VOC2012, verify
+    python3 -m tools.prepare_voc --out .. --tar FILE    the same from a local archive
+    python3 -m tools.prepare_voc --check ../VOC2012     verify an existing folder
 """
 
-import sys
 import tarfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from torchvision.datasets import VOCSegmentation
 
-from core import InputError
-from core.datasets import image_path, load_info, mask_path, read_image, read_labels, read_mask, xml_path
-from tools import UserError, flags, stage
+from core import UserError
+from core.data.dataset import open_dataset
+from util import flags, stage
 
 
 def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
+    parser = flags.Parser(__doc__)
     flags.add_data(parser, data_dir=False)
-    parser.add_argument('--out', type=Path, help='folder that gets VOCdevkit/VOC2012')
-    parser.add_argument('--tar', type=Path, help='archive to unpack in place of downloading')
-    parser.add_argument('--check', type=Path, help='root to check: holds JPEGImages, Annotations, SegmentationClass')
-    parser.add_argument('--quick', action='store_true', help='look at names only, not into every file')
+    data = parser.groups['data']
+    data.add_argument('--tar', type=Path, help='archive to unpack instead of downloading')
+    run = parser.groups['run and output']
+    run.add_argument('--out', type=Path, help='parent of VOCdevkit/VOC2012')
+    run.add_argument('--check', type=Path, help='folder of JPEGImages, Annotations, SegmentationClass to verify')
+    run.add_argument('--quick', action='store_true', help='verify only that the files exist')
     args = parser.parse_args(argv)
     if (args.out is None) == (args.check is None):
-        parser.error('pass either --out, to get VOC 2012, or --check, to check what is there')
+        parser.error('pass either --out, to get VOC 2012, or --check, to verify an existing folder')
     if args.tar and not args.out:
         parser.error('--tar needs --out')
     return args
 
 
 def fetch(out, tar):
-    """Download, or unpack a local archive, through torchvision; returns the root."""
-    from torchvision.datasets import VOCSegmentation
-
+    """Download VOC 2012 through torchvision, or unpack a local archive; return its root."""
     root = out / 'VOCdevkit' / 'VOC2012'
     if root.exists():
-        raise UserError(f'--out {out}: {root} is there already: check it with --check, or delete it')
+        raise UserError(f'--out {out}: {root} already exists: verify it with --check, or delete it')
     out.mkdir(parents=True, exist_ok=True)
     try:
         if tar:
@@ -53,62 +52,62 @@ def fetch(out, tar):
         raise UserError(f'--tar {tar}: {error.strerror}') from None
     except Exception as error:  # urllib, tarfile, zlib and torchvision each have their own
         what = f'--tar {tar}: cannot be unpacked' if tar else 'VOC 2012 cannot be downloaded'
-        hint = '' if tar else ': fetch VOCtrainval_11-May-2012.tar elsewhere and pass it as --tar'
+        hint = '' if tar else ': download VOCtrainval_11-May-2012.tar elsewhere and pass it as --tar'
         raise UserError(f'{what} ({str(error).splitlines()[0]}){hint}') from None
     if not (root / 'JPEGImages').is_dir():
-        raise UserError(f'{tar or out}: holds no VOCdevkit/VOC2012/JPEGImages: is it the archive of VOC 2012?')
+        raise UserError(f'{tar or out}: contains no VOCdevkit/VOC2012/JPEGImages: is it the archive of VOC 2012?')
     return root
 
 
-def faults_of(root, domain, image_id, info, quick):
-    """What is wrong with one image of a list: a line for each of image, annotation and mask."""
-    paths = [image_path(root, image_id)]
+def find_errors(dataset, domain, image_id, quick):
+    """Return a line per error of an image, its annotation and its mask."""
+    paths = [dataset.image_path(image_id)]
     if domain != 'test':
-        paths.append(xml_path(root, image_id))
+        paths.append(dataset.xml_path(image_id))
     if domain in ('train', 'val'):
-        paths.append(mask_path(root, image_id))
-    faults = [f'{path}: no such file' for path in paths if not path.is_file()]
-    if faults or quick:
-        return faults
+        paths.append(dataset.mask_path(image_id))
+    errors = [f'{path}: no such file' for path in paths if not path.is_file()]
+    if errors or quick:
+        return errors
     try:
-        image = read_image(paths[0])
-        for path in paths[1:]:
-            if path.suffix == '.xml':
-                read_labels(path, info)
-            else:
-                read_mask(path, info.num_classes, image.size[::-1])
-    except InputError as error:
-        faults.append(str(error))
-    return faults
+        image = dataset.read_image(image_id)
+        if domain != 'test':
+            dataset.read_labels(image_id)
+        if domain in ('train', 'val'):
+            dataset.read_mask(image_id, image.size[::-1])
+    except UserError as error:
+        errors.append(str(error))
+    return errors
 
 
-def check(root, info, quick):
-    """Look at every file that the lists need; raise UserError unless all is well (the test images may be absent)."""
-    if not root.is_dir():
-        raise UserError(f'--check {root}: no such folder')
-    wrong = 0
-    for domain in info.lists:
-        ids = info.ids(domain)
-        if domain == 'test' and not image_path(root, ids[0]).is_file():
-            print(f'{domain:10} {len(ids):6} images: not here (they come from the VOC server)')
+def check(dataset, quick):
+    """Check every file of the lists; raise UserError if there are errors (the test images may be absent)."""
+    if not dataset.root.is_dir():
+        raise UserError(f'--check {dataset.root}: no such folder')
+    count = 0
+    for domain in dataset.lists:
+        ids = dataset.ids(domain)
+        if domain == 'test' and not dataset.image_path(ids[0]).is_file():
+            print(f'{domain:10} {len(ids):6} images: absent (they come from the VOC server)')
             continue
-        looked = stage.progress(ids, domain)
-        faults = [fault for image_id in looked for fault in faults_of(root, domain, image_id, info, quick)]
-        print(f'{domain:10} {len(ids):6} images: {"whole" if not faults else f"{len(faults)} faults"}')
-        for fault in faults[:20]:
-            print(f'  {fault}')
-        if len(faults) > 20:
-            print(f'  ... and {len(faults) - 20} more')
-        wrong += len(faults)
-    if wrong:
-        raise UserError(f'{root} is not whole: {wrong} faults, listed above')
-    print(f'{root} is whole: pass it as --data_dir')
+        errors = [e for image_id in stage.progress(ids, domain) for e in find_errors(dataset, domain, image_id, quick)]
+        if not errors and not quick and domain in ('train', 'val'):
+            dataset.check_masks(ids)
+        print(f'{domain:10} {len(ids):6} images: {"complete" if not errors else f"{len(errors)} errors"}')
+        for error in errors[:20]:
+            print(f'  {error}')
+        if len(errors) > 20:
+            print(f'  ... and {len(errors) - 20} more')
+        count += len(errors)
+    if count:
+        raise UserError(f'{dataset.root} is incomplete: {count} errors, listed above')
+    print(f'{dataset.root} is complete: pass it as --data_dir')
 
 
 def main(args):
-    info = load_info(args.dataset)
-    check(fetch(args.out, args.tar) if args.out else args.check, info, args.quick)
+    root = fetch(args.out, args.tar) if args.out else args.check
+    check(open_dataset(args.dataset, root), args.quick)
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args(), InputError)
+    stage.run(main, parse_args)

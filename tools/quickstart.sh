@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The whole pipeline on a drawn data set, from nothing but a seed:  bash tools/quickstart.sh
-# Each line below is a stage of the README with other flags: a small network from scratch on small scenes. There is no
-# ImageNet file for it, so the classifier of stage 1 stands in for one in stages 4 and 7 (--weights).
+# The whole pipeline on a drawn data set:  [SEED=0] bash tools/quickstart.sh
+# Each command below is a stage of the README with other flags: a small network, from scratch, on small scenes. No ImageNet
+# weights exist for it, so stages 4 and 7 start from the classifier of stage 1 instead (--weights).
+export OMP_NUM_THREADS=1  # the number of threads changes the order of sums, and so the results
 source "$(dirname "$0")/environment.sh" requirements.txt
 
 SEED=${SEED:-0}
@@ -14,7 +15,7 @@ CLASSIFIER="$TRAIN --architecture $NET --weights none --lr 0.02 --max_epoch 6 --
 step() { echo; echo "== $*"; }
 
 step 'The drawn data set'
-python tools/make_demo_data.py --out $D --seed 0
+python -m tools.make_demo_data --out $D --seed 0
 
 step '1 and 2: a plain classifier (--loss_option cl), its CAMs on train'
 python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl --tag demo@cl
@@ -34,7 +35,7 @@ step '4: AffinityNet'
 python train_affinitynet.py $TRAIN --architecture $NET --weights experiments/models/demo@puzzle.pth --radius 5 \
     --tag demo@affinity --label_name $CAM@aff_fg=0.40_bg=0.10
 
-step '5: the random walk'
+step '5: random-walk CAMs'
 RW=demo@affinity@train@beta=10@exp_times=8@rw
 python inference_rw.py $DATA --num_workers 2 --architecture $NET --model_name demo@affinity --cam_dir $CAM --image_size 128
 python evaluate.py $DATA --experiment_name $RW
@@ -51,7 +52,7 @@ PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
 python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
 
 step 'Results'
-python tools/summarize.py $DATA --picture experiments/quickstart.png \
+python -m tools.summarize $DATA --picture experiments/quickstart.png \
     "CAM, --loss_option cl | demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
     "CAM, Puzzle-CAM | $CAM@train" \
     "+ random walk | $RW@train" \

@@ -6,13 +6,16 @@ import time
 from argparse import Namespace
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
-from tools import UserError
-from tools.experiment import EXPERIMENTS, versions, write_json
+from core import UserError
+from util.artifacts import EXPERIMENTS
+from util.files import make_folder, write_json
+from util.fingerprint import versions
 
 
 class Averages:
-    """Means of the loss terms since the last line, summed on their device: reading a value there would wait for it."""
+    """Means of the loss terms since the last line, accumulated on the device to avoid a sync per step."""
 
     def __init__(self):
         self.sums, self.count = {}, 0
@@ -23,7 +26,7 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0) + value.detach()
 
     def take(self) -> dict[str, float]:
-        """The means, in the order of the first call; starts anew."""
+        """Return the means, in the order of the first `add`, and reset."""
         means = {name: float(value) / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
@@ -35,16 +38,15 @@ class Averages:
         self.sums, self.count = dict(state['sums']), state['count']
 
 
-class RunLog:
-    """log(text) writes a line; scalars(step, **values) a point of each curve; picture(step, name, image) an image.
+class Log:
+    """`line(text)` writes a line, `iteration(...)` a line per print interval, `epoch(...)` the score, `picture(...)`.
 
-    `args` are the run's options, `per_epoch` the iterations of an epoch, each --print_ratio of which has a line. Files
-    are opened on entering, after the curves of an interrupted run have been loaded.
+    Files are opened on entering, after the curves of an interrupted run have been loaded.
     """
 
     def __init__(self, args: Namespace, per_epoch: int):
         self.tag, self.options = args.tag, vars(args)
-        self.every, self.iterations = max(1, int(per_epoch * args.print_ratio)), per_epoch * args.max_epoch
+        self.interval, self.iterations = max(1, int(per_epoch * args.print_ratio)), per_epoch * args.max_epoch
         self.averages = Averages()
         self.curves: dict[str, list[list[float]]] = {}
 
@@ -54,49 +56,46 @@ class RunLog:
     def load_state_dict(self, state: dict) -> None:
         self.curves = state['curves']
 
-    def __enter__(self) -> 'RunLog':
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __enter__(self) -> 'Log':
         self.start = time.time()
         path = EXPERIMENTS / 'logs' / f'{self.tag}.txt'
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.file = path.open('a')
+        # Drop the points that a killed run logged after its last checkpoint.
         done = max((points[-1][0] for points in self.curves.values()), default=-1)
-        # What a killed run had drawn beyond its last save is drawn again.
         self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / self.tag), purge_step=done + 1)
-        self.log(json.dumps({'options': self.options, 'versions': versions()}))
+        self.line(json.dumps({'options': self.options, 'versions': versions()}))
         return self
 
     def __exit__(self, *exception) -> None:
         self.file.close()
         self.writer.close()
 
-    def log(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self.file.write(text + '\n')
         self.file.flush()
         print(text, file=sys.stderr, flush=True)
 
-    def training(self, iteration: int, lr: float, losses: dict, **more: float) -> None:
-        """To be called after each iteration: once in a while a line and a point of each curve, of means since the last.
+    def iteration(self, iteration: int, lr: float, losses: dict, **more: float) -> None:
+        """Call after every iteration: logs means at the print interval. `losses` are tensors; `more` is logged as is.
 
-        losses: tensors of one value each. `more` is told as it is then.
+        Raises UserError if a mean is not finite.
         """
         self.averages.add(losses)
-        if iteration % self.every:
+        if iteration % self.interval:
             return
         values = {**self.averages.take(), **more}
         if not np.isfinite(list(values.values())).all():
-            advice = 'try a smaller --lr (or --alpha; are --weights good?)'
+            advice = 'try a smaller --lr (or --alpha), or check --weights'
             raise UserError(f'the loss is not finite at iteration {iteration} ({values}): {advice}')
         text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
-        self.log(f'iteration {iteration}/{self.iterations}, lr {lr:.5f}, {text}, time {self.elapsed()}')
+        self.line(f'iteration {iteration}/{self.iterations}, lr {lr:.5f}, {text}, time {self.elapsed()}')
         self.scalars(iteration, lr=lr, **values)
 
-    def scored(self, iteration: int, epoch: int, name: str, miou: float, best: bool) -> None:
-        """A line and a point after an epoch; also writes the curves' file. miou in [0, 1]."""
-        self.log(f'epoch {epoch}: {name} {100 * miou:.2f} %{" (best so far)" if best else ""}, time {self.elapsed()}')
+    def epoch(self, iteration: int, epoch: int, name: str, miou: float, best: bool) -> None:
+        """Log the score of an epoch; miou in [0, 1]."""
+        self.line(f'epoch {epoch}: {name} {100 * miou:.2f} %{" (best so far)" if best else ""}, time {self.elapsed()}')
         self.scalars(iteration, mIoU=100 * miou)
-        self.save_curves()
 
     def scalars(self, step: int, **values: float) -> None:
         for name, value in values.items():
@@ -104,7 +103,7 @@ class RunLog:
             self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """image (h, w, 3) uint8 RGB."""
+        """Log an image (h, w, 3) uint8 RGB to TensorBoard."""
         self.writer.add_image(name, image, step, dataformats='HWC')
 
     def save_curves(self) -> None:

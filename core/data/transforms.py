@@ -1,9 +1,10 @@
-"""Image pipelines of METHOD, section 2: one class an operation, image and mask together, pixels as Pillow makes them.
+"""Joint image and mask transforms, pixel-exact with Pillow (docs/method.md, "Augmentation").
 
-An operation takes an RGB PIL image and a PIL mask (or None) and returns both; a crop makes the image a Window, as
-`network_input` takes it, and the mask a uint8 tensor (h, w). Random numbers come from torch's default generator, which
-`Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2; the published crop (a smaller image at a
-random place of a canvas) and the published scaling (by the longer side) have no counterpart there.
+An operation takes an RGB PIL image and a PIL mask (or None) and returns both. A crop returns the image as a
+PaddedCrop, which `normalize` takes, and the mask as a uint8 tensor (h, w). Random numbers come from torch's default
+generator, which `Pipeline` seeds for each sample. Colours come from torchvision.transforms.v2. The published crop (a
+smaller image at a random position on a canvas) and the published scaling (by the longer side) have no counterpart
+there.
 """
 
 from typing import NamedTuple
@@ -22,23 +23,23 @@ STD = (0.229, 0.224, 0.225)
 AUGMENTATIONS = ('colorjitter', 'randaugment')
 
 
-class Window(NamedTuple):
-    """A picture on a canvas, or a batch of them; loaders stack and pin what lies in a named tuple."""
+class PaddedCrop(NamedTuple):
+    """A picture on a canvas, or a batch of them. Loaders stack and pin the tensors of a named tuple."""
 
     pixels: Tensor  # (h, w, 3) uint8, (N, h, w, 3) for a batch
-    box: Tensor  # (4,) int64, (N, 4) for a batch: left, top, right and bottom of the picture, the canvas around it
+    box: Tensor  # (4,) int64, (N, 4) for a batch: left, top, right and bottom of the picture on the canvas
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> 'Window':
-        """As of a tensor."""
-        return Window(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+    def to(self, device: torch.device, non_blocking: bool = False) -> 'PaddedCrop':
+        """Like Tensor.to."""
+        return PaddedCrop(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def network_input(images: Tensor | Window) -> Tensor:
-    """uint8 (N, h, w, 3) or windows on any device -> (N, 3, h, w) float32, ImageNet's mean and deviation taken out.
+def normalize(images: Tensor | PaddedCrop) -> Tensor:
+    """Normalise with the ImageNet mean and std: uint8 (N, h, w, 3) or padded crops -> (N, 3, h, w) float32.
 
-    The canvas becomes 0: the mean colour. Images travel as bytes and are normalised here, on the device that computes.
+    The canvas becomes 0, the mean colour. Images travel as bytes and are normalised here, on the device.
     """
-    pixels, box = images if isinstance(images, Window) else (images, None)
+    pixels, box = images if isinstance(images, PaddedCrop) else (images, None)
     x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     mean, std = (x.new_tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
     x = x.sub_(mean).div_(std)
@@ -50,41 +51,41 @@ def network_input(images: Tensor | Window) -> Tensor:
     return x.mul_(rows[:, :, :, None].to(x.dtype)).mul_(columns[:, :, None].to(x.dtype))
 
 
-def resized(image: Image.Image, size: tuple[int, int], by: str = 'pillow') -> Image.Image:
-    """The RGB image at a size (w, h), bicubic, antialiased when shrinking (METHOD, section 2).
+def resize(image: Image.Image, size: tuple[int, int], backend: str = 'pillow') -> Image.Image:
+    """Resize an RGB image to (w, h): bicubic, antialiased when shrinking.
 
-    by 'pillow' makes the published pixels. 'torch' is the same filter with weights of 15 bits in place of 22, which its
-    vector units add up several times as fast: some bytes are one level lower or higher.
+    Backend 'pillow' gives the published pixels. 'torch' applies the same filter with 15-bit weights instead of 22-bit
+    ones: several times as fast, but some bytes are one level lower or higher.
     """
     if size == image.size:
         return image
-    if by == 'pillow':
+    if backend == 'pillow':
         return image.resize(size, Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     pixels = v2.functional.resize(pixels, size[::-1], v2.InterpolationMode.BICUBIC, antialias=True)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def scaled(image: Image.Image, scale: float, by: str = 'pillow') -> Tensor:
-    """The image at a scale of the original, (round(h s), round(w s), 3) uint8, by whom `resized` says."""
+def rescale(image: Image.Image, scale: float, backend: str = 'pillow') -> Tensor:
+    """Resize an image by a factor s: (round(h s), round(w s), 3) uint8; see `resize` for the backend."""
     size = tuple(max(1, round(side * scale)) for side in image.size)
-    return torch.from_numpy(np.array(resized(image, size, by)))
+    return torch.from_numpy(np.array(resize(image, size, backend)))
 
 
 def _random_int(low: int, high: int) -> int:
-    """Uniform in [low, high], both included."""
+    """Return a uniform integer in [low, high], both ends included."""
     return int(torch.randint(low, high + 1, ()))
 
 
 class Pipeline:
-    """Operations in a row, their randomness drawn from a seed of integers such as (seed, epoch, sample)."""
+    """Operations in sequence, their randomness seeded by a tuple of integers such as (seed, epoch, sample)."""
 
     def __init__(self, *operations):
         self.operations = operations
 
     def __call__(
         self, image: Image.Image, mask: Image.Image | None, seed: tuple[int, ...]
-    ) -> tuple[Window, Tensor | None]:
+    ) -> tuple[PaddedCrop, Tensor | None]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
             for operation in self.operations:
@@ -92,21 +93,21 @@ class Pipeline:
         return image, mask
 
 
-class RandomLongerSide:
-    """Scale so that the longer side is an integer drawn from [low, high]; image as `resized` does, mask nearest."""
+class RandomResizeLong:
+    """Resize so that the longer side is an integer drawn from [low, high]; the mask by nearest."""
 
-    def __init__(self, low: int, high: int, by: str = 'pillow'):
-        self.low, self.high, self.by = low, high, by
+    def __init__(self, low: int, high: int, backend: str = 'pillow'):
+        self.low, self.high, self.backend = low, high, backend
 
     def __call__(self, image, mask):
         scale = _random_int(self.low, self.high) / max(image.size)
         size = tuple(max(1, round(side * scale)) for side in image.size)
         mask = mask and mask.resize(size, Image.Resampling.NEAREST)
-        return resized(image, size, self.by), mask
+        return resize(image, size, self.backend), mask
 
 
 class RandomFlip:
-    """Mirror with probability 1/2."""
+    """Horizontal flip with probability 1/2."""
 
     def __call__(self, image, mask):
         if torch.rand(()) < 0.5:
@@ -116,7 +117,7 @@ class RandomFlip:
 
 
 class Augment:
-    """Colour jitter and RandAugment, of the image alone: for training with image-level labels."""
+    """Colour jitter and RandAugment of the image alone, for training on image-level labels."""
 
     def __init__(self, names: list[str]):
         known = {
@@ -132,13 +133,13 @@ class Augment:
 
 
 class _Crop:
-    """A window of size x size: 0 around the image, 255 around the mask."""
+    """A crop of size x size on a canvas: 0 around the image, 255 around the mask."""
 
     def __init__(self, size: int):
         self.size = size
 
     def place(self, side: int) -> tuple[int, int]:
-        """(offset in the image, offset in the window) along a side of the image."""
+        """Return (offset in the image, offset on the canvas) along one side of the image."""
         raise NotImplementedError
 
     def __call__(self, image, mask):
@@ -152,11 +153,11 @@ class _Crop:
 
         shape = (self.size, self.size)
         mask = mask and on_canvas(mask, np.full(shape, IGNORE, np.uint8))
-        return Window(on_canvas(image, np.zeros((*shape, 3), np.uint8)), torch.tensor(box)), mask
+        return PaddedCrop(on_canvas(image, np.zeros((*shape, 3), np.uint8)), torch.tensor(box)), mask
 
 
 class RandomCrop(_Crop):
-    """At random; an image smaller than the window lies at a random place in it."""
+    """Random crop; a smaller image is placed at random on the canvas."""
 
     def place(self, side: int) -> tuple[int, int]:
         free = side - self.size
@@ -164,14 +165,14 @@ class RandomCrop(_Crop):
 
 
 class TopLeftCrop(_Crop):
-    """The corner of the image: what validation inside training sees."""
+    """The top-left corner of the image, for validation during training."""
 
     def place(self, side: int) -> tuple[int, int]:
         return 0, 0
 
 
 class ResizeMask:
-    """Bring the mask (h, w) to (size, size) by nearest, the image staying as it is: AffinityNet's labels."""
+    """Resize the mask (h, w) to (size, size) by nearest and leave the image: AffinityNet's labels."""
 
     def __init__(self, size: int):
         self.size = size

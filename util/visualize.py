@@ -1,26 +1,26 @@
-"""Pictures for people: heat maps over images, coloured masks, sheets of both. All are (h, w, 3) uint8 RGB."""
+"""Pictures for people: heat maps and masks over images, grids of them. All are (h, w, 3) uint8 RGB."""
 
 import cv2
 import numpy as np
 
 
-def heat(image: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """A score in [0, 1] of any resolution (h', w') as a heat map over the image."""
+def overlay_heatmap(image: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Blend a score in [0, 1] of any resolution (h', w') as a heat map over the image."""
     h, w = image.shape[:2]
     score = cv2.resize(np.clip(score, 0, 1).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap((score * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
     return (0.5 * image + 0.5 * colours).astype(np.uint8)
 
 
-def coloured(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """A mask of class indices (h', w') in the palette's colours, half over the image; the background stays as it is."""
+def overlay_mask(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Blend a mask of class indices (h', w') in the palette's colours over the image, except the background."""
     h, w = image.shape[:2]
     mask = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
     return np.where(mask[..., None] > 0, (0.5 * image + 0.5 * palette[mask]).astype(np.uint8), image)
 
 
-def fit(picture: np.ndarray, side: int) -> np.ndarray:
-    """A picture scaled and padded with white to (side, side)."""
+def letterbox(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scale a picture and pad it with white to (side, side)."""
     h, w = picture.shape[:2]
     scale = side / max(h, w)
     small = cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
@@ -29,8 +29,8 @@ def fit(picture: np.ndarray, side: int) -> np.ndarray:
     return canvas
 
 
-def sheet(rows: list[list[np.ndarray]], pad: int = 4) -> np.ndarray:
-    """Rows of pictures of one size as one picture; short rows are filled with white."""
+def image_grid(rows: list[list[np.ndarray]], pad: int = 4) -> np.ndarray:
+    """Put rows of pictures of one size together as one picture; short rows are filled with white."""
     h, w = rows[0][0].shape[:2]
     columns = max(map(len, rows))
     canvas = np.full((len(rows) * (h + pad), columns * (w + pad), 3), 255, np.uint8)

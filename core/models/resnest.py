@@ -1,7 +1,8 @@
 """ResNeSt (Zhang et al., "ResNeSt: Split-Attention Networks") with the names of the authors' released state dicts.
 
 Radix 2, one cardinal group, deep stem, average-pooled downsampling, average pooling after the split-attention
-convolution (`avd`). Output stride 16: layer4 has stride 1 and dilation 2, its first block dilation 1.
+convolution (`avd`). Output stride 16: layer4 has stride 1 and dilation 2, its first block dilation 1 (docs/method.md,
+"Backbones").
 """
 
 import torch
@@ -29,7 +30,7 @@ class SplitAttention(nn.Module):
         x = F.relu(self.bn0(self.conv(x)), inplace=True)
         context = x.mean((2, 3), keepdim=True).unflatten(1, (RADIX, -1)).sum(1)
         attention = self.fc2(F.relu(self.bn1(self.fc1(context)))).unflatten(1, (RADIX, -1)).softmax(1)
-        # Split by split: torch's sum over a dimension of two takes longer than the convolution.
+        # Two products instead of a sum over a dimension of two, which takes torch longer than the convolution.
         splits = x.chunk(RADIX, 1)
         return torch.addcmul(splits[0] * attention[:, 0], splits[1], attention[:, 1])
 
@@ -38,7 +39,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, inplanes: int, planes: int, stride: int, dilation: int, pooled: bool):
-        """pooled: average after the split attention, as the first block of layers 2 to 4 does whatever its stride."""
+        """pooled: average pooling after the split attention, in the first block of layers 2 to 4 at any stride."""
         super().__init__()
         outplanes = planes * self.expansion
         self.conv1 = nn.Conv2d(inplanes, planes, 1, bias=False)
@@ -66,7 +67,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNeSt(nn.Module):
-    """Images (N, 3, H, W) -> five feature maps. layers: blocks a layer; width: planes of layer1 (published 64)."""
+    """Images (N, 3, H, W) -> five feature maps. layers: blocks per layer; width: planes of layer1 (published: 64)."""
 
     def __init__(self, layers: tuple[int, ...], stem_width: int, width: int = 64, output_stride: int = 16):
         super().__init__()

@@ -1,9 +1,9 @@
-"""torchvision's MobileNetV2 as a backbone at output stride 16, with torchvision's names: for laptops."""
+"""torchvision's MobileNetV2 as a backbone for laptops, with torchvision's names, at output stride 16."""
 
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
-# The blocks of each stage; the last stage would stride to 32.
+# The blocks of each stage. The last one has stride 2 in torchvision.
 STAGES = (slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 14), slice(14, 19))
 
 

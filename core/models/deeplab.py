@@ -1,4 +1,4 @@
-"""The head of DeepLabv3+ (Chen et al. 2018) as METHOD, section 7 gives it, and its multi-scale inference."""
+"""DeepLabv3+ (Chen et al., ECCV 2018; docs/method.md, "DeepLabv3+") and its multi-scale inference."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.models.network import Network, kaiming
+
 Norm = Callable[[int], nn.Module]
 
 
 def _unit(inputs: int, outputs: int, kernel: int, norm: Norm, dilation: int = 1, dropout: float = 0) -> nn.Sequential:
-    """Convolution without bias that keeps the size, norm, ReLU, and dropout where asked for."""
+    """Size-preserving convolution without bias, norm, ReLU and optional dropout."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, norm(outputs), nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else []))
@@ -46,9 +48,27 @@ class Decoder(nn.Module):
         return self.classify(self.fuse(torch.cat([x, low], 1)))
 
 
+class DeepLabV3Plus(Network):
+    """ASPP on layer4 and a decoder with layer1. use_gn: GroupNorm with 4 groups in the head instead of BatchNorm."""
+
+    def __init__(self, backbone: str, num_classes: int, mode: str = 'fix', use_gn: bool = True):
+        super().__init__(backbone, mode)
+        norm = (lambda channels: nn.GroupNorm(4, channels)) if use_gn else nn.BatchNorm2d
+        self.aspp = ASPP(self.backbone.channels[-1], norm)
+        self.decoder = Decoder(self.backbone.channels[1], num_classes, norm)
+        kaiming(self.aspp)
+        kaiming(self.decoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, C+1, H, W)."""
+        features = self.backbone(x)
+        logits = self.decoder(self.aspp(features[-1]), features[1])
+        return F.interpolate(logits, x.shape[2:], mode='bilinear', align_corners=True)
+
+
 @torch.no_grad()
 def multi_scale_logits(model: nn.Module, images: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Logits summed over scales and mirror image: normalised images (N, 3, h_s, w_s) -> (N, C+1, h, w)."""
+    """Sum logits over scales and mirror image: normalised images (N, 3, h_s, w_s) -> (N, C+1, h, w)."""
     total = 0
     for batch in images:
         logits = model(torch.cat([batch, batch.flip(-1)])).float()

@@ -1,0 +1,85 @@
+"""Reading and writing of pictures and of masks. No torch here: stages 3, 6 and 9 import this module and fork.
+
+Pillow reads photographs itself rather than through imageio, because its images go on to Pillow's resizing, and because
+imageio turns grey photographs with an EXIF orientation about the wrong axis.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from core import IGNORE, UserError
+
+ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow for damaged files
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (h, w) of the upright image from its header. Raises UserError naming the file."""
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            return size[::-1] if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else size
+    except UNREADABLE as error:
+        raise UserError(f'{path}: not a readable image ({_first_line(error)})') from None
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return an RGB image, decoded and turned upright by its EXIF orientation. Raises UserError naming the file."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
+            image.load()
+            image = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+            return image if image.mode == 'RGB' else image.convert('RGB')
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such image') from None
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(f'{path}: not a readable image ({_first_line(error)})') from None
+
+
+def read_label_map(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return a mask or label map (h, w) uint8 of 0..num_classes and 255, from a palette or grey PNG.
+
+    Raises UserError naming the file if it is missing or unreadable, contains a class above num_classes, or is not of
+    the size (h, w).
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ('P', 'L'):
+                raise UserError(
+                    f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode}'
+                )
+            label = np.array(image)
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such mask') from None
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        raise UserError(f'{path}: not a readable mask ({_first_line(error)})') from None
+    if size is not None and label.shape != tuple(size):
+        raise UserError(f'{path}: the mask is {label.shape[1]}x{label.shape[0]}, the image is {size[1]}x{size[0]}')
+    wrong = (label > num_classes) & (label != IGNORE)
+    if wrong.any():
+        raise UserError(
+            f'{path}: contains class {label[wrong].max()}, the largest class is {num_classes} (255: ignore)'
+        )
+    return label
+
+
+def encode_label_map(label: np.ndarray, palette: np.ndarray) -> bytes:
+    """Encode an (h, w) uint8 label map as an 8-bit palette PNG whose indices are the classes."""
+    picture = Image.fromarray(np.ascontiguousarray(label, np.uint8), mode='P')
+    picture.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,88 @@
+"""torch data sets: samples for training and scoring, and images at several scales for inference."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.data.dataset import Dataset
+from core.data.transforms import Pipeline, rescale
+
+
+class ImageDataset:
+    """Samples for training and scoring: dicts of `images` and, on request, `labels` (C,) and `masks` (h, w).
+
+    `transform(image, mask, seed)` turns an RGB image and a mask (or None) into what the loader stacks. A key is a
+    position or a pair (epoch, position); augmentation is seeded by (seed, epoch, position), independent of the worker.
+    `read_mask(image_id, size)` returns the mask. Labels are read at once, so a bad annotation stops a run early.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        domain: str,
+        transform: Pipeline,
+        with_labels: bool = False,
+        read_mask: Callable[[str, tuple[int, int]], np.ndarray] | None = None,
+        seed: int = 0,
+    ):
+        self.dataset, self.transform, self.read_mask, self.seed = dataset, transform, read_mask, seed
+        self.ids = dataset.ids(domain)
+        dataset.check_images(self.ids)
+        self.labels = np.stack([dataset.read_labels(image_id) for image_id in self.ids]) if with_labels else None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        image_id = self.ids[position]
+        image = self.dataset.read_image(image_id)
+        mask = Image.fromarray(self.read_mask(image_id, image.size[::-1])) if self.read_mask else None
+        image, mask = self.transform(image, mask, (self.seed, epoch, position))
+        sample = {'images': image}
+        if mask is not None:
+            sample['masks'] = mask
+        if self.labels is not None:
+            sample['labels'] = self.labels[position]
+        return sample
+
+
+class MultiScaleDataset:
+    """Batches for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) uint8 per scale]).
+
+    Images of one size are grouped, at most batch_size of them. Grouping depends only on the list, so results do not
+    depend on earlier runs. Batches without any id of `wanted` are left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ids: list[str],
+        wanted: set[str],
+        scales: list[float],
+        batch_size: int,
+        backend: str = 'pillow',
+    ):
+        self.dataset, self.scales, self.backend = dataset, scales, backend
+        open_groups: dict[tuple[int, int], list[str]] = {}
+        groups: list[list[str]] = []
+        for image_id in ids:
+            size = dataset.image_size(image_id)
+            group = open_groups.get(size)
+            if group is None or len(group) == batch_size:
+                group = open_groups[size] = []
+                groups.append(group)
+            group.append(image_id)
+        self.batches = [group for group in groups if not wanted.isdisjoint(group)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, position: int) -> tuple[list[str], list[np.ndarray], list[Tensor]]:
+        ids = self.batches[position]
+        images = [self.dataset.read_image(image_id) for image_id in ids]
+        scaled = [torch.stack([rescale(image, scale, self.backend) for image in images]) for scale in self.scales]
+        return ids, [np.array(image) for image in images], scaled

@@ -1,0 +1,94 @@
+"""PASCAL VOC: its folders, its annotations, its palette. No torch here: stages 3, 6 and 9 import this module and fork.
+
+Under a root: JPEGImages/{id}.jpg, Annotations/{id}.xml, SegmentationClass/{id}.png (palette; 255 void).
+"""
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+import defusedxml
+import numpy as np
+from defusedxml.ElementTree import parse
+
+from core import UserError
+
+
+def image_path(root: Path, image_id: str) -> Path:
+    """Return the path of the JPEG under a VOC root."""
+    return root / 'JPEGImages' / f'{image_id}.jpg'
+
+
+def xml_path(root: Path, image_id: str) -> Path:
+    """Return the path of the annotation under a VOC root."""
+    return root / 'Annotations' / f'{image_id}.xml'
+
+
+def mask_path(root: Path, image_id: str) -> Path:
+    """Return the path of the mask under a VOC root, or in `root` if that is the folder of masks itself."""
+    folders = (root / 'SegmentationClass', root / 'SegmentationClassAug', root)
+    return next((folder for folder in folders if folder.is_dir()), root) / f'{image_id}.png'
+
+
+def palette() -> np.ndarray:
+    """Return VOC's colours, (256, 3) uint8: three bits of the index at a time become the top bits of R, G and B."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for step in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> (3 * step + channel)) & 1) << (7 - step)).astype(np.uint8)
+    return colours
+
+
+def read_tags(path: Path, size: tuple[int, int]) -> list[str]:
+    """Return the names of the objects in an annotation of an image of the size (h, w), `difficult` ones included.
+
+    A box without area after clipping to the image is skipped, as published. Boxes and <size> are optional. Raises
+    UserError naming the file if it is not a VOC annotation, its <size> contradicts the image, or a box lies outside it.
+    """
+    try:
+        root = parse(path, forbid_dtd=True).getroot()
+        _check_size(path, root, size)
+        return [
+            name for name, has_area in (_read_object(path, thing, size) for thing in root.iter('object')) if has_area
+        ]
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such annotation') from None
+    except defusedxml.DTDForbidden:
+        raise UserError(f'{path}: declares a document type, which VOC annotations do not') from None
+    except UserError:
+        raise
+    except (OSError, ParseError, ValueError, LookupError) as error:
+        raise UserError(f'{path}: not a VOC annotation ({str(error).splitlines()[0]})') from None
+
+
+def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
+    if root.find('size') is None:
+        return
+    stated = tuple(_number(path, root, f'size/{side}') for side in ('height', 'width'))
+    if stated != tuple(size):
+        raise UserError(f'{path}: <size> is {stated[1]:g}x{stated[0]:g}, the image is {size[1]}x{size[0]}: correct it')
+
+
+def _read_object(path: Path, thing: Element, size: tuple[int, int]) -> tuple[str, bool]:
+    """Return the name of an object, and whether its box has area (an object without a box counts)."""
+    name = (thing.findtext('name') or '').strip()
+    if thing.find('bndbox') is None:
+        return name, True
+    h, w = size
+    x = sorted(_number(path, thing, f'bndbox/{side}') for side in ('xmin', 'xmax'))
+    y = sorted(_number(path, thing, f'bndbox/{side}') for side in ('ymin', 'ymax'))
+    if x[1] < 0 or y[1] < 0 or x[0] > w or y[0] > h:
+        raise UserError(f'{path}: the box of {name!r} lies outside the {w}x{h} image: correct or remove it')
+    x, y = np.clip(x, 0, w), np.clip(y, 0, h)
+    return name, bool(x[1] > x[0] and y[1] > y[0])
+
+
+def _number(path: Path, element: Element, tag: str) -> float:
+    text = element.findtext(tag, '')
+    try:
+        value = float(text)
+    except ValueError:
+        value = float('nan')
+    if not np.isfinite(value):
+        raise UserError(f'{path}: <{tag}> is {text.strip()!r}, not a number')
+    return value

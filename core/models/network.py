@@ -1,0 +1,48 @@
+"""What all networks share: a backbone, two modes of BatchNorm, bfloat16."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from core.models.backbones import build_backbone
+
+MODES = ('normal', 'fix')
+
+
+class Network(nn.Module):
+    """A backbone in one of two modes: 'normal' trains BatchNorm, 'fix' freezes its running statistics.
+
+    All parameters outside `self.backbone` are new and learn 10 times as fast (docs/method.md, "Optimisation"). With
+    `bf16` set, the network runs under bfloat16 autocast; weights and outputs stay float32.
+    """
+
+    bf16 = False
+
+    def __init__(self, architecture: str, mode: str):
+        super().__init__()
+        assert mode in MODES, mode
+        self.mode = mode
+        self.backbone = build_backbone(architecture)
+
+    def __call__(self, x: Tensor, *args, **kwargs):
+        if not self.bf16:
+            return super().__call__(x, *args, **kwargs)
+        # Autocast is thread-local, and nn.DataParallel runs replicas in threads: so enter it here.
+        with torch.autocast(x.device.type, torch.bfloat16):
+            outputs = super().__call__(x, *args, **kwargs)
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.mode == 'fix':
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def kaiming(module: nn.Module) -> None:
+    """Initialise every convolution inside with Kaiming-normal weights."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)

@@ -1,0 +1,96 @@
+"""Reading of weight files: ImageNet weights of the backbones, and every common form of a state dict."""
+
+import warnings
+import zipfile
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from core import UserError
+from core.models.backbones import BACKBONES
+
+
+def load_weights(backbone: nn.Module, name: str, source: str) -> None:
+    """Load a backbone's weights: source is 'none' (keep the random ones), 'imagenet' or the path of a local file.
+
+    'imagenet' downloads the released file once into torch's hub cache and checks its hash. A local file is a state dict
+    with the released names, or a model of this repository, whose backbone is taken. Raises UserError if the weights
+    cannot be read or do not fit.
+    """
+    if source == 'none':
+        return
+    if source == 'imagenet':
+        state, where = _download(name), f'the ImageNet weights of {name}'
+    else:
+        state, where = read_state_dict(Path(source))[0], source
+    if any(key.startswith('backbone.') for key in state):
+        state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
+    own = backbone.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
+    wrong += [key for key in state if key not in own and not key.startswith(('fc.', 'classifier.'))]  # ImageNet's head
+    if wrong:
+        count = f'{len(wrong)} tensors are missing, unknown or of another shape'
+        raise UserError(f'{where}: these weights do not fit {name}: {count}, the first is {wrong[0]}')
+    backbone.load_state_dict(fitting, strict=False)
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    url = BACKBONES[name].url
+    if url is None:
+        raise UserError(f'no ImageNet weights are published for {name}: pass none or a local file')
+    file = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[1]
+    remedy = f'download {url} elsewhere and pass the local file'
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location='cpu', progress=False, check_hash=True, weights_only=True
+        )
+    except (URLError, OSError) as error:
+        raise UserError(f'imagenet: {file.name} cannot be downloaded ({error}): {remedy}') from None
+    except Exception as error:  # a wrong hash, or whatever a damaged file raises in the unpickler
+        raise UserError(f'imagenet: {file} is damaged ({type(error).__name__}): delete it, or {remedy}') from None
+
+
+def read_torch(path: Path) -> object:
+    """Return the content of a file written by torch.save, without unpickling code.
+
+    Raises whatever a damaged or foreign file raises; a wrong checksum is a ValueError.
+    """
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 are not, and have no checksums
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError('wrong checksum')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Return the tensors by name and the metadata ({} if there is none) of a weight file.
+
+    Reads a bare state dict, one under 'model' (with 'meta', as this repository writes it) or 'state_dict', and names
+    behind 'module.' (nn.DataParallel). Raises UserError naming the file if it is none of these.
+    """
+    try:
+        content = read_torch(path)
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler
+        raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
+    meta = {}
+    if isinstance(content, dict):
+        for key in ('model', 'state_dict'):
+            if isinstance(content.get(key), dict):
+                meta = content.get('meta', {})
+                content = content[key]
+                break
+    is_state_dict = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+    if not is_state_dict or not content or not isinstance(meta, dict):
+        raise UserError(f'{path}: is not a state dict (tensors by name, bare or under "model" or "state_dict")')
+    if all(name.startswith('module.') for name in content):
+        content = {name.removeprefix('module.'): value for name, value in content.items()}
+    return dict(content), meta

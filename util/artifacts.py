@@ -1,0 +1,312 @@
+"""Output folders under experiments/predictions/: a table of what each stage writes, a class that reads and writes it.
+
+To add an output format, add a row here. No torch: stages 3, 6 and 9 import this module and fork.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from core import UserError
+from util.files import check_name, locked, make_folder, remove_all_leftovers, write_bytes, write_json
+from util.fingerprint import check_fingerprint, digest, fingerprint, versions
+from util.parallel import parallel_map
+
+EXPERIMENTS = Path('experiments')
+PREDICTIONS = EXPERIMENTS / 'predictions'
+
+
+class Format(NamedTuple):
+    """A kind of output: {folder}/{image_id}{suffix}, an .npz of `keys` and maps, or a .png label map if maps is ()."""
+
+    title: str
+    script: str  # the stage that writes it
+    folder: str  # template of the folder's name: options of the stage, and {split}
+    maps: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        return '.npz' if self.maps else '.png'
+
+
+CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', ('cam', 'hr_cam'))
+AFFINITY_LABEL = Format(
+    'affinity label',
+    'make_affinity_labels.py',
+    '{experiment_name}@aff_fg={fg_threshold:.2f}_bg={bg_threshold:.2f}',
+)
+RANDOM_WALK = Format(
+    'random-walk CAM', 'inference_rw.py', '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw', ('rw',)
+)
+PSEUDO_LABEL = Format('pseudo-label', 'make_pseudo_labels.py', '{experiment_name}@crf={crf_iteration}')
+PREDICTION = Format('prediction', 'inference_segmentation.py', '{tag}@{split}@scale={scales}@iteration={iteration}')
+FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, PSEUDO_LABEL, PREDICTION)
+
+# Options of the network stages that change only the rounding of their outputs (docs/method.md, "CAMs").
+ROUNDING_OPTIONS = ('batch_size',)
+
+# Raised by numpy and zipfile for damaged or foreign files; NotImplementedError is a RuntimeError.
+NPZ_ERRORS = (
+    OSError,
+    MemoryError,
+    ValueError,
+    KeyError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+REPAIR = '; run its stage with --repair to regenerate it'
+
+
+class LabelMaps(Protocol):
+    """What this module asks of a data set (core.data.dataset.Dataset)."""
+
+    num_classes: int
+
+    def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray: ...
+
+    def encode_label_map(self, label: np.ndarray) -> bytes: ...
+
+
+class Folder:
+    """An output folder of a stage: reads and writes the file of an image id.
+
+    `missing` holds the ids that a folder opened for writing still lacks.
+    """
+
+    def __init__(self, kind: Format, path: Path, dataset: LabelMaps, ids: Sequence[str]):
+        self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
+        self.missing: set[str] = set()
+
+    def __getstate__(self) -> dict:
+        """Leave out the lists of ids: worker processes read and write single files."""
+        return {**self.__dict__, 'ids': (), 'missing': set()}
+
+    def file(self, image_id: str) -> Path:
+        return self.path / f'{image_id}{self.kind.suffix}'
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the options and inputs behind the folder, whose inputs are hashes in turn."""
+        return digest(read_args(self.path).get('fingerprint', {}))
+
+    def read_label(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return a label map (h, w) uint8 of the size (h, w). Raises UserError naming the file."""
+        return self.dataset.read_label_map(self.file(image_id), size)
+
+    def read_maps(self, image_id: str, name: str, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys (K+1,) and the maps (K, h, w) float32 of a name of the size (h, w); see `read_maps` below."""
+        return read_maps(self.file(image_id), name, self.dataset.num_classes, size)
+
+    def write_label(self, image_id: str, label: np.ndarray) -> None:
+        """Write a label map (h, w) as a palette PNG."""
+        write_bytes(self.file(image_id), self.dataset.encode_label_map(label))
+
+    def write_maps(self, image_id: str, keys: np.ndarray, *maps: np.ndarray) -> None:
+        """Write keys (K+1,) and the maps of this format, each (K, h, w), as float16."""
+        arrays = {name: array.astype(np.float16) for name, array in zip(self.kind.maps, maps, strict=True)}
+        write_npz(self.file(image_id), keys=keys, **arrays)
+
+    def write_missing_labels(self, make: Callable[[str], np.ndarray], num_workers: int) -> None:
+        """Write make(image_id) for each missing id, from num_workers processes."""
+        todo = [image_id for image_id in self.ids if image_id in self.missing]
+        for _ in parallel_map(partial(self._write_made, make), todo, num_workers, f'{self.kind.title}s'):
+            pass
+
+    def _write_made(self, make: Callable[[str], np.ndarray], image_id: str) -> None:
+        self.write_label(image_id, make(image_id))
+
+    def check(self, image_id: str) -> None:
+        """Read a file. Raises UserError if it is damaged or not of this format."""
+        if not self.kind.maps:
+            self.read_label(image_id)
+        for name in self.kind.maps:
+            self.read_maps(image_id, name)
+
+    def summary(self) -> str:
+        return f'{len(self.ids)} {self.kind.title}s in {self.path}, {len(self.missing)} of them new'
+
+
+def folder_name(kind: Format, args: Namespace) -> str:
+    """Return the name of the folder that a stage writes; train_aug shares the folder of train."""
+    options = vars(args)
+    domain = options.get('domain')
+    return kind.folder.format(**options, split='train' if domain == 'train_aug' else domain)
+
+
+def format_of(name: str) -> Format:
+    """Return the format that a folder's name announces in its last part; CAM if it announces nothing else."""
+    last = name.rsplit('@', 1)[-1]
+    endings = {'rw': RANDOM_WALK, 'crf=': PSEUDO_LABEL, 'aff_fg=': AFFINITY_LABEL, 'iteration=': PREDICTION}
+    return next((kind for start, kind in endings.items() if last.startswith(start)), CAM)
+
+
+def open_folder(
+    kind: Format, name: str, flag: str, dataset: LabelMaps, ids: Sequence[str], parent: str | Path = PREDICTIONS
+) -> Folder:
+    """Open the output of an earlier stage for reading.
+
+    Raises UserError naming the flag, the file and the script to run if the folder or the file of an id is missing, or
+    if its first file is damaged or of another format.
+    """
+    folder = Folder(kind, Path(parent) / name, dataset, ids)
+    if not folder.path.is_dir():
+        raise UserError(f'{flag} {name}: {folder.path} not found; run {kind.script} first')
+    missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
+    if missing:
+        count = f'{len(missing)} of {len(ids)} are missing'
+        raise UserError(f'{folder.file(missing[0])} not found ({count}); run {kind.script} first')
+    folder.check(ids[0])
+    return folder
+
+
+@contextmanager
+def create_folder(kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequence[str], **inputs) -> Iterator[Folder]:
+    """Create or resume the output folder of a stage, and hold its lock inside.
+
+    args.json in it holds the fingerprint (options and fingerprints of `inputs`), all options and the versions. The same
+    command resumes where it was stopped. Other settings raise UserError if there are outputs, unless --overwrite
+    removes them first. --repair reads every existing file and regenerates those that are damaged.
+    """
+    folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, ids)
+    check_name(folder.path, 'the name of the output folder')
+    with locked(folder.path / '.lock', str(folder.path)):
+        remove_all_leftovers(folder.path)
+        if args.overwrite:
+            for path in [*folder.path.glob(f'*{kind.suffix}'), folder.path / 'args.json']:
+                path.unlink(missing_ok=True)
+        _record(folder, args, fingerprint(args, ROUNDING_OPTIONS, **inputs))
+        folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
+        if args.repair:
+            existing = set(ids) - folder.missing
+            folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
+        yield folder
+
+
+def _record(folder: Folder, args: Namespace, settings: dict) -> None:
+    """Check args.json against the requested settings, or write it. An empty folder protects nothing."""
+    path = folder.path / 'args.json'
+    has_outputs = any(folder.path.glob(f'*{folder.kind.suffix}'))
+    if has_outputs and not path.exists():
+        raise UserError(
+            f'{folder.path} contains files but no args.json, so their settings are unknown: pass --overwrite'
+        )
+    run = {'options': vars(args), 'versions': versions()}
+    record = {'fingerprint': settings, **run, 'history': []}
+    if has_outputs:
+        old = read_args(folder.path)
+        check_fingerprint(folder.path, old.get('fingerprint', {}), settings)
+        if (old['options'], old['versions']) == (record['options'], record['versions']):
+            return
+        before = {'options': old['options'], 'versions': old['versions']}
+        record['history'] = [*old.get('history', []), before]
+    make_folder(folder.path)
+    write_json(path, record)
+
+
+def _is_damaged(folder: Folder, image_id: str) -> bool:
+    try:
+        folder.check(image_id)
+    except UserError as error:
+        print(f'regenerating: {error}')
+        return True
+    return False
+
+
+def read_args(folder: Path) -> dict:
+    """Return the args.json of an output folder, {} if there is none."""
+    try:
+        return json.loads((folder / 'args.json').read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def model_path(tag: str, suffix: str = '') -> Path:
+    """Return experiments/models/{tag}.pth, {tag}.last.pth or {tag}.best.pth."""
+    return EXPERIMENTS / 'models' / f'{tag}{suffix}.pth'
+
+
+def results_path(name: str, extension: str) -> Path:
+    """Return the path of a file of evaluate.py."""
+    return EXPERIMENTS / 'results' / f'{name}.{extension}'
+
+
+def maps_inside(path: Path) -> list[str]:
+    """Return the names of the arrays of an npz file, [] if it is not one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except NPZ_ERRORS:
+        return []
+
+
+def read_maps(
+    path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys (K+1,) and the maps `name` (K, h, w) float32 of a file of CAMs or random-walk CAMs.
+
+    Raises UserError naming the file if it is missing or damaged, its maps and keys disagree, a class is above
+    num_classes, a value is outside [0, 1], or the maps are not of the size (h, w).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys, maps = file['keys'], file[name]
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except NPZ_ERRORS as error:
+        raise UserError(
+            f'{path}: not an npz file with "keys" and "{name}", or damaged ({type(error).__name__}){REPAIR}'
+        ) from None
+    if (
+        keys.ndim != 1
+        or maps.ndim != 3
+        or len(keys) != len(maps) + 1
+        or keys.dtype.kind not in 'iu'
+        or maps.dtype.kind != 'f'
+    ):
+        raise UserError(
+            f'{path}: "{name}" {maps.dtype}{maps.shape} does not match "keys" {keys.dtype}{keys.shape}{REPAIR}'
+        )
+    if keys[0] != 0 or (keys[1:] <= keys[:-1]).any() or keys[-1] > num_classes:
+        raise UserError(
+            f'{path}: keys {keys.tolist()} are not 0 followed by increasing classes up to {num_classes}: '
+            'it is of another data set'
+        )
+    if size is not None and maps.shape[1:] != tuple(size):
+        raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
+    maps = maps.astype(np.float32)
+    lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise UserError(f'{path}: "{name}" contains non-finite values{REPAIR}')
+    if lowest < 0 or highest > 1.001:
+        raise UserError(f'{path}: "{name}" contains values outside 0 to 1{REPAIR}')
+    return keys, maps
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as a compressed npz file. Raises UserError if a value is not finite."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(f'{path}: "{name}" would not be finite: the model has diverged, train it again')
+    # Like np.savez_compressed, but at zlib level 1 (a quarter of the time for a tenth more bytes) and without dates:
+    # equal arrays give equal bytes.
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w') as archive:
+        for name, array in arrays.items():
+            file = io.BytesIO()
+            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+            entry = zipfile.ZipInfo(f'{name}.npy')
+            archive.writestr(entry, file.getvalue(), compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,263 @@
+"""Command-line flags that stages share, their types, and the groups in which --help lists them. No torch here."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'inference', 'run and output')
+
+
+class Parser(argparse.ArgumentParser):
+    """--help begins with the script's docstring, lists flags by group and shows every default. No abbreviations."""
+
+    def __init__(self, docstring: str):
+        super().__init__(description=docstring, formatter_class=_Formatter, allow_abbrev=False)
+        self.groups = {title: self.add_argument_group(title) for title in GROUPS}
+
+    def error(self, message: str):
+        self.exit(2, f'{self.prog}: error: {message}\n')
+
+    @contextmanager
+    def blaming(self, flag: str) -> Iterator[None]:
+        """Report a UserError raised inside as an error of the flag."""
+        try:
+            yield
+        except UserError as error:
+            self.error(f'{flag}: {error}')
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None:
+            return f'{action.help} (required)' if action.required else action.help
+        return super()._get_help_string(action)
+
+
+# Types --------------------------------------------------------------------------------------------------------------
+
+
+def boolean(text: str) -> bool:
+    if text.lower() in ('true', '1', 'yes'):
+        return True
+    if text.lower() in ('false', '0', 'no'):
+        return False
+    raise argparse.ArgumentTypeError(f'{text!r} is neither True nor False')
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a flag type: an integer in [low, high]."""
+
+    def parse(text: str) -> int:
+        value = _number(text, int, 'an integer')
+        return _in_range(value, value >= low and (high is None or value <= high), low, high)
+
+    return parse
+
+
+def real(low: float, high: float = float('inf')) -> Callable[[str], float]:
+    """Return a flag type: a finite number in [low, high]."""
+
+    def parse(text: str) -> float:
+        value = _number(text, float, 'a number')
+        return _in_range(value, low <= value <= high and abs(value) < float('inf'), low, high)
+
+    return parse
+
+
+def _number(text: str, kind: type, what: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not {what}') from None
+
+
+def _in_range(value, inside: bool, low, high):
+    if not inside:
+        upper = 'or more' if high in (None, float('inf')) else f'to {high}'
+        raise argparse.ArgumentTypeError(f'{value} is out of range: {low} {upper}')
+    return value
+
+
+def square(text: str) -> int:
+    """A perfect square."""
+    value = integer(1)(text)
+    if math.isqrt(value) ** 2 != value:
+        raise argparse.ArgumentTypeError(f'{value} is not a perfect square (1, 4, 9, 16, ...)')
+    return value
+
+
+def scales(text: str) -> str:
+    """'0.5,1.0', kept as typed because it is part of folder names; `floats` gives the numbers."""
+    try:
+        good = all(0 < value <= 8 for value in floats(text))
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of scales above 0 such as 0.5,1.0,1.5,2.0')
+    return text
+
+
+def floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(',')]
+
+
+def folder_name(text: str) -> str:
+    """A tag or the name of a folder under experiments/, not a path."""
+    if not text.isprintable() or not text or '/' in text or '\\' in text or text.startswith('.'):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a name (no slashes, no leading dot)')
+    return text
+
+
+# Shared flags -------------------------------------------------------------------------------------------------------
+
+
+def cpu_count() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def add_data(parser: Parser, data_dir: bool = True) -> None:
+    """Add --dataset and, unless the script has its own, --data_dir."""
+    group = parser.groups['data']
+    voc = REPOSITORY / 'data' / 'voc2012.json'
+    group.add_argument('--dataset', default=str(voc), help='JSON file of class names and image lists')
+    if data_dir:
+        layout = 'folder of JPEGImages, Annotations and SegmentationClass'
+        group.add_argument('--data_dir', default='../VOC2012/', help=layout)
+
+
+def add_workers(parser: Parser) -> None:
+    """Add --num_workers."""
+    parser.groups['data'].add_argument(
+        '--num_workers', type=integer(0), default=min(4, cpu_count()), help='worker processes (0: main process)'
+    )
+
+
+def add_overwrite(parser: Parser) -> None:
+    """Add --overwrite."""
+    group = parser.groups['run and output']
+    group.add_argument('--overwrite', action='store_true', help='remove existing output of this name and start over')
+
+
+def add_output_folder(parser: Parser, domain: str = 'train_aug') -> None:
+    """Add the flags of the stages that write a file per image; `domain` is the default list."""
+    add_data(parser)
+    parser.groups['data'].add_argument('--domain', default=domain, help='list of images')
+    add_workers(parser)
+    add_overwrite(parser)
+    parser.groups['run and output'].add_argument(
+        '--repair', action='store_true', help='verify existing files and regenerate damaged ones'
+    )
+
+
+def add_device(parser: Parser) -> None:
+    """Add --device and --precision."""
+    group = parser.groups['run and output']
+    group.add_argument('--device', default='auto', help='auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...')
+    group.add_argument(
+        '--precision',
+        default='fp32',
+        choices=('fp32', 'tf32', 'bf16'),
+        help='network precision; tf32 and bf16 are faster on recent GPUs (bf16 on some CPUs too)',
+    )
+
+
+def add_resize(group: argparse._ArgumentGroup) -> None:
+    """Add --resize."""
+    group.add_argument(
+        '--resize',
+        default='pillow',
+        choices=('pillow', 'torch'),
+        help='resizing backend: pillow (the published pixels) or torch (faster, some bytes off by one)',
+    )
+
+
+def add_inference(parser: Parser, domain: str = 'train_aug') -> None:
+    """Add the flags of the stages that run a network over a list."""
+    add_output_folder(parser, domain)
+    add_device(parser)
+    parser.groups['inference'].add_argument(
+        '--batch_size', type=integer(1), default=4, help='images per batch (images are grouped by size)'
+    )
+
+
+def add_scales(parser: Parser) -> None:
+    """Add --scales and --resize."""
+    group = parser.groups['inference']
+    group.add_argument(
+        '--scales', '--scale', type=scales, default='0.5,1.0,1.5,2.0', help='image scales, comma-separated'
+    )
+    add_resize(group)
+
+
+def add_segmenter(parser: Parser, architectures: Iterable[str], backbones: Iterable[str]) -> None:
+    """Add the flags that describe the network of stages 7 and 8."""
+    group = parser.groups['model']
+    group.add_argument('--architecture', default='DeepLabv3+', choices=architectures, help='segmentation network')
+    group.add_argument('--backbone', default='resnest101', choices=backbones, help='backbone of the network')
+    group.add_argument(
+        '--mode', default='fix', choices=('normal', 'fix'), help='BatchNorm: trained (normal) or frozen (fix)'
+    )
+    group.add_argument('--use_gn', type=boolean, default=True, help='GroupNorm in the head of DeepLabv3+')
+
+
+def segmenter_name(args: argparse.Namespace) -> str:
+    """Return the architecture as model files state it, such as 'DeepLabv3+ resnest101 GN'."""
+    norm = ' GN' if args.architecture == 'DeepLabv3+' and args.use_gn else ''
+    return f'{args.architecture} {args.backbone}{norm}'
+
+
+def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epochs: int, sizes: tuple[int, int]) -> None:
+    """Add the flags of the three trainers; the defaults are the published recipe."""
+    add_data(parser)
+    add_workers(parser)
+
+    model = parser.groups['model']
+    model.add_argument('--weights', default='imagenet', help='backbone weights: imagenet, none or a file')
+
+    optimisation = parser.groups['optimisation']
+    optimisation.add_argument('--batch_size', type=integer(1), default=32, help='images per step, over all GPUs')
+    optimisation.add_argument('--max_epoch', type=integer(1), default=epochs, help='epochs')
+    optimisation.add_argument('--lr', type=real(0), default=lr, help='initial learning rate')
+    optimisation.add_argument('--wd', type=real(0), default=wd, help='weight decay')
+    optimisation.add_argument('--momentum', type=real(0, 1), default=momentum, help='SGD momentum (published value)')
+    optimisation.add_argument('--nesterov', type=boolean, default=True, help='Nesterov momentum')
+
+    augmentation = parser.groups['augmentation']
+    size = integer(16, 16384)
+    augmentation.add_argument('--image_size', type=integer(32, 16384), default=512, help='side of the crop')
+    augmentation.add_argument('--min_image_size', type=size, default=sizes[0], help='minimum of the random longer side')
+    augmentation.add_argument('--max_image_size', type=size, default=sizes[1], help='maximum of the random longer side')
+    add_resize(augmentation)
+
+    run = parser.groups['run and output']
+    run.add_argument('--tag', type=folder_name, required=True, help='name of the run and its model')
+    run.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='random seed')
+    add_device(parser)
+    run.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='log every this fraction of an epoch')
+    interval = 'checkpoint interval in iterations (also after each epoch)'
+    run.add_argument('--save_interval', type=integer(1), default=200, help=interval)
+    add_overwrite(parser)
+
+
+def add_label_name(parser: Parser, what: str) -> None:
+    """Add the flags of the trainers that read labels of an earlier stage."""
+    group = parser.groups['data']
+    group.add_argument('--label_name', type=folder_name, required=True, help=f'folder of {what}')
+    group.add_argument('--pred_dir', default='experiments/predictions/', help='parent of that folder')
+
+
+def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse the options of a trainer and check their combinations."""
+    args = parser.parse_args(argv)
+    if args.min_image_size > args.max_image_size:
+        parser.error(f'--min_image_size {args.min_image_size} is above --max_image_size {args.max_image_size}')
+    if args.nesterov and args.momentum == 0:
+        parser.error('--nesterov True needs --momentum above 0')
+    return args

@@ -1,0 +1,98 @@
+"""Data loaders: shuffled batches that resume anywhere, ordered batches, workers that fail rather than hang."""
+
+import multiprocessing.queues
+import os
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from core import UserError
+from util.memory import keep_freed_memory, release_freed_memory
+from util.parallel import exit_with_parent
+from util.stage import SHARED_MEMORY_FULL
+
+
+class _Loader(DataLoader):
+    """A DataLoader with forked workers.
+
+    Forked regardless of Python's default: a spawned process imports torch for seconds. Before the fork the heap's free
+    pages are released, because shared pages are copied as the parent writes to them.
+    """
+
+    def __init__(self, dataset, num_workers: int, device: torch.device, **options):
+        super().__init__(
+            dataset,
+            num_workers=num_workers,
+            pin_memory=device.type == 'cuda',
+            multiprocessing_context='fork' if num_workers else None,
+            worker_init_fn=init_worker,
+            generator=torch.Generator(),  # seeds the workers, so that the default generator is not advanced
+            **options,
+        )
+
+    def __iter__(self) -> Iterator:
+        if self.num_workers:
+            release_freed_memory()
+        return super().__iter__()
+
+
+def init_worker(worker: int) -> None:
+    """Set up a data-loading worker, and make sure that the main process never waits for a batch that cannot come."""
+    torch.set_num_threads(1)  # the workers share the cores
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    exit_with_parent()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+
+
+def _give_up(error: Exception, batch: object) -> None:
+    """Exit when a batch cannot be sent. Python would drop it with a traceback and leave the main process waiting."""
+    full = 'No space left' in str(error) or 'shared memory' in str(error)
+    os._exit(SHARED_MEMORY_FULL if full else 1)
+
+
+class EpochSampler(Sampler):
+    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` sets where the next pass begins."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed = length, seed
+        self.start(0)
+
+    def start(self, epoch: int, skip: int = 0) -> None:
+        """Make the next pass that of an epoch, without its first `skip` samples."""
+        self.epoch, self.skip = epoch, skip
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter([(self.epoch, int(position)) for position in order[self.skip :]])
+
+
+def training_loader(dataset, batch_size: int, num_workers: int, seed: int, device: torch.device) -> DataLoader:
+    """Return a loader of shuffled batches that drops the incomplete last one (as published)."""
+    if len(dataset) < batch_size:
+        raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
+    return _Loader(
+        dataset,
+        num_workers,
+        device,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), seed),
+        drop_last=True,
+        persistent_workers=num_workers > 0,
+    )
+
+
+def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
+    """Return a loader of everything once, in order; batch_size None yields the data set's own batches."""
+    collate = _unchanged if batch_size is None else None
+    return _Loader(dataset, num_workers, device, batch_size=batch_size, collate_fn=collate)
+
+
+def _unchanged(sample):
+    return sample

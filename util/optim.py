@@ -1,0 +1,32 @@
+"""SGD with the published parameter groups and the poly schedule (docs/method.md, "Optimisation")."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import PolynomialLR
+
+
+def parameter_groups(model: nn.Module, lr: float, wd: float) -> list[dict]:
+    """Return groups: backbone weights lr with decay, biases 2 lr without; new weights 10 lr with, biases 20 lr without.
+
+    'Weight' includes those of norm layers. Frozen parameters are left out. New is whatever is not in model.backbone.
+    """
+    groups: dict[str, list] = {'backbone.weight': [], 'backbone.bias': [], 'new.weight': [], 'new.bias': []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            owner = 'backbone' if name.startswith('backbone.') else 'new'
+            groups[f'{owner}.{"bias" if name.endswith("bias") else "weight"}'].append(parameter)
+    factors = {'backbone.weight': (1, wd), 'backbone.bias': (2, 0), 'new.weight': (10, wd), 'new.bias': (20, 0)}
+    return [
+        {'params': parameters, 'lr': factors[name][0] * lr, 'weight_decay': factors[name][1], 'name': name}
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def build_sgd(groups: list[dict] | Iterable, args: Namespace, iterations: int) -> tuple[SGD, PolynomialLR]:
+    """Return SGD and the schedule lr(t) = lr0 (1 - t / iterations)^0.9, whose first step uses lr0."""
+    optimizer = SGD(groups, lr=args.lr, weight_decay=args.wd, momentum=args.momentum, nesterov=args.nesterov)
+    return optimizer, PolynomialLR(optimizer, iterations, power=0.9)

@@ -1,0 +1,89 @@
+"""Worker processes: a parallel map over ids, and work in the background of a network.
+
+No torch: stages 3, 6 and 9 import this module and fork.
+"""
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from util.stage import progress
+
+KILLED = 'a worker process was killed (out of memory?): lower --num_workers and run the same command to resume'
+
+
+def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
+    """Yield function(id) for every id, in order, from num_workers processes (0: this one). It must be picklable."""
+    if num_workers == 0:
+        yield from map(function, progress(ids, description))
+        return
+    with _fork_pool(num_workers) as pool:
+        try:
+            # Hand out a few ids at a time; of a short list single ones, so that no worker waits for another's last.
+            chunk = max(1, min(4, len(ids) // (8 * num_workers)))
+            yield from progress(pool.map(function, ids, chunksize=chunk), description, len(ids))
+        except BrokenProcessPool:
+            raise OSError(KILLED) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fork_pool(count: int) -> ProcessPoolExecutor:
+    """Forked workers inherit the imports; stages that fork do not import torch, whose threads do not survive it."""
+    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), exit_with_parent)
+
+
+def exit_with_parent() -> None:
+    """End this worker when its parent dies. Otherwise a worker whose parent was killed would block forever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class BackgroundWriter:
+    """Background workers: `submit` returns at once unless too much is waiting.
+
+    Threads for writing files (numpy and zlib release the GIL), processes for work in Python or pydensecrf. Processes
+    are forked here, so create the writer before torch starts threads or a GPU. Exceptions surface at a later `submit`
+    or on exit.
+    """
+
+    def __init__(self, workers: int, processes: bool = False):
+        if processes and workers:
+            torch = sys.modules.get('torch')
+            assert torch is None or not torch.cuda.is_initialized(), 'fork the workers before a GPU is in use'
+            self.pool = _fork_pool(workers)
+            self.pool.submit(int).result()  # the first task starts all processes
+        else:
+            self.pool = ThreadPoolExecutor(max(1, workers))
+        self.limit, self.waiting = 2 * max(1, workers), deque()
+
+    def submit(self, function: Callable, *arguments) -> None:
+        self.waiting.append(self.pool.submit(function, *arguments))
+        while len(self.waiting) > self.limit:
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            self.waiting.popleft().result()
+        except BrokenProcessPool:
+            raise OSError(KILLED) from None
+
+    def __enter__(self) -> 'BackgroundWriter':
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            while self.waiting and kind is None:
+                self._take()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

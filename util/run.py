@@ -1,0 +1,239 @@
+"""A training run: resume, log, curves, pictures, best and last model, signals. It never calls the model."""
+
+import math
+import shutil
+import signal
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import PolynomialLR
+from torch.utils.data import DataLoader
+
+from core import UserError
+from core.models.weights import read_torch
+from util.artifacts import EXPERIMENTS, model_path
+from util.checkpoint import check_finite, save_model, save_torch
+from util.devices import unwrap
+from util.files import check_name, locked, remove_leftovers
+from util.fingerprint import check_fingerprint, fingerprint, list_hash, weights_hash
+from util.log import Log
+from util.stage import progress
+
+
+class BestAndLast:
+    """Which epoch is the best and which the last; --select says which of the two becomes {tag}.pth.
+
+    The other one is {tag}.last.pth or {tag}.best.pth; the metadata of each file says which it is.
+    """
+
+    def __init__(self, tag: str, select: str):
+        self.tag, self.select = tag, select
+        self.best_score, self.best_epoch, self.epoch = -1.0, 0, 0
+
+    def path(self, which: str) -> Path:
+        return model_path(self.tag, '' if which == self.select else f'.{which}')
+
+    def save(self, model: nn.Module, epoch: int, score: float | None, **meta) -> bool:
+        """Save the model as the last, and as the best if its score is above all earlier ones; return whether it is."""
+        self.epoch = epoch
+        if score is None:
+            save_model(model, self.path('last'), **meta, epoch=epoch)
+            return False
+        is_best = self.best_epoch == 0 or score > self.best_score
+        if is_best:
+            self.best_score, self.best_epoch = -1.0 if math.isnan(score) else score, epoch
+        for which in ('best', 'last') if is_best else ('last',):
+            save_model(model, self.path(which), **meta, select=which, epoch=epoch, score=float(score))
+        return is_best
+
+    def state_dict(self) -> dict:
+        return {'best_score': self.best_score, 'best_epoch': self.best_epoch, 'epoch': self.epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best_score, self.best_epoch, self.epoch = state['best_score'], state['best_epoch'], state['epoch']
+
+    def summary(self) -> str:
+        if self.best_epoch == 0:  # without scores
+            return f'{self.path("last")}: last epoch {self.epoch}'
+        epochs = {'best': self.best_epoch, 'last': self.epoch}
+        other = 'last' if self.select == 'best' else 'best'
+        chosen = f'{self.path(self.select)}: {self.select} epoch {epochs[self.select]} (--select {self.select})'
+        return f'{chosen}; {self.path(other)}: {other} epoch {epochs[other]}'
+
+
+class Run:
+    """A training run of a tag, used as a context.
+
+        with Run(args, loader, model, optimizer, schedule, meta={'architecture': ...}, labels=...) as run:
+            for epoch in run.epochs():
+                for batch in run.batches():
+                    loss = ...
+                    run.step(loss)
+                run.end_epoch('val mIoU', score)
+
+    It resumes from experiments/checkpoints/{tag}.pth, which holds everything needed and is written atomically at
+    --save_interval and after each epoch. Inside the context SIGINT and SIGTERM wait for the end of the iteration, which
+    is then saved. Raises UserError if the run was started with other options or inputs (`inputs`, --weights and the ids
+    of the loader), and if its models exist without it; --overwrite removes all of it first. A finished run says so and
+    exits. `meta` is written to the model files.
+    """
+
+    def __init__(
+        self,
+        args: Namespace,
+        loader: DataLoader,
+        model: nn.Module,
+        optimizer: SGD,
+        schedule: PolynomialLR,
+        meta: dict,
+        **inputs,
+    ):
+        self.args, self.loader, self.model, self.meta = args, loader, model, meta
+        self.optimizer, self.schedule = optimizer, schedule
+        self.per_epoch, self.iterations = len(loader), args.max_epoch * len(loader)
+        self.iteration, self.signal = 0, None
+        self.log = Log(args, len(loader))
+        self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
+        self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
+        inputs |= {'images': list_hash(loader.dataset.ids), 'weights_file': weights_hash(args.weights)}
+        self.fingerprint = fingerprint(args, **inputs)
+
+        # Everything that resumes.
+        self.parts = {
+            'model': unwrap(model),
+            'optimizer': optimizer,
+            'schedule': schedule,
+            'models': self.models,
+            'log': self.log,
+            'averages': self.log.averages,
+        }
+
+    def __enter__(self) -> 'Run':
+        files = [model_path(self.args.tag, suffix) for suffix in ('', '.last', '.best')]
+        for path in files:
+            check_name(path, '--tag')
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path.with_name(f'.{self.args.tag}.lock'), f'the run {self.args.tag}'))
+            remove_leftovers(self.path, *files, EXPERIMENTS / 'data' / f'{self.args.tag}.json')
+            if self.args.overwrite:
+                for path in [self.path, *files, EXPERIMENTS / 'logs' / f'{self.args.tag}.txt']:
+                    path.unlink(missing_ok=True)
+                shutil.rmtree(EXPERIMENTS / 'tensorboards' / self.args.tag, ignore_errors=True)
+            self._resume(files)
+            if self.iteration == self.iterations:
+                print(f'{self.path}: run already finished; pass --overwrite to start over')
+                raise SystemExit
+            stack.enter_context(self.log)
+            self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+            stack.callback(self._restore_handlers)
+            if not self.path.is_file():
+                self.save()  # so models left by a run killed in its first epoch are recognised
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        with self.stack:
+            if kind is None:
+                self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
+
+    def _resume(self, files: list[Path]) -> None:
+        """Load the checkpoint if there is one. A run that has saved neither progress nor a model protects nothing."""
+        has_models = any(path.is_file() for path in files)
+        if not self.path.is_file():
+            if has_models:
+                raise UserError(
+                    f'--tag {self.args.tag}: {files[0]} exists without {self.path}: pass --overwrite to train again'
+                )
+            return
+        try:
+            state = read_torch(self.path)
+            old, iteration = state['fingerprint'], state['iteration']
+        except Exception as error:
+            raise self._damaged(error) from None
+        if iteration == 0 and not has_models:
+            if old != self.fingerprint:
+                self.path.unlink()
+            return
+        check_fingerprint(f'the run of {self.path}', old, self.fingerprint)
+        if iteration == 0:  # saved on starting: everything is as initialised
+            return
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state['parts'][name])
+            torch.set_rng_state(state['random'])
+            if state['random_cuda'] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state['random_cuda'])
+            self.iteration = iteration
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f'{self.path}: damaged ({type(error).__name__}): pass --overwrite to train again')
+
+    def _note_signal(self, number, frame) -> None:
+        self.signal = number
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the remaining epochs, counted from 0."""
+        for epoch in range(self.iteration // self.per_epoch, self.args.max_epoch):
+            self.epoch = epoch
+            yield epoch
+
+    def batches(self) -> Iterator[dict]:
+        """Yield the remaining batches of the epoch."""
+        done = self.iteration % self.per_epoch
+        self.loader.sampler.start(self.epoch, done * self.loader.batch_size)
+        yield from progress(self.loader, f'epoch {self.epoch + 1}', lines=False)
+
+    def step(self, loss: Tensor, losses: dict[str, Tensor] | None = None, **more: float) -> None:
+        """Take a step: gradients, weights, learning rate; then log and save. `losses` and `more` are logged too."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        lr = self.optimizer.param_groups[0]['lr']
+        self.schedule.step()
+        self.iteration += 1
+        self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
+
+        # The end of an epoch is saved after its scoring.
+        if self.iteration % self.per_epoch and (self.signal or self.iteration % self.args.save_interval == 0):
+            self.save()
+
+    def end_epoch(self, name: str | None = None, score: float | None = None, **pictures: np.ndarray) -> None:
+        """Save the model, the curves and the checkpoint; log the score in [0, 1] and pictures (h, w, 3).
+
+        Without a score only the last epoch is kept.
+        """
+        for title, picture in pictures.items():
+            self.log.picture(self.iteration, title, picture)
+        is_best = self.models.save(self.model, self.epoch + 1, score, **self.meta)
+        if score is not None:
+            self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
+        self.log.save_curves()
+        self.save()
+
+    def save(self) -> None:
+        """Save the checkpoint unless the model is not finite (UserError); exit if a signal has asked for it."""
+        check_finite(self.model)
+        state = {
+            'fingerprint': self.fingerprint,
+            'iteration': self.iteration,
+            'parts': {name: part.state_dict() for name, part in self.parts.items()},
+            'random': torch.get_rng_state(),
+            'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        save_torch(state, self.path)
+        if self.signal:
+            raise SystemExit(
+                f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
+            )

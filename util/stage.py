@@ -1,0 +1,84 @@
+"""Entry point and progress bar of the scripts. No torch: stages 3, 6 and 9 import this module and fork."""
+
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+
+from tqdm import tqdm
+
+from core import UserError
+
+SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
+SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
+
+# Errors of torch that the user can act on: a part of the message, and the line to print.
+TORCH_ERRORS = (
+    (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
+    ('shared memory', SHARED_MEMORY),
+    ('No space left on device', SHARED_MEMORY),
+    ('DataLoader worker', 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'),
+    ('DefaultCPUAllocator', 'out of memory: lower --batch_size, --image_size or --num_workers'),
+    ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
+    ('cuDNN', 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
+    ('CUBLAS', 'cuBLAS failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
+    (
+        'CUDA error',
+        'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume',
+    ),
+    ('NCCL', 'the GPUs cannot reach one another: choose one with --device cuda:0'),
+)
+
+
+def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
+    """Run a script. What the user can mend (UserError, OSError, memory, devices) is one line on stderr and status 1."""
+    args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are told
+    # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
+    threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        sys.exit(f'{sys.argv[0]}: error: {line}')
+
+
+def explain(error: Exception) -> str | None:
+    """Return the line that tells the user what went wrong, None if it is a fault of the program."""
+    if isinstance(error, UserError):
+        # From a data loader's worker it arrives as a traceback whose last line is the message.
+        return _last_line(error).removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
+    if isinstance(error, OSError):
+        return _last_line(error)
+    if isinstance(error, MemoryError):
+        return f'out of memory ({error}): use smaller images, a smaller --batch_size or fewer --num_workers'
+    if isinstance(error, RuntimeError):
+        text = f'{error} {error.__cause__ or ""}'
+        return next((line for part, line in TORCH_ERRORS if part in text), None)
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
+    """Iterate with a tqdm bar or, if stderr is not a terminal, a plain line at every tenth of the way.
+
+    `lines=False` omits those: a training loop logs its own.
+    """
+    total = len(items) if total is None else total
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=description, total=total, dynamic_ncols=True)
+        return
+    start, step = time.time(), max(1, -(-total // 10))
+    for i, item in enumerate(items, 1):
+        yield item
+        if lines and (i % step == 0 or i == total):
+            print(f'{description}: {i}/{total}, {time.time() - start:.0f} s', file=sys.stderr, flush=True)
