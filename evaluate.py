@@ -176,10 +176,10 @@ def score(args, mode, dataset, folder, ids):
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain)
-    mode, folder = open_outputs(args, dataset, ids)
     name = f'{args.experiment_name}@{args.domain}'
     path = artifacts.results_path(name, 'json')
     files.check_name(path, '--experiment_name')
+    mode, folder = open_outputs(args, dataset, ids)
     files.remove_leftovers(path, artifacts.results_path(name, 'tgz'))
 
     # The masks of test are not public: pack the predictions for the server.

@@ -18,11 +18,7 @@ from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import present_keys
 from core.models import BACKBONES, Classifier
-from core.models.batchnorm import fold_batchnorm
-from util import artifacts, flags, loaders, stage
-from util.checkpoint import load_model
-from util.devices import pick_device, to_device
-from util.parallel import BackgroundWriter
+from util import artifacts, checkpoint, flags, loaders, parallel, stage
 
 
 def parse_args(argv=None):
@@ -30,7 +26,7 @@ def parse_args(argv=None):
     flags.add_inference(parser)
     model = parser.groups['model']
     model.add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
-    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of the model')
+    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of the classifier')
     flags.add_scales(parser)
     return parser.parse_args(argv)
 
@@ -38,35 +34,33 @@ def parse_args(argv=None):
 def main(args):
     # Read the image-level labels: they say which classes get a CAM.
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
-    dataset.check_images(ids)
+    ids = dataset.ids(args.domain, with_images=True)
     labels = {image_id: dataset.read_labels(image_id) for image_id in ids}
 
     # Load the classifier.
-    device = pick_device(args.device)
-    model = Classifier(args.architecture, dataset.num_classes)
-    script = 'train_classification_with_puzzle.py'
-    model_hash = load_model(model, args.tag, '--tag', script, args.architecture)
-    model = to_device(fold_batchnorm(model), device, args.precision)
+    network = Classifier(args.architecture, dataset.num_classes)
+    source = args.tag, '--tag', 'train_classification_with_puzzle.py', args.architecture
+    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
 
-    inputs = {'model': model_hash, 'classes': dataset.class_names}
-    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, **inputs) as cams:
+    blank = []  # images with a CAM that is zero everywhere
+    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, model=model_hash) as cams:
         scales = flags.floats(args.scales)
         batches = MultiScaleDataset(dataset, ids, cams.missing, scales, args.batch_size, args.resize)
-        loader = loaders.ordered_loader(batches, None, args.num_workers, device)
-        with BackgroundWriter(args.num_workers) as writer:
-            for batch_ids, images, scaled in stage.progress(loader, 'batches of CAMs'):
+        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of CAMs')
+        with parallel.BackgroundWriter(args.num_workers) as writer:
+            for batch_ids, images, pixels in batches:
                 # Sum class maps over scales and mirror images.
-                scaled = [normalize(version.to(device, non_blocking=True)) for version in scaled]
                 present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
+                scaled = [normalize(x) for x in pixels]
                 maps = multi_scale_cam(model, scaled, present, images[0].shape[:2])
 
                 # Write the CAMs of the present classes.
                 for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):
+                    blank += [] if cam.amax((1, 2)).all() else [image_id]
                     if image_id in cams.missing:
                         keys = present_keys(labels[image_id])
                         writer.submit(cams.write_maps, image_id, keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
-    print(cams.summary())
+    stage.warn(blank, ids, 'have a CAM that is zero everywhere: the classifier does not see the class')
 
 
 if __name__ == '__main__':

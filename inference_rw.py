@@ -17,25 +17,21 @@ from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import strided_size
-from core.models import BACKBONES, AffinityNet
-from core.models.affinitynet import predict_edges
-from core.models.batchnorm import fold_batchnorm
+from core.models import BACKBONES, affinitynet
 from core.random_walk import random_walk
-from util import artifacts, flags, loaders, stage
-from util.checkpoint import load_model
-from util.devices import pick_device, to_device
-from util.parallel import BackgroundWriter
+from util import artifacts, checkpoint, flags, loaders, parallel, stage
+
+MIN_CONTRAST = 0.1  # difference between the strongest and the weakest edge of an image
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_inference(parser)
-    parser.groups['data'].add_argument(
-        '--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)'
-    )
+    data = parser.groups['data']
+    data.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)')
     model = parser.groups['model']
     model.add_argument('--model_name', type=flags.folder_name, required=True, help='model of stage 4')
-    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of the model')
+    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of AffinityNet')
     inference = parser.groups['inference']
     inference.add_argument('--beta', type=flags.real(0), default=10, help='exponent of the affinities')
     steps = 'the number of random-walk steps is 2^exp_times'
@@ -47,25 +43,26 @@ def parse_args(argv=None):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
-    dataset.check_images(ids)
+    ids = dataset.ids(args.domain, with_images=True)
     cams = artifacts.open_folder(artifacts.CAM, args.cam_dir, '--cam_dir', dataset, ids)
 
     # Load AffinityNet.
-    device = pick_device(args.device)
-    model = AffinityNet(args.architecture)
-    model_hash = load_model(model, args.model_name, '--model_name', 'train_affinitynet.py', args.architecture)
-    model = to_device(fold_batchnorm(model), device, args.precision)
+    network = affinitynet.AffinityNet(args.architecture)
+    source = args.model_name, '--model_name', 'train_affinitynet.py', args.architecture
+    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
 
     inputs = {'model': model_hash, 'cams': cams.fingerprint}
+    flat = []  # images without edges
     with artifacts.create_folder(artifacts.RANDOM_WALK, args, dataset, ids, **inputs) as random_walks:
         batches = MultiScaleDataset(dataset, ids, random_walks.missing, [1.0], args.batch_size)
-        loader = loaders.ordered_loader(batches, None, args.num_workers, device)
-        with BackgroundWriter(args.num_workers) as writer:
-            for batch_ids, images, (pixels,) in stage.progress(loader, 'batches of the random walk'):
+        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
+        with parallel.BackgroundWriter(args.num_workers) as writer:
+            for batch_ids, images, (pixels,) in batches:
                 # Predict the edges of images of one size.
                 size = strided_size(images[0].shape[:2])
-                edges = predict_edges(model, normalize(pixels.to(device, non_blocking=True)), args.image_size)
+                edges = affinitynet.predict_edges(model, normalize(pixels), args.image_size)
+                contrast = (edges.amax((1, 2)) - edges.amin((1, 2))).tolist()
+                flat += [image_id for image_id, x in zip(batch_ids, contrast, strict=True) if x < MIN_CONTRAST]
 
                 # Propagate each image's CAMs; scale them to a maximum of 1 for float16.
                 for image_id, edge in zip(batch_ids, edges, strict=True):
@@ -74,7 +71,7 @@ def main(args):
                         cam = torch.from_numpy(cam).to(device)
                         rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
                         writer.submit(random_walks.write_maps, image_id, keys, rw / (rw.max(initial=0) or 1))
-    print(random_walks.summary())
+    stage.warn(flat, ids, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
 
 
 if __name__ == '__main__':

@@ -9,25 +9,20 @@ Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iterati
 
 import torch
 
-from core import UserError
 from core.crf import crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
-from core.models import BACKBONES, SEGMENTERS, build_segmenter
-from core.models.batchnorm import fold_batchnorm
+from core.models import BACKBONES, segmenters
 from core.models.deeplab import multi_scale_logits
-from util import artifacts, flags, loaders, stage
-from util.checkpoint import load_model
-from util.devices import pick_device, to_device
-from util.parallel import BackgroundWriter
+from util import artifacts, checkpoint, flags, loaders, parallel, stage
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_inference(parser, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
-    flags.add_segmenter(parser, SEGMENTERS, BACKBONES)
+    flags.add_segmenter(parser, segmenters.SEGMENTERS, BACKBONES)
     flags.add_scales(parser)
     iterations = 'dense CRF iterations (0: no CRF)'
     parser.groups['inference'].add_argument('--iteration', type=flags.integer(0), default=10, help=iterations)
@@ -41,37 +36,28 @@ def write_prediction(predictions, image_id, image, probability, iterations):
 
 def main(args):
     # Fork the CRF's processes first: a fork is not safe once torch has threads or a GPU.
-    writer = BackgroundWriter(args.num_workers, processes=True)
+    writer = parallel.BackgroundWriter(args.num_workers, processes=True)
 
-    # Load the network.
+    # Load the segmentation network.
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
-    dataset.check_images(ids)
-    device = pick_device(args.device)
-    model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
-    model_hash = load_model(model, args.tag, '--tag', 'train_segmentation.py', flags.segmenter_name(args))
-    model = to_device(fold_batchnorm(model), device, args.precision)
+    ids, num_classes = dataset.ids(args.domain, with_images=True), dataset.num_classes + 1
+    network = segmenters.build_segmenter(args.architecture, args.backbone, num_classes, args.mode, args.use_gn)
+    source = args.tag, '--tag', 'train_segmentation.py', flags.segmenter_name(args)
+    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
 
-    inputs = {'model': model_hash, 'classes': dataset.class_names}
-    with artifacts.create_folder(artifacts.PREDICTION, args, dataset, ids, **inputs) as predictions, writer:
-        scales = flags.floats(args.scales)
-        batches = MultiScaleDataset(dataset, ids, predictions.missing, scales, args.batch_size, args.resize)
-        loader = loaders.ordered_loader(batches, None, args.num_workers, device)
-        for batch_ids, images, scaled in stage.progress(loader, 'batches of predictions'):
+    with artifacts.create_folder(artifacts.PREDICTION, args, dataset, ids, model=model_hash) as predictions, writer:
+        scales, missing = flags.floats(args.scales), predictions.missing
+        batches = MultiScaleDataset(dataset, ids, missing, scales, args.batch_size, args.resize)
+        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of predictions')
+        for batch_ids, images, pixels in batches:
             # Sum logits over scales and mirror images, then one softmax.
-            scaled = [normalize(version.to(device, non_blocking=True)) for version in scaled]
-            logits = multi_scale_logits(model, scaled, images[0].shape[:2])
-            if not torch.isfinite(logits).all():
-                raise UserError(
-                    f'{batch_ids[0]}: the logits are not finite: the model of --tag {args.tag} has diverged'
-                )
+            logits = multi_scale_logits(model, [normalize(scaled) for scaled in pixels], images[0].shape[:2])
             probabilities = torch.softmax(logits, 1).cpu().numpy()
 
             # Refine and write in the background.
             for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):
-                if image_id in predictions.missing:
+                if image_id in missing:
                     writer.submit(write_prediction, predictions, image_id, image, probability, args.iteration)
-    print(predictions.summary())
 
 
 if __name__ == '__main__':

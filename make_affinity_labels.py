@@ -7,8 +7,6 @@ Writes  experiments/predictions/{experiment_name}@aff_fg={fg}_bg={bg}/{id}.png: 
         --domain train_aug --fg_threshold 0.40 --bg_threshold 0.10 --data_dir $D
 """
 
-from functools import partial
-
 import numpy as np
 
 from core import IGNORE
@@ -21,16 +19,11 @@ from util import artifacts, flags, stage
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_output_folder(parser)
-    parser.groups['data'].add_argument(
-        '--experiment_name', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)'
-    )
-    inference = parser.groups['inference']
-    inference.add_argument(
-        '--fg_threshold', type=flags.real(0, 1), default=0.40, help='scores above are confident foreground'
-    )
-    inference.add_argument(
-        '--bg_threshold', type=flags.real(0, 1), default=0.10, help='scores below are confident background'
-    )
+    data = parser.groups['data']
+    data.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)')
+    fg, bg = 'scores above are confident foreground', 'scores below are confident background'
+    parser.groups['inference'].add_argument('--fg_threshold', type=flags.real(0, 1), default=0.40, help=fg)
+    parser.groups['inference'].add_argument('--bg_threshold', type=flags.real(0, 1), default=0.10, help=bg)
     args = parser.parse_args(argv)
     if args.fg_threshold < args.bg_threshold:
         parser.error(f'--fg_threshold {args.fg_threshold} is below --bg_threshold {args.bg_threshold}')
@@ -52,12 +45,10 @@ def make_label(image_id, args, dataset, cams):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
-    dataset.check_images(ids)
+    ids = dataset.ids(args.domain, with_images=True)
     cams = artifacts.open_folder(artifacts.CAM, args.experiment_name, '--experiment_name', dataset, ids)
     with artifacts.create_folder(artifacts.AFFINITY_LABEL, args, dataset, ids, maps=cams.fingerprint) as labels:
-        labels.write_missing_labels(partial(make_label, args=args, dataset=dataset, cams=cams), args.num_workers)
-    print(labels.summary())
+        labels.write_missing_labels(make_label, args.num_workers, args=args, dataset=dataset, cams=cams)
 
 
 if __name__ == '__main__':

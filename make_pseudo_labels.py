@@ -9,8 +9,6 @@ Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 
 On train they should then score 72.46 mIoU (paper, Table 2).
 """
 
-from functools import partial
-
 import numpy as np
 
 from core.crf import crf_from_label
@@ -22,9 +20,8 @@ from util import artifacts, flags, stage
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_output_folder(parser)
-    parser.groups['data'].add_argument(
-        '--experiment_name', type=flags.folder_name, required=True, help='folder of random-walk CAMs (stage 5)'
-    )
+    folder = 'folder of random-walk CAMs (stage 5)'
+    parser.groups['data'].add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
     inference = parser.groups['inference']
     inference.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='scores above are foreground')
     inference.add_argument('--crf_iteration', type=flags.integer(0), default=1, help='dense CRF iterations (0: no CRF)')
@@ -42,14 +39,12 @@ def make_label(image_id, args, dataset, random_walks):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
-    dataset.check_images(ids)
+    ids = dataset.ids(args.domain, with_images=True)
     kind = artifacts.RANDOM_WALK
     random_walks = artifacts.open_folder(kind, args.experiment_name, '--experiment_name', dataset, ids)
     with artifacts.create_folder(artifacts.PSEUDO_LABEL, args, dataset, ids, maps=random_walks.fingerprint) as labels:
-        make = partial(make_label, args=args, dataset=dataset, random_walks=random_walks)
-        labels.write_missing_labels(make, args.num_workers)
-    print(labels.summary())
+        inputs = {'args': args, 'dataset': dataset, 'random_walks': random_walks}
+        labels.write_missing_labels(make_label, args.num_workers, **inputs)
 
 
 if __name__ == '__main__':

@@ -13,13 +13,11 @@ from core import IGNORE, UserError
 from core.affinity import PathIndex, affinity_labels
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
-from core.data.transforms import Pipeline, RandomCrop, RandomFlip, RandomResizeLong, ResizeMask, normalize
+from core.data.transforms import normalize, training_pipeline
 from core.losses import affinity_loss
 from core.maps import strided_size
 from core.models import BACKBONES, AffinityNet, load_weights
-from util import artifacts, flags, loaders, stage, visualize
-from util.devices import devices_for, parallel, pick_device, seed_everything
-from util.optim import build_sgd
+from util import artifacts, devices, flags, loaders, optim, stage, visualize
 from util.run import Run
 
 
@@ -37,61 +35,51 @@ def parse_args(argv=None):
     return args
 
 
-def build_loader(args, dataset, labels, device):
-    """Return the training batches: labels are scaled, flipped and cropped with the image, then resized to the edges."""
-    transform = Pipeline(
-        RandomResizeLong(args.min_image_size, args.max_image_size, args.resize),
-        RandomFlip(),
-        RandomCrop(args.image_size),
-        ResizeMask(strided_size((args.image_size, args.image_size))[0]),
-    )
-    train_set = ImageDataset(dataset, 'train_aug', transform, read_mask=labels.read_label, seed=args.seed)
-    return loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
-
-
-def draw_edges(images, labels, logits, palette):
-    """Return a grid with a row of image, affinity label and edge map per image."""
-    edges = torch.sigmoid(logits[:, 0].float()).cpu().numpy()
+def draw_edges(batch, logits, palette):
+    """Return a grid with a row of image, affinity label and edge map for the first images of a batch."""
+    images, labels = batch['images'].pixels[:8].cpu().numpy(), batch['masks'][:8].cpu().numpy()
+    edges = torch.sigmoid(logits[:8, 0].detach().float()).cpu().numpy()
     rows = []
-    for image, label, edge in zip(images.numpy(), labels.numpy(), edges, strict=True):
+    for image, label, edge in zip(images, labels, edges, strict=True):
         rows.append([image, visualize.overlay_mask(image, label, palette), visualize.overlay_heatmap(image, edge)])
     return visualize.image_grid(rows)
 
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids('train_aug')
-    kind = artifacts.AFFINITY_LABEL
+    ids, kind = dataset.ids('train_aug'), artifacts.AFFINITY_LABEL
     label_maps = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
-    device = pick_device(args.device)
-    seed_everything(args.seed)
-    train_loader = build_loader(args, dataset, label_maps, device)
-    path_index = PathIndex(args.radius, strided_size((args.image_size, args.image_size)))
+    device = devices.pick_device(args.device, args.seed)
+
+    # Scale, flip and crop labels with their images, then resize them to the edge map.
+    edge_size = strided_size((args.image_size, args.image_size))
+    sizes = (args.min_image_size, args.max_image_size)
+    transform = training_pipeline(sizes, args.image_size, args.resize, mask_size=edge_size[0])
+    train_set = ImageDataset(dataset, 'train_aug', transform, read_mask=label_maps.read_label, seed=args.seed)
+    loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+    path_index = PathIndex(args.radius, edge_size)
 
     # Build AffinityNet on an ImageNet backbone (not on the classifier); only the head trains.
     model = AffinityNet(args.architecture)
     load_weights(model.backbone, args.architecture, args.weights)
-    optimizer, schedule = build_sgd(model.head.parameters(), args, args.max_epoch * len(train_loader))
-    model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
+    optimizer, schedule = optim.build_sgd(model.head.parameters(), args, args.max_epoch * len(loader))
+    num_devices = devices.devices_for(args.batch_size, device)
+    model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': args.architecture, 'classes': dataset.class_names}
-    inputs = {'classes': dataset.class_names, 'labels': label_maps.fingerprint}
-    with Run(args, train_loader, model, optimizer, schedule, meta, **inputs) as run:
+    with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps.fingerprint) as run:
         for _ in run.epochs():
-            for batch in run.batches():
-                images = normalize(batch['images'].to(device, non_blocking=True))
-                labels = batch['masks'].to(device, non_blocking=True)
-
+            for batch in run.batches(device):
                 # Label each pair by its two ends; its affinity is 1 - the largest edge between them.
-                logits = model(images)
+                logits = model(normalize(batch['images']))
                 affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
-                run.step(affinity_loss(affinity, *affinity_labels(labels, path_index, dataset.num_classes)))
+                pairs = affinity_labels(batch['masks'], path_index, dataset.num_classes)
+                run.step(affinity_loss(affinity, *pairs))
 
             if not any(value for _, value in run.log.curves['loss']):
                 raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}, nothing to learn')
-            grid = draw_edges(batch['images'].pixels[:8], batch['masks'][:8], logits[:8].detach(), dataset.palette)
-            run.end_epoch(edges=grid)
+            run.end_epoch(edges=draw_edges(batch, logits, dataset.palette))
 
 
 if __name__ == '__main__':

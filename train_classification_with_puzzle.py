@@ -13,19 +13,16 @@ The CAMs of stage 2 should then score 61.85 mIoU on train (paper, Table 2).
 import numpy as np
 import torch
 
-from core import STRIDE
+from core import STRIDE, puzzle
 from core.cam import make_cam
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
-from core.data.transforms import Augment, Pipeline, RandomCrop, RandomFlip, RandomResizeLong, TopLeftCrop, normalize
+from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
 from core.losses import alpha_at, classification_loss, confidence_loss, reconstruction_loss
 from core.metrics import ThresholdSweep
 from core.models import BACKBONES, Classifier, load_weights
 from core.models.batchnorm import forward_in_replicas
-from core.puzzle import check_puzzle, merge, tile
-from util import flags, loaders, stage, visualize
-from util.devices import devices_for, parallel, pick_device, seed_everything
-from util.optim import build_sgd, parameter_groups
+from util import devices, flags, loaders, optim, stage, visualize
 from util.run import Run
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
@@ -66,19 +63,15 @@ def parse_args(argv=None):
     if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
         parser.error(f'--batch_size {args.batch_size}: --bn_replicas {args.bn_replicas} need 2 images each')
     with parser.blaming('--image_size'):
-        check_puzzle(args.image_size, args.num_pieces)
+        puzzle.check_puzzle(args.image_size, args.num_pieces)
     return args
 
 
 def build_loaders(args, dataset, device):
     """Return the batches to train on, and those whose CAMs are scored after each epoch."""
-    train_transform = Pipeline(
-        RandomResizeLong(args.min_image_size, args.max_image_size, args.resize),
-        RandomFlip(),
-        Augment(args.augment.split(',')),
-        RandomCrop(args.image_size),
-    )
-    train_set = ImageDataset(dataset, 'train_aug', train_transform, with_labels=True, seed=args.seed)
+    sizes, augmentations = (args.min_image_size, args.max_image_size), args.augment.split(',')
+    transform = training_pipeline(sizes, args.image_size, args.resize, augmentations)
+    train_set = ImageDataset(dataset, 'train_aug', transform, with_labels=True, seed=args.seed)
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
     # CAMs are scored on the top-left crop against ground-truth masks.
@@ -95,8 +88,8 @@ def compute_losses(model, images, labels, args, replicas_per_device):
     losses = {'cl': classification_loss(logits, labels)}
     if terms == ['cl']:
         return losses
-    tile_logits, tile_maps = forward_in_replicas(model, tile(images, args.num_pieces), replicas_per_device)
-    merged = merge(tile_maps, args.num_pieces)
+    tile_logits, tile_maps = forward_in_replicas(model, puzzle.tile(images, args.num_pieces), replicas_per_device)
+    merged = puzzle.merge(tile_maps, args.num_pieces)
     if 'pcl' in terms:
         losses['pcl'] = classification_loss(merged.mean((2, 3)), labels)
     if 're' in terms:
@@ -130,28 +123,27 @@ def score_cams(model, loader, dataset, device):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    device = pick_device(args.device)
-    seed_everything(args.seed)
+    device = devices.pick_device(args.device, args.seed)
     train_loader, score_loader = build_loaders(args, dataset, device)
 
     # Share the BatchNorm replicas of a batch among the GPUs; each GPU runs its own one after the other.
     replicas = args.bn_replicas if args.mode == 'normal' else args.batch_size
-    devices = devices_for(replicas, device)
-    replicas_per_device = replicas // devices if args.mode == 'normal' else 1
+    num_devices = devices.devices_for(replicas, device)
+    replicas_per_device = replicas // num_devices if args.mode == 'normal' else 1
 
     # Build the classifier on an ImageNet backbone.
     model = Classifier(args.architecture, dataset.num_classes, args.mode)
     load_weights(model.backbone, args.architecture, args.weights)
-    optimizer, schedule = build_sgd(parameter_groups(model, args.lr, args.wd), args, args.max_epoch * len(train_loader))
-    model = parallel(model, device, devices, args.precision).train()
+    groups = optim.parameter_groups(model, args.lr, args.wd)
+    optimizer, schedule = optim.build_sgd(groups, args, args.max_epoch * len(train_loader))
+    model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': args.architecture, 'classes': dataset.class_names}
     with Run(args, train_loader, model, optimizer, schedule, meta) as run:
         for _ in run.epochs():
-            for batch in run.batches():
-                images = normalize(batch['images'].to(device, non_blocking=True))
-                labels = batch['labels'].to(device, non_blocking=True)
+            for batch in run.batches(device):
+                images, labels = normalize(batch['images']), batch['labels']
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf
                 losses = compute_losses(model, images, labels, args, replicas_per_device)

@@ -17,12 +17,10 @@ import torch.nn.functional as F
 from core import IGNORE
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
-from core.data.transforms import Pipeline, RandomCrop, RandomFlip, RandomResizeLong, TopLeftCrop, normalize
+from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
 from core.metrics import ConfusionMatrix
 from core.models import BACKBONES, SEGMENTERS, build_segmenter, load_weights
-from util import artifacts, flags, loaders, stage, visualize
-from util.devices import devices_for, parallel, pick_device, seed_everything
-from util.optim import build_sgd, parameter_groups
+from util import artifacts, devices, flags, loaders, optim, stage, visualize
 from util.run import Run
 
 
@@ -41,11 +39,7 @@ def parse_args(argv=None):
 
 def build_loaders(args, dataset, pseudo_labels, device):
     """Return the batches to train on, and those of val that are scored after each epoch."""
-    transform = Pipeline(
-        RandomResizeLong(args.min_image_size, args.max_image_size, args.resize),
-        RandomFlip(),
-        RandomCrop(args.image_size),
-    )
+    transform = training_pipeline((args.min_image_size, args.max_image_size), args.image_size, args.resize)
     train_set = ImageDataset(dataset, 'train_aug', transform, read_mask=pseudo_labels.read_label, seed=args.seed)
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
@@ -77,30 +71,26 @@ def score_predictions(model, loader, dataset, device):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids('train_aug')
-    kind = artifacts.PSEUDO_LABEL
+    ids, kind = dataset.ids('train_aug'), artifacts.PSEUDO_LABEL
     pseudo_labels = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
-    device = pick_device(args.device)
-    seed_everything(args.seed)
+    device = devices.pick_device(args.device, args.seed)
     train_loader, score_loader = build_loaders(args, dataset, pseudo_labels, device)
 
     # Build the network on an ImageNet backbone.
     model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
     load_weights(model.backbone, args.backbone, args.weights)
-    optimizer, schedule = build_sgd(parameter_groups(model, args.lr, args.wd), args, args.max_epoch * len(train_loader))
-    model = parallel(model, device, devices_for(args.batch_size, device), args.precision).train()
+    iterations = args.max_epoch * len(train_loader)
+    optimizer, schedule = optim.build_sgd(optim.parameter_groups(model, args.lr, args.wd), args, iterations)
+    model = devices.parallel(model, device, devices.devices_for(args.batch_size, device), args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': flags.segmenter_name(args), 'classes': dataset.class_names}
-    inputs = {'classes': dataset.class_names, 'labels': pseudo_labels.fingerprint}
-    with Run(args, train_loader, model, optimizer, schedule, meta, **inputs) as run:
+    with Run(args, train_loader, model, optimizer, schedule, meta, labels=pseudo_labels.fingerprint) as run:
         for _ in run.epochs():
-            for batch in run.batches():
-                images = normalize(batch['images'].to(device, non_blocking=True))
-                labels = batch['masks'].to(device, non_blocking=True).long()
+            for batch in run.batches(device):
+                logits, labels = model(normalize(batch['images'])), batch['masks'].long()
 
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.
-                logits = model(images)
                 if logits.shape[2:] != labels.shape[1:]:
                     labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
                 run.step(F.cross_entropy(logits, labels, ignore_index=IGNORE))

@@ -1,59 +1,95 @@
-"""What benchmarks/run.py times: data, and for each stage a case, which sets up and returns the work of either way."""
+"""The data and the cases of benchmarks/run.py.
 
-import io
-import json
+A case is a function that sets up one implementation, 'reference' or 'ours', and returns the work to be timed.
+"""
+
+import dataclasses
 import os
 import time
 from argparse import Namespace
-from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import cv2
 import numpy as np
-from tools.files import write_cam, write_rw
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import evaluate
+import inference_classification
+import inference_segmentation
+import make_affinity_labels
+import make_pseudo_labels
+import train_classification_with_puzzle as stage1
+from benchmarks import reference
+from core.affinity import PathIndex, affinity_labels
+from core.data.dataset import Dataset, open_dataset
+from core.data.images import read_image
+from core.data.transforms import PaddedCrop, Pipeline, RandomCrop, RandomFlip, RandomResizeLong, normalize
+from core.losses import affinity_loss
+from core.maps import present_keys, strided_size, upsample_rw
+from core.models import AffinityNet, Classifier, DeepLabV3Plus
+from core.random_walk import random_walk
+from tools import make_demo_data
+from util import artifacts, parallel
+from util.checkpoint import save_model
+from util.devices import pick_device, to_device
+from util.files import write_json
+from util.loaders import init_worker
+
+SCALES = [0.5, 1.0, 1.5, 2.0]
 
 # Data: drawn scenes at VOC's size, with CAMs made from their masks --------------------------------------------------
 
 
-def draw_data(folder: Path, count: int = 12) -> tuple[object, list[str]]:
-    """A data set of 500-pixel scenes with CAMs and walked CAMs as kept here, and as the plain way has them."""
-    import cv2
-    from core.datasets import load_info, mask_path, read_labels, read_mask, xml_path
-
-    from core.maps import finish_walk, strided_size
-    from tools import make_demo_data
-
-    os.chdir(folder)
-    options = ['--out', 'data', '--num_train_aug', str(count), '--num_train', str(count), '--num_val', '1']
-    if not Path('data/dataset.json').is_file():
-        make_demo_data.main(make_demo_data.parse_args([*options, '--size', '500']))
-    info = load_info('data/dataset.json')
-    ids = info.ids('train')
+def draw_data(folder: Path, count: int = 12) -> None:
+    """Draw 500-pixel scenes with CAMs and random-walk CAMs, once in our files and once as the reference reads them."""
+    sizes = ['--num_train_aug', str(count), '--num_train', str(count), '--num_val', '1', '--size', '500']
+    with silence():
+        make_demo_data.main(make_demo_data.parse_args(['--out', str(folder / 'data'), *sizes]))
+    dataset, ids = open_data(folder)
+    cams, random_walks = open_maps(folder, dataset, ids)
+    (folder / 'reference').mkdir()
     for image_id in ids:
-        mask = read_mask(mask_path('data', image_id), info.num_classes)
-        labels = read_labels(xml_path('data', image_id), info)
-        keys = np.concatenate([[0], np.flatnonzero(labels) + 1])
+        mask, keys = dataset.read_mask(image_id), present_keys(dataset.read_labels(image_id))
         hr_cam = np.stack([cv2.GaussianBlur((mask == key).astype(np.float32), (0, 0), 25) for key in keys[1:]])
         hr_cam /= hr_cam.max((1, 2), keepdims=True) + 1e-5
         rows, columns = strided_size(mask.shape)
-        cam = np.stack([cv2.resize(x, (columns, rows)) for x in hr_cam])
-        write_cam(Path(f'cams/{image_id}.npz'), keys, cam, hr_cam)
-        write_rw(Path(f'walked/{image_id}.npz'), keys, cam)
-        buffer = Path(f'plain/{image_id}.npz')
-        buffer.parent.mkdir(exist_ok=True)
-        np.savez(buffer, keys=keys, cam=cam, hr_cam=hr_cam, rw=finish_walk(cam, mask.shape))
-    return info, ids
+        cam = np.stack([cv2.resize(scores, (columns, rows)) for scores in hr_cam])
+        cams.write_maps(image_id, keys, cam, hr_cam)
+        random_walks.write_maps(image_id, keys, cam)
+        rw = upsample_rw(cam, mask.shape)
+        np.savez(folder / 'reference' / f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam, rw=rw)
 
 
-# Cases: each sets up and returns what is to be timed ----------------------------------------------------------------
+def open_data(folder: Path) -> tuple[Dataset, list[str]]:
+    """Return the drawn data set and the ids of the scenes that have CAMs."""
+    dataset = open_dataset(folder / 'data' / 'dataset.json', folder / 'data')
+    return dataset, dataset.ids('train')
 
 
-def random_walk_case(way, device, shape):
-    import torch
+def open_maps(folder: Path, dataset: Dataset, ids: list[str]) -> tuple[artifacts.Folder, artifacts.Folder]:
+    """Return the folders of CAMs and of random-walk CAMs."""
+    return (
+        artifacts.Folder(artifacts.CAM, folder / 'cams', dataset, ids),
+        artifacts.Folder(artifacts.RANDOM_WALK, folder / 'random_walks', dataset, ids),
+    )
 
-    from benchmarks import reference
-    from core.random_walk import random_walk
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop what is printed inside."""
+    with open(os.devnull, 'w') as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
+
+
+# Cases --------------------------------------------------------------------------------------------------------------
+
+
+def random_walk_case(way: str, device: str, shape: tuple[int, int]) -> Callable:
     torch.set_flush_denormal(True)  # without it the dense form takes over half an hour
     generator = torch.Generator().manual_seed(0)
     edge = (torch.rand(shape, generator=generator) * 0.5).to(device)
@@ -62,25 +98,21 @@ def random_walk_case(way, device, shape):
     return lambda: finished(walk(cam, edge), device)
 
 
-def pairs_case(way, device, what):
-    import torch
-
-    from benchmarks import reference
-    from core.affinity import PathIndex, affinity_labels
-
+def pairs_case(way: str, device: str, what: str) -> Callable:
+    """The affinities of pixel pairs ('edges') or their labels ('labels')."""
     generator = torch.Generator().manual_seed(0)
     edge = torch.rand(8, 128, 128, generator=generator).to(device).requires_grad_()
     label = torch.randint(0, 21, (8, 128, 128), generator=generator, dtype=torch.uint8).to(device)
     index = PathIndex(10, 128)
     sources, groups = reference.path_indices(10, (128, 128))
-    groups_there = [group.to(device) for group in groups]
+    groups_on_device = [group.to(device) for group in groups]
 
     def edges():
         edge.grad = None
         if way == 'ours':
             affinity = index.edge_to_affinity(edge)
         else:
-            affinity = reference.edge_to_affinity(edge, groups_there)
+            affinity = reference.edge_to_affinity(edge, groups_on_device)
         affinity.sum().backward()
         finished(edge.grad, device)
 
@@ -93,127 +125,144 @@ def pairs_case(way, device, what):
     return {'edges': edges, 'labels': labels}[what]
 
 
-def labels_case(way, device, folder, what, workers):
-    from core.datasets import image_path
-    from PIL import Image
+def labels_case(way: str, device: str, folder: Path, what: str, workers: int) -> Callable:
+    """Stage 3 ('affinity') or stage 6 ('pseudo')."""
+    dataset, ids = open_data(folder)
+    cams, random_walks = open_maps(folder, dataset, ids)
+    ids = ids * 3  # in a shorter list the wait for the last image would count too much
+    args = Namespace(fg_threshold=0.40, bg_threshold=0.10, threshold=0.35, crf_iteration=1)
 
-    import make_affinity_labels
-    import make_pseudo_labels
-    from benchmarks import reference
-    from tools import stage
-
-    info, ids = draw_data(folder)
-    ids = ids * 3  # a list so short that one worker waits for the other's last image says little
-    args = Namespace(data_dir='data', fg_threshold=0.40, bg_threshold=0.10, threshold=0.35, crf_iteration=1)
-
-    def plain():
+    def run_reference():
         for image_id in ids:
-            image = np.array(Image.open(image_path('data', image_id)))
-            with np.load(f'plain/{image_id}.npz') as file:
+            image = np.array(Image.open(dataset.image_path(image_id)))
+            with np.load(folder / 'reference' / f'{image_id}.npz') as file:
                 keys, hr_cam, rw = file['keys'], file['hr_cam'], file['rw']
             if what == 'affinity':
                 label = reference.affinity_label(image, keys, hr_cam)
             else:
-                index = reference.predict(np.arange(len(keys)), rw, 0.35)
-                label = keys[reference.crf_from_label(image, index, len(keys), 1)]
-            Image.fromarray(label.astype(np.uint8)).save(f'{image_id}.png')
+                index = reference.threshold_cams(np.arange(len(keys)), rw, args.threshold)
+                label = keys[reference.crf_from_label(image, index, len(keys), args.crf_iteration)]
+            Image.fromarray(label.astype(np.uint8)).save(folder / f'{image_id}.png')
 
-    def ours():
-        if what == 'affinity':
-            make = partial(make_affinity_labels.make_label, args=args, info=info, cams=Path('cams'), folder=Path('out'))
-        else:
-            make = partial(
-                make_pseudo_labels.make_label, args=args, info=info, walked=Path('walked'), folder=Path('out')
-            )
-        list(stage.each(make, ids, workers, what))
+    kind = artifacts.AFFINITY_LABEL if what == 'affinity' else artifacts.PSEUDO_LABEL
+    labels = artifacts.Folder(kind, folder / 'labels', dataset, ids)
+    labels.missing = set(ids)
 
-    return plain if way == 'plain' else ours
-
-
-def evaluate_case(way, device, folder, workers):
-    import evaluate
-    from benchmarks import reference
-
-    info, ids = draw_data(folder)
-    info, ids = Namespace(**{**vars(info), 'num_classes': 20}), ids * 4  # as many classes as VOC has
-    thresholds = [round(0.05 * i, 2) for i in range(1, 16)]
-    if way == 'plain':
-        return lambda: reference.sweep(Path('plain'), Path('data/SegmentationClass'), ids, 21, thresholds)
-    args = Namespace(data_dir='data', max_th=0.5, threshold=None, num_workers=workers)
-    return lambda: evaluate.count(args, 'npy', Path('cams'), ids, info)
-
-
-def inference_case(way, device, folder, what, network, count, precision='fp32'):
-    """Stage 2 ('cam') or stage 8 ('segmentation') as a whole, the model lying ready."""
-    import torch
-    from core.datasets import image_path, read_labels, xml_path
-    from core.networks import Classifier, DeepLabV3Plus
-    from PIL import Image
-    from tools.checkpoint import save_model
-    from tools.experiment import model_path
-
-    import inference_classification
-    import inference_segmentation
-    from benchmarks import reference
-
-    info, ids = draw_data(folder)
-    ids, scales = ids[:count], [0.5, 1.0, 1.5, 2.0]
-    Path('data/some.txt').write_text('\n'.join(ids))
-    lists = json.loads(Path('data/dataset.json').read_text())
-    Path('data/some.json').write_text(json.dumps({**lists, 'lists': {'train': 'some.txt', 'val': 'some.txt'}}))
-    torch.manual_seed(0)
-    cams = what == 'cam'
-    model = Classifier(network, info.num_classes) if cams else DeepLabV3Plus(network, info.num_classes + 1)
-    words = '--data_dir data --dataset data/some.json --num_workers 2 --tag timed --overwrite'.split()
-    words += ['--device', device, '--precision', precision, '--architecture' if cams else '--backbone', network]
-    stage, work = (
-        (inference_classification, 'multi_scale_cam') if cams else (inference_segmentation, 'multi_scale_logits')
-    )
-
-    def plain():
-        for image_id in ids:
-            image = Image.open(image_path('data', image_id)).convert('RGB')
-            if cams:
-                labels = read_labels(xml_path('data', image_id), info)
-                keys, cam, hr_cam = reference.multi_scale_cam(model, image, labels, scales)
-                np.savez(f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam)
+    def run_ours():
+        with silence():
+            if what == 'affinity':
+                make = make_affinity_labels.make_label
+                labels.write_missing_labels(make, workers, args=args, dataset=dataset, cams=cams)
             else:
-                label = reference.segmentation(model, image, scales, 10)
-                Image.fromarray(label.astype(np.uint8)).save(f'{image_id}.png')
+                make = make_pseudo_labels.make_label
+                labels.write_missing_labels(make, workers, args=args, dataset=dataset, random_walks=random_walks)
 
-    if way == 'plain':
+    return run_ours if way == 'ours' else run_reference
+
+
+def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable:
+    """The threshold sweep of stage 9."""
+    dataset, ids = open_data(folder)
+    dataset = dataclasses.replace(dataset, class_names=tuple(map(str, range(20))))  # as many as VOC has
+    ids = ids * 4
+    cams, _ = open_maps(folder, dataset, ids)
+    thresholds = [round(0.05 * i, 2) for i in range(1, 16)]
+    args = Namespace(max_th=0.5, threshold=None, num_workers=workers)
+
+    def run_ours():
+        with silence():
+            return evaluate.count_pixels(args, 'npy', dataset, cams, ids)
+
+    if way == 'ours':
+        return run_ours
+    masks = folder / 'data' / 'SegmentationClass'
+    return lambda: reference.sweep(folder / 'reference', masks, ids, 21, thresholds)
+
+
+def inference_case(
+    way: str, device: str, folder: Path, what: str, network: str, count: int, precision: str = 'fp32'
+) -> Callable:
+    """The full stage 2 ('cam') or stage 8 ('segmentation'), with a model of random weights."""
+    dataset, ids = open_data(folder)
+    ids = ids[:count]
+    torch.manual_seed(0)
+    if what == 'cam':
+        model = Classifier(network, dataset.num_classes)
+    else:
+        model = DeepLabV3Plus(network, dataset.num_classes + 1)
+
+    def run_reference():
+        for image_id in ids:
+            image = Image.open(dataset.image_path(image_id)).convert('RGB')
+            if what == 'cam':
+                labels = dataset.read_labels(image_id)
+                keys, cam, hr_cam = reference.multi_scale_cam(model, image, labels, SCALES)
+                np.savez(folder / f'{image_id}.npz', keys=keys, cam=cam, hr_cam=hr_cam)
+            else:
+                label = reference.segmentation(model, image, SCALES, 10)
+                Image.fromarray(label.astype(np.uint8)).save(folder / f'{image_id}.png')
+
+    if way == 'reference':
         model = model.eval().to(device)
-        return plain
-    save_model(model, model_path('timed'), architecture=network if cams else f'DeepLabv3+ {network} GN')
-    args = stage.parse_args([*words, *(['--domain', 'train'] if cams else [])])
-    busy = Busy(device)
-    setattr(stage, work, busy.watch(getattr(stage, work)))
+        return run_reference
+    return set_up_stage(device, folder, what, network, ids, precision, model)
 
-    def ours():
+
+def set_up_stage(
+    device: str, folder: Path, what: str, network: str, ids: list[str], precision: str, model: torch.nn.Module
+) -> Callable:
+    """Return a run of stage 2 or 8 over some ids, which returns the seconds that the network was busy."""
+    # The stage reads and writes experiments/ in the working directory.
+    os.chdir(folder)
+    Path('data/some.txt').write_text('\n'.join(ids))
+    classes = open_data(Path())[0].class_names
+    write_json(Path('data/some.json'), {'classes': classes, 'lists': {'train': 'some.txt', 'val': 'some.txt'}})
+    line = '--data_dir data --dataset data/some.json --num_workers 2 --tag timed --overwrite'.split()
+    line += ['--device', device, '--precision', precision]
+    if what == 'cam':
+        script, function, meta = inference_classification, 'multi_scale_cam', network
+        args = script.parse_args([*line, '--architecture', network, '--domain', 'train'])
+    else:
+        script, function, meta = inference_segmentation, 'multi_scale_logits', f'DeepLabv3+ {network} GN'
+        args = script.parse_args([*line, '--backbone', network])
+        if device.startswith('cuda'):
+            writer = LastingWriter(args.num_workers, processes=True)
+            parallel.BackgroundWriter = lambda workers, processes: writer
+    save_model(model, artifacts.model_path('timed'), architecture=meta)
+    busy = BusyTime(device)
+    setattr(script, function, busy.watch(getattr(script, function)))
+
+    def run_ours():
         busy.reset()
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            stage.main(args)
+        with silence():
+            script.main(args)
         return busy.seconds()
 
-    return ours
+    return run_ours
 
 
-class Busy:
-    """How long a device works on the calls of a function: they return before a GPU is done."""
+class LastingWriter(parallel.BackgroundWriter):
+    """Keeps its processes after a run of the stage: it cannot fork others once the GPU is in use."""
+
+    def __exit__(self, kind, *_):
+        while self.waiting and kind is None:
+            self._take()
+
+
+class BusyTime:
+    """Sums the time that the device spends in calls of a function, which return before a GPU has finished."""
 
     def __init__(self, device: str):
         self.on_gpu, self.spans = device.startswith('cuda'), []
 
     def now(self):
-        import torch
-
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def watch(self, function):
+    def watch(self, function: Callable) -> Callable:
         def watched(*arguments):
             start = self.now()
             result = function(*arguments)
@@ -222,100 +271,104 @@ class Busy:
 
         return watched
 
-    def reset(self):
+    def reset(self) -> None:
         self.spans.clear()
 
-    def seconds(self):
+    def seconds(self) -> float:
         if not self.on_gpu:
             return sum(end - start for start, end in self.spans)
         return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
 
 
-def loader_case(way, device, folder, normalise, resize='pillow'):
-    import torch
-    from core.datasets import image_path, read_image
-    from core.transforms import Pipeline, RandomCrop, RandomFlip, RandomLongerSide, Window, network_input
-    from tools.device import init_worker
-
-    from benchmarks import reference
-
-    _, ids = draw_data(folder)
-    paths = [image_path('data', image_id) for image_id in ids]
+def loader_case(way: str, device: str, folder: Path, normalised: bool, resize: str = 'pillow') -> Callable:
+    """The samples of the training set: decode, resize, flip, crop."""
+    dataset, ids = open_data(folder)
+    paths = [dataset.image_path(image_id) for image_id in ids]
     sides = np.random.default_rng(0).integers(320, 641, len(ids))
-    if way == 'plain':
+    if way == 'reference':
         torch.set_num_threads(1)
-        place = ((0, 0), (0, 0))
+        offsets = ((0, 0), (0, 0))
         rows = list(zip(paths, sides, strict=True))
-        return lambda: [reference.train_sample(path, int(side), side % 2, place) for path, side in rows]
+        return lambda: [reference.train_sample(path, int(side), side % 2, offsets) for path, side in rows]
     init_worker(0)
-    # The same longer sides as above; where image and crop lie takes no time.
+    # The same longer sides as above. Where the crop is taken does not affect the time.
     pipelines = [
-        Pipeline(RandomLongerSide(side, side, resize), RandomFlip(), RandomCrop(512)) for side in map(int, sides)
+        Pipeline(RandomResizeLong(side, side, resize), RandomFlip(), RandomCrop(512)) for side in map(int, sides)
     ]
 
-    def ours():
+    def run_ours():
         for i, (path, pipeline) in enumerate(zip(paths, pipelines, strict=True)):
             image, _ = pipeline(read_image(path), None, (0, 0, i))
-            if normalise:
-                network_input(Window(image.pixels[None], image.box[None]))
+            if normalised:
+                normalize(PaddedCrop(image.pixels[None], image.box[None]))
 
-    return ours
+    return run_ours
 
 
-def train_case(way, device, what, network='mobilenet_v2', size=256, batch=4, precision='fp32'):
-    """Loss and gradients of stages 1 (with its tiles), 4 or 7. Plain: channels first; 4 and 7 look for anomalies."""
-    import torch
-    import torch.nn.functional as F
-    from core.networks import AffinityNet, Classifier, DeepLabV3Plus
-    from tools.device import pick_device, place
+def train_case(
+    way: str,
+    device: str,
+    what: str,
+    network: str = 'mobilenet_v2',
+    size: int = 256,
+    batch: int = 4,
+    precision: str = 'fp32',
+) -> Callable:
+    """Loss and gradients of stage 1 with its tiles ('classifier'), stage 4 ('affinitynet') or stage 7 ('deeplab').
 
-    import train_classification_with_puzzle as stage1
-    from core.affinity import PathIndex, affinity_labels
-    from core.losses import affinity_loss
-
+    The reference is not channels last, and runs stages 4 and 7 under anomaly detection.
+    """
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
-    makers = {'classifier': Classifier, 'affinitynet': AffinityNet, 'deeplab': DeepLabV3Plus}
-    model = makers[what](network).to(device).train()
+    build = {
+        'classifier': lambda: Classifier(network, 20),
+        'affinitynet': lambda: AffinityNet(network),
+        'deeplab': lambda: DeepLabV3Plus(network, 21),
+    }
+    model = build[what]().to(device).train()
     if way == 'ours':
-        model = place(model, pick_device(device), precision)
-    torch.autograd.set_detect_anomaly(way == 'plain' and what != 'classifier')
-    if what == 'affinitynet':
-        index = PathIndex(10, size // 4)
-        label = torch.randint(0, 21, (batch, size // 4, size // 4), dtype=torch.uint8, device=device)
-
-        def loss_of():
-            affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
-            return affinity_loss(affinity, *affinity_labels(label, index, 20))
-
-    elif what == 'deeplab':
-        label = torch.randint(0, 21, (batch, size, size), device=device)
-
-        def loss_of():
-            return F.cross_entropy(model(images), label, ignore_index=255)
-
-    else:
-        options = Namespace(
-            loss_option='cl_pcl_re', num_pieces=4, level='feature', re_loss='L1_Loss', re_loss_option='masking'
-        )
-        labels = (torch.rand(batch, 20, device=device) < 0.1).float()
-
-        def loss_of():
-            return sum(stage1.losses_of(model, images, labels, options, 1).values())
+        model = to_device(model, pick_device(device), precision)
+    torch.autograd.set_detect_anomaly(way == 'reference' and what != 'classifier')
+    compute_loss = {'classifier': classifier_loss, 'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what](
+        model, images
+    )
 
     def step():
         model.zero_grad()
-        loss = loss_of()
+        loss = compute_loss()
         loss.backward()
         finished(loss, device)
 
     return step
 
 
-def finished(tensor, device):
-    """Wait for a GPU."""
-    if str(device).startswith('cuda'):
-        import torch
+def classifier_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    args = Namespace(
+        loss_option='cl_pcl_re', num_pieces=4, level='feature', re_loss='L1_Loss', re_loss_option='masking'
+    )
+    labels = (torch.rand(len(images), 20, device=images.device) < 0.1).float()
+    return lambda: sum(stage1.compute_losses(model, images, labels, args, 1).values())
 
+
+def affinitynet_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    side = images.shape[-1] // 4
+    index = PathIndex(10, side)
+    label = torch.randint(0, 21, (len(images), side, side), dtype=torch.uint8, device=images.device)
+
+    def compute():
+        affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
+        return affinity_loss(affinity, *affinity_labels(label, index, 20))
+
+    return compute
+
+
+def deeplab_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    label = torch.randint(0, 21, (len(images), *images.shape[2:]), device=images.device)
+    return lambda: F.cross_entropy(model(images), label, ignore_index=255)
+
+
+def finished(tensor: Tensor, device: str) -> Tensor:
+    """Wait for a GPU."""
+    if device.startswith('cuda'):
         torch.cuda.synchronize()
     return tensor

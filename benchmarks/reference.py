@@ -1,14 +1,16 @@
-"""The plain way of each stage, as METHOD describes it and the published code does it: what run.py measures against.
+"""Reference implementation of each stage, close to the published code. benchmarks/run.py times the stages against it.
 
-Written to be read, not to be fast; tests/test_benchmarks.py shows that the stages compute the same.
+Written to be read, not to be fast. tests/test_benchmarks.py shows that the stages compute the same.
 """
 
 import io
 
 import numpy as np
+import pydensecrf.densecrf as dcrf
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydensecrf.utils import unary_from_labels, unary_from_softmax
 
 from core.affinity import search_paths
 
@@ -16,7 +18,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def path_indices(radius, size):
-    """Index tensors of PathIndex: per group of equal length (directions, points, sources), the far end first."""
+    """Return the sources and, per path length, an index tensor (directions, points, sources); far ends come first."""
     h, w = size
     rows, columns = np.mgrid[: h - (radius - 1), radius - 1 : w - (radius - 1)]
     groups = {}
@@ -27,13 +29,13 @@ def path_indices(radius, size):
 
 
 def edge_to_affinity(edge, groups):
-    """(N, h, w) -> (N, directions, sources): gather every point of every path, take the maximum."""
+    """Gather every point of every path and take the maximum: (N, h, w) -> (N, directions, sources)."""
     flat = edge.flatten(1)
     return 1 - torch.cat([flat[:, group].amax(2) for group in groups], 1)
 
 
 def affinity_pairs(label, sources, groups):
-    """(h, w) label -> bg_pos, fg_pos, neg as float32 (directions, sources), as they travel in the published loader."""
+    """Return bg_pos, fg_pos and neg of a label map (h, w), float32 (directions, sources) as in the published loader."""
     flat = label.flatten().long()
     source = flat[torch.from_numpy(sources)][None]
     target = torch.cat([flat[group[:, 0]] for group in groups])
@@ -43,7 +45,7 @@ def affinity_pairs(label, sources, groups):
 
 
 def random_walk(cam, edge, radius=5, beta=10, exp_times=8):
-    """(K, h, w), (h, w) -> (K, h, w): the dense transition matrix, squared exp_times times, in cam's dtype."""
+    """Square the dense transition matrix exp_times times, in cam's dtype: (K, h, w), (h, w) -> (K, h, w)."""
     k, h, w = cam.shape
     padded = F.pad(edge[None], (radius, radius, 0, radius), value=1.0)
     size = tuple(padded.shape[1:])
@@ -66,10 +68,7 @@ def random_walk(cam, edge, radius=5, beta=10, exp_times=8):
 
 
 def crf_from_label(image, label, num_labels, iterations):
-    """A lattice for every label map."""
-    import pydensecrf.densecrf as dcrf
-    from pydensecrf.utils import unary_from_labels
-
+    """Refine one label map (h, w), with a lattice of its own."""
     h, w = image.shape[:2]
     crf = dcrf.DenseCRF2D(w, h, num_labels)
     crf.setUnaryEnergy(unary_from_labels(label, num_labels, gt_prob=0.7, zero_unsure=False))
@@ -78,14 +77,14 @@ def crf_from_label(image, label, num_labels, iterations):
     return np.argmax(crf.inference(iterations), 0).reshape(h, w)
 
 
-def predict(keys, maps, threshold):
-    """(h, w) classes."""
+def threshold_cams(keys, maps, threshold):
+    """Return the class of each pixel (h, w)."""
     background = np.full((1, *maps.shape[1:]), threshold, np.float32)
     return keys[np.argmax(np.concatenate([background, maps]), 0)]
 
 
 def affinity_label(image, keys, hr_cam, fg_threshold=0.40, bg_threshold=0.10):
-    """(h, w) affinity label."""
+    """Return the affinity label (h, w)."""
     background = np.full((1, *hr_cam.shape[1:]), fg_threshold, np.float32)
     fg = crf_from_label(image, np.argmax(np.concatenate([background, hr_cam]), 0), len(keys), 10)
     background = np.full((1, *hr_cam.shape[1:]), bg_threshold, np.float32)
@@ -97,7 +96,7 @@ def affinity_label(image, keys, hr_cam, fg_threshold=0.40, bg_threshold=0.10):
 
 
 def sweep(folder, masks, ids, num_classes, thresholds, name='hr_cam'):
-    """{threshold: (T, P, TP)}: every file read and every pixel scanned three times a class, for each threshold."""
+    """Return {threshold: (T, P, TP)}: per threshold read every file, and scan every pixel three times per class."""
     found = {}
     for threshold in thresholds:
         counts = np.zeros((3, num_classes), np.int64)
@@ -105,7 +104,7 @@ def sweep(folder, masks, ids, num_classes, thresholds, name='hr_cam'):
             with np.load(folder / f'{image_id}.npz') as file:
                 keys, maps = file['keys'], file[name]
             mask = np.array(Image.open(masks / f'{image_id}.png'))
-            prediction = predict(keys, maps, threshold)
+            prediction = threshold_cams(keys, maps, threshold)
             valid = mask < 255
             same = (prediction == mask) * valid
             for c in range(num_classes):
@@ -116,15 +115,15 @@ def sweep(folder, masks, ids, num_classes, thresholds, name='hr_cam'):
     return found
 
 
-def train_sample(path, longer_side, flip, place, size=512):
-    """(3, size, size) float32: decode, scale, mirror, normalise all of it in float64, crop into a canvas."""
+def train_sample(path, longer_side, flip, offsets, size=512):
+    """Decode, resize, flip, normalise in float64 and crop into a canvas: (3, size, size) float32."""
     image = Image.open(path).convert('RGB')
     scale = longer_side / max(image.size)
     image = image.resize(tuple(round(side * scale) for side in image.size), Image.Resampling.BICUBIC)
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = (np.asarray(image) / 255.0 - MEAN) / STD
-    (x, to_x), (y, to_y) = place
+    (x, to_x), (y, to_y) = offsets
     h, w = min(size, pixels.shape[0] - y), min(size, pixels.shape[1] - x)
     canvas = np.zeros((size, size, 3), np.float32)
     canvas[to_y : to_y + h, to_x : to_x + w] = pixels[y : y + h, x : x + w]
@@ -132,7 +131,7 @@ def train_sample(path, longer_side, flip, place, size=512):
 
 
 def multi_scale_cam(classifier, image, labels, scales):
-    """keys, cam, hr_cam of one PIL image: scale by scale, image and mirror image by themselves, all classes."""
+    """Return keys, cam and hr_cam of a PIL image: one pass per scale and flip, all classes."""
     w, h = image.size
     cam, hr_cam = 0, 0
     for scale in scales:
@@ -151,10 +150,7 @@ def multi_scale_cam(classifier, image, labels, scales):
 
 
 def segmentation(model, image, scales, iterations):
-    """(h, w) classes of one PIL image: scale by scale, image and mirror image by themselves, then the dense CRF."""
-    import pydensecrf.densecrf as dcrf
-    from pydensecrf.utils import unary_from_softmax
-
+    """Return the classes (h, w) of a PIL image: one pass per scale and flip, then the dense CRF."""
     w, h = image.size
     total = 0
     for scale in scales:
@@ -174,7 +170,7 @@ def segmentation(model, image, scales, iterations):
 
 
 def npz_bytes(**arrays):
-    """The size of an uncompressed file."""
+    """Return the size of an uncompressed npz file."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.tell()

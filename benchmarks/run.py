@@ -1,98 +1,112 @@
-"""Time each stage against the plain way, side by side in one run; write benchmarks/RESULTS.md.
+"""Time each stage against its reference implementation, and write benchmarks/RESULTS.md and RESULTS.json.
 
-    python3 benchmarks/run.py                     everything (about 30 minutes on 2 CPU cores)
-    python3 benchmarks/run.py --stage evaluate    one part; RESULTS.md keeps the others
-    python3 benchmarks/run.py --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
+    python3 -m benchmarks.run                     everything (about 30 minutes on 2 CPU cores)
+    python3 -m benchmarks.run --stage evaluate    one table; the others are kept
+    python3 -m benchmarks.run --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
 
-Every figure is the median of --repeats runs, of more where they are short; each case has a process of its own, whose
-growth in resident memory while it works is the peak. The plain ways are in benchmarks/reference.py;
-tests/test_benchmarks.py shows that they agree.
+Every time is the median of --repeats runs, or of more if they are short. Each case runs in a process of its own, and
+its memory is the growth of that process while it works. The references are in benchmarks/reference.py;
+tests/test_benchmarks.py shows that they compute the same.
 """
 
 import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import numpy as np
-from tools.files import write_bytes
+import torch
+from tabulate import tabulate
 
+import evaluate
+from benchmarks import reference
 from benchmarks.cases import (
     draw_data,
     evaluate_case,
     inference_case,
     labels_case,
     loader_case,
+    open_data,
+    open_maps,
     pairs_case,
     random_walk_case,
     train_case,
 )
-from tools import flags
+from core import UserError
+from util import flags, stage
+from util.devices import pick_device
+from util.files import write_bytes, write_json
+from util.flags import REPOSITORY
 
-RESULTS = ROOT / 'benchmarks' / 'RESULTS.md'
-LEAST_SECONDS = 3  # of runs behind a median: the speed of a shared machine wavers within tenths of one
+MIN_SECONDS = 3  # total time of the runs behind a median: the speed of a shared machine varies from moment to moment
+ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train')
+HEADERS = ('', 'reference', 'ours', 'ratio', 'reference, memory', 'ours, memory')
+FAILED = 'failed'
 
 
 def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
-    parser.add_argument('--stage', choices=STAGES, action='append', help='only this part; may be repeated')
-    parser.add_argument('--repeats', type=flags.integer(1), default=5, help='least number of runs behind each median')
-    flags.add_device(parser)
-    return parser.parse_args(argv)
+    parser = flags.Parser(__doc__)
+    group = parser.groups['run and output']
+    group.add_argument('--stage', choices=TABLES, action='append', help='only this table; may be repeated')
+    group.add_argument('--repeats', type=flags.integer(1), default=5, help='minimum number of runs behind a median')
+    out = REPOSITORY / 'benchmarks' / 'RESULTS.md'
+    group.add_argument('--out', type=Path, default=out, help='Markdown file to write, with a JSON file next to it')
+    group.add_argument('--device', default='auto', help='auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...')
+    args = parser.parse_args(argv)
+    if args.out.suffix != '.md':
+        parser.error(f'--out {args.out}: must end in .md')
+    return args
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def in_child(queue, case, repeats):
-    """Time a case in a process of its own: median seconds, peak memory in MB, and the network's share of the time.
+def run_case(queue: multiprocessing.Queue, case: Callable, repeats: int) -> None:
+    """Put the median seconds of a case, its peak memory in MB and the network's share of the time into the queue.
 
-    The peak is the growth of resident memory or, of a GPU's, what tensors took; the share is None for other cases.
+    The peak is the growth of resident memory or, on a GPU, all tensors. The share is None for cases without a network.
     """
-    on_gpu = case.keywords['device'].startswith('cuda')
-    if on_gpu:
-        import torch
-
-        torch.cuda.set_device(torch.device(case.keywords['device']).index or 0)  # what is asked below is asked of it
     work = case()
+    device = torch.device(case.keywords['device'])
+    if device.type == 'cuda':
+        torch.cuda.set_device(device.index or 0)  # the statistics below are those of the current device
     if repeats > 1:
-        work()  # warm: first use of libraries, files in the page cache
-    before = resident()
+        work()  # warm up: first use of libraries, files in the page cache
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak, which imports may have raised
+    before = read_memory('VmRSS')
     seconds, shares = [], []
-    while len(seconds) < repeats or (repeats > 1 and sum(seconds) < LEAST_SECONDS):
+    while len(seconds) < repeats or (repeats > 1 and sum(seconds) < MIN_SECONDS):
         start = time.perf_counter()
         busy = work()
         seconds.append(time.perf_counter() - start)
         shares.append(busy / seconds[-1] if isinstance(busy, float) else None)
-    peak = max(0.0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
-    if on_gpu:
+    peak = max(0.0, read_memory('VmHWM') - before)
+    if device.type == 'cuda':
         peak = torch.cuda.max_memory_allocated() / 2**20
     queue.put((statistics.median(seconds), peak, None if None in shares else statistics.median(shares)))
 
 
-def resident():
-    pages = int(Path('/proc/self/statm').read_text().split()[1]) if Path('/proc/self/statm').exists() else 0
-    return pages * resource.getpagesize() / 2**20
+def read_memory(name: str) -> float:
+    """Return the resident memory of this process (VmRSS) or its peak (VmHWM) in MB."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f'{name}:')).split()[1]) / 1024
 
 
-def measure(case, repeats):
-    """What `in_child` found; None where the case failed, too large for a GPU's memory, say (its error is printed)."""
+def measure(case: Callable, repeats: int) -> tuple[float, float, float | None] | None:
+    """Return the result of `run_case` from a process of its own, None if it failed (it has then printed its error)."""
     context = multiprocessing.get_context('spawn')
     queue = context.Queue()
-    process = context.Process(target=in_child, args=(queue, case, repeats))
+    process = context.Process(target=run_case, args=(queue, case, repeats))
     process.start()
     while process.is_alive() and queue.empty():
         time.sleep(0.05)
@@ -101,51 +115,55 @@ def measure(case, repeats):
     return result
 
 
-def row_of(title, plain, ours):
-    """A row of the table, printed too; `plain` is () where there is no plain way."""
+def format_row(title: str, baseline: tuple | None, ours: tuple | None) -> tuple[str, ...]:
+    """Return a row of the table and print it as progress; `baseline` is () for a case without a reference."""
     if ours and ours[2] is not None:
-        title += f'; the network works {100 * ours[2]:.0f} % of the time'
-    seconds = [f'{case[0]:.3g} s' if case else FAILED if case is None else '' for case in (plain, ours)]
-    peaks = [f'{case[1]:.0f} MB' if case else '' for case in (plain, ours)]
-    row = (title, *seconds, f'{plain[0] / ours[0]:.2f}x' if plain and ours else '', *peaks)
-    print(' | '.join(row), flush=True)
+        title += f'; network busy {100 * ours[2]:.0f} % of the time'
+    seconds = [f'{case[0]:.3g} s' if case else FAILED if case is None else '' for case in (baseline, ours)]
+    peaks = [f'{case[1]:.0f} MB' if case else '' for case in (baseline, ours)]
+    row = (title, *seconds, f'{baseline[0] / ours[0]:.2f}x' if baseline and ours else '', *peaks)
+    print(' | '.join(row), file=sys.stderr, flush=True)
     return row
 
 
-def compare(title, case, repeats, plain_repeats=None, **options):
-    """The row of a case: the plain way beside ours, one after the other."""
-    plain = measure(partial(case, 'plain', **options), plain_repeats or repeats)
-    return row_of(title, plain, measure(partial(case, 'ours', **options), repeats))
+def compare(title: str, case: Callable, repeats: int, reference_repeats: int | None = None, **options) -> tuple:
+    """Return the row of a case: its reference, then ours."""
+    baseline = measure(partial(case, 'reference', **options), reference_repeats or repeats)
+    return format_row(title, baseline, measure(partial(case, 'ours', **options), repeats))
 
 
-def precisions(title, case, repeats, **options):
-    """Rows of ours at each precision; the plain way has torch's defaults: convolutions in TF32, no matrices."""
-    plain = measure(partial(case, 'plain', **options), repeats)
+def compare_precisions(title: str, case: Callable, repeats: int, **options) -> list[tuple]:
+    """Return a row per precision of ours. The reference has torch's defaults: TF32 for convolutions only."""
+    baseline = measure(partial(case, 'reference', **options), repeats)
     return [
-        row_of(f'{title}, {name}', plain, measure(partial(case, 'ours', precision=name, **options), repeats))
+        format_row(f'{title}, {name}', baseline, measure(partial(case, 'ours', precision=name, **options), repeats))
         for name in ('fp32', 'tf32', 'bf16')
     ]
 
 
-def alone(title, case, repeats, **options):
-    """A row without a plain way."""
-    return row_of(title, (), measure(partial(case, 'ours', **options), repeats))
+def measure_ours(title: str, case: Callable, repeats: int, **options) -> tuple:
+    """Return a row without a reference."""
+    return format_row(title, (), measure(partial(case, 'ours', **options), repeats))
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
 def random_walk_rows(args, folder):
     walk = partial(random_walk_case, device=args.device)
-    repeats = args.repeats
+    title = '94x125 map (a 500x375 image), 2 classes; reference: dense squaring'
     return [
-        compare('94x125 map (a 500x375 image), 2 classes; plain: dense squaring', walk, repeats, 1, shape=(94, 125)),
-        alone('160x160 map (a 640x640 image), 2 classes', walk, repeats, shape=(160, 160)),
+        compare(title, walk, args.repeats, 1, shape=(94, 125)),
+        measure_ours('160x160 map (a 640x640 image), 2 classes', walk, args.repeats, shape=(160, 160)),
     ]
 
 
 def pairs_rows(args, folder):
     pairs = partial(pairs_case, device=args.device)
+    title = 'affinities of 8 edge maps, forward and backward; reference: gather'
     return [
-        compare('affinities of 8 edge maps, forward and backward; plain: gather', pairs, args.repeats, what='edges'),
-        compare('labels of the pairs of 8 maps; plain: float32', pairs, args.repeats, what='labels'),
+        compare(title, pairs, args.repeats, what='edges'),
+        compare('labels of the pairs of 8 maps; reference: float32', pairs, args.repeats, what='labels'),
     ]
 
 
@@ -170,7 +188,7 @@ def cam_rows(args, folder):
     cams = partial(inference_case, what='cam', device=args.device, folder=folder)
     if args.device.startswith('cuda'):
         title, nets = '12 images, 4 scales', ('resnet50', 'resnest101')
-        rows = [precisions(f'{title}, {net}', cams, args.repeats, network=net, count=12) for net in nets]
+        rows = [compare_precisions(f'{title}, {net}', cams, args.repeats, network=net, count=12) for net in nets]
         return sum(rows, [])
     return [
         compare('12 images, 4 scales, resnest14_narrow', cams, args.repeats, network='resnest14_narrow', count=12),
@@ -182,7 +200,7 @@ def cam_rows(args, folder):
 def segmentation_rows(args, folder):
     predict = partial(inference_case, what='segmentation', device=args.device, folder=folder)
     if args.device.startswith('cuda'):
-        return precisions('12 images, resnest101', predict, args.repeats, network='resnest101', count=12)
+        return compare_precisions('12 images, resnest101', predict, args.repeats, network='resnest101', count=12)
     title = '8 images, 4 scales, CRF, DeepLabv3+ on resnest14_narrow'
     return [compare(title, predict, args.repeats, network='resnest14_narrow', count=8)]
 
@@ -190,27 +208,26 @@ def segmentation_rows(args, folder):
 def loader_rows(args, folder):
     load = partial(loader_case, device='cpu', folder=folder)
     return [
-        compare('12 images to 512x512, one process; bytes out', load, args.repeats, normalise=False),
-        compare('the same, normalised in that process', load, args.repeats, normalise=True),
-        compare('bytes out, `--resize torch`', load, args.repeats, normalise=False, resize='torch'),
-        compare('normalised, `--resize torch`', load, args.repeats, normalise=True, resize='torch'),
+        compare('12 images to 512x512, one process; bytes out', load, args.repeats, normalised=False),
+        compare('the same, normalised in the process', load, args.repeats, normalised=True),
+        compare('bytes out, `--resize torch`', load, args.repeats, normalised=False, resize='torch'),
+        compare('normalised, `--resize torch`', load, args.repeats, normalised=True, resize='torch'),
     ]
 
 
 def train_rows(args, folder):
     train = partial(train_case, device=args.device)
     if args.device.startswith('cuda'):
-        rows = [
-            precisions(
-                f'{what} step, {net}, 32 images of 512', train, args.repeats, what=what, network=net, size=512, batch=32
-            )
-            for what in ('classifier', 'affinitynet', 'deeplab')
-            for net in ('resnet50', 'resnest101')
-        ]
-        return sum(rows, [])
+        rows = []
+        for what in ('classifier', 'affinitynet', 'deeplab'):
+            for net in ('resnet50', 'resnest101'):
+                options = dict(what=what, network=net, size=512, batch=32)
+                rows += compare_precisions(f'{what} step, {net}, 32 images of 512', train, args.repeats, **options)
+        return rows
+    anomalies = 'reference: anomaly detection'
     return [
-        compare('AffinityNet step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='affinitynet'),
-        compare('DeepLabv3+ step, 4 images of 256; plain: anomaly detection', train, args.repeats, what='deeplab'),
+        compare(f'AffinityNet step, 4 images of 256; {anomalies}', train, args.repeats, what='affinitynet'),
+        compare(f'DeepLabv3+ step, 4 images of 256; {anomalies}', train, args.repeats, what='deeplab'),
         compare('classifier step with tiles, 4 images of 256', train, args.repeats, what='classifier'),
         compare('the same, 512 pixels', train, args.repeats, what='classifier', size=512),
         compare('the same, 256 pixels, resnest14', train, args.repeats, what='classifier', network='resnest14'),
@@ -218,56 +235,60 @@ def train_rows(args, folder):
 
 
 def files_rows(args, folder):
-    """Bytes on disk, and how far they move the mIoU at the thresholds used."""
-    import evaluate
-    from benchmarks import reference
-
-    info, ids = draw_data(folder)
-    plain = sum(reference.npz_bytes(**dict(np.load(f'plain/{i}.npz'))) for i in ids)
-    ours = sum(Path(f'{kind}/{i}.npz').stat().st_size for kind in ('cams', 'walked') for i in ids)
-    row = ('CAMs and walked CAMs of 12 images', f'{plain / 2**20:.1f} MB', f'{ours / 2**20:.1f} MB')
-    rows = [(*row, f'{plain / ours:.2f}x', '', '')]
-    score = Namespace(data_dir='data', max_th=0.5, threshold=None, num_workers=0)
-    masks = Path('data/SegmentationClass')
-    for what, mode, array, where, thresholds in (
-        ('CAMs', 'npy', 'hr_cam', 'cams', [0.10, 0.40]),
-        ('walked CAMs', 'rw', 'rw', 'walked', [0.35]),
+    """Bytes on disk, and the effect of float16 on the mIoU at the default thresholds."""
+    dataset, ids = open_data(folder)
+    cams, random_walks = open_maps(folder, dataset, ids)
+    baseline = sum(reference.npz_bytes(**dict(np.load(folder / 'reference' / f'{i}.npz'))) for i in ids)
+    ours = sum(maps.file(i).stat().st_size for maps in (cams, random_walks) for i in ids)
+    sizes = f'{baseline / 2**20:.1f} MB', f'{ours / 2**20:.1f} MB', f'{baseline / ours:.2f}x'
+    rows = [('CAMs and random-walk CAMs of 12 images', *sizes, '', '')]
+    score = Namespace(max_th=0.5, threshold=None, num_workers=0)
+    masks = folder / 'data' / 'SegmentationClass'
+    for title, mode, array, maps, thresholds in (
+        ('CAMs', 'npy', 'hr_cam', cams, [0.10, 0.40]),
+        ('random-walk CAMs', 'rw', 'rw', random_walks, [0.35]),
     ):
-        kept = dict(evaluate.count(score, mode, Path(where), ids, info))
-        counts = reference.sweep(Path('plain'), masks, ids, info.num_classes + 1, thresholds, array)
+        found = dict(evaluate.count_pixels(score, mode, dataset, maps, ids))
+        counts = reference.sweep(folder / 'reference', masks, ids, dataset.num_classes + 1, thresholds, array)
         for threshold in thresholds:
             target, predicted, both = counts[threshold]
             iou = both / (target + predicted - both)
-            miou = f'{100 * np.nanmean(iou):.3f} %', f'{100 * kept[threshold].miou():.3f} %'
-            rows.append((f'mIoU of the {what} at threshold {threshold:.2f}', *miou, '', '', ''))
-    for row in rows:
-        print(' | '.join(row), flush=True)
+            mious = f'{100 * np.nanmean(iou):.3f} %', f'{100 * found[threshold].miou():.3f} %'
+            rows.append((f'mIoU of the {title} at threshold {threshold:.2f}', *mious, '', '', ''))
     return rows
 
 
 def startup_rows(args, folder):
     rows = []
-    for script in sorted(ROOT.glob('*.py')):
+    for script in sorted(REPOSITORY.glob('*.py')):
         seconds = []
         for _ in range(args.repeats):
             start = time.perf_counter()
             subprocess.run([sys.executable, script, '--help'], stdout=subprocess.DEVNULL, check=True)
             seconds.append(time.perf_counter() - start)
         rows.append((f'{script.name} --help', '', f'{statistics.median(seconds):.3g} s', '', '', ''))
-        print(' | '.join(rows[-1]), flush=True)
     return rows
 
 
-STAGES = ('random_walk', 'pairs', 'labels', 'evaluate', 'cam', 'segmentation', 'loader', 'train', 'files', 'startup')
-ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train')
-FAILED = 'failed'
-HEADER = ('', 'plain', 'here', 'ratio', 'plain peak', 'peak')
+TABLES = {
+    'random_walk': random_walk_rows,
+    'pairs': pairs_rows,
+    'labels': labels_rows,
+    'evaluate': evaluate_rows,
+    'cam': cam_rows,
+    'segmentation': segmentation_rows,
+    'loader': loader_rows,
+    'train': train_rows,
+    'files': files_rows,
+    'startup': startup_rows,
+}
 
 
-def machine(device):
-    """What the figures were taken on."""
-    import torch
+# Results ------------------------------------------------------------------------------------------------------------
 
+
+def describe_machine(device: str) -> str:
+    """Return the date, the commit, the processor and the versions."""
     name = platform.machine()
     if Path('/proc/cpuinfo').exists():
         lines = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith('model name')]
@@ -276,61 +297,66 @@ def machine(device):
     what = f'{cpu}, Python {platform.python_version()}, torch {torch.__version__}'
     if device.startswith('cuda'):
         what += f', {torch.cuda.get_device_name(device)}'
-    return f'{date.today()}, commit {commit()}, {what}'
+    return f'{date.today()}, commit {describe_commit()}, {what}'
 
 
-def commit():
-    """The commit that is measured, -dirty where more than the results differs from it."""
+def describe_commit() -> str:
+    """Return the commit, with -dirty if anything but the results differs from it."""
 
     def git(*words):
-        return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(['git', '-C', str(REPOSITORY), *words], capture_output=True, text=True).stdout.strip()
 
     changed = git('status', '--porcelain', '--', '.', ':!benchmarks/RESULTS.*')
     return git('rev-parse', '--short', 'HEAD') + ('-dirty' if changed else '')
 
 
-def write_results(tables):
-    """RESULTS.md from {part and device: [line about the machine, rows]}, which lies beside it as JSON."""
+def format_table(rows: list[tuple]) -> str:
+    """Return Markdown, the first column to the left and the others to the right."""
+    align = ('left', *('right' for _ in HEADERS[1:]))
+    return tabulate(rows, HEADERS, tablefmt='pipe', colalign=align, disable_numparse=True)
+
+
+def format_results(tables: dict) -> str:
+    """Return the text of RESULTS.md from {table and device: {'measured': machine and commit, 'rows': rows}}."""
     lines = [
-        '# Measured against the plain way',
+        '# Benchmarks',
         '',
-        'Made by `python3 benchmarks/run.py` (see there); do not edit.',
+        'Each stage next to a straightforward implementation with the same results (`benchmarks/reference.py`).',
+        'Generated by `python3 -m benchmarks.run`; do not edit.',
+        '',
+        'Times are medians. Each case runs in a process of its own. Memory is the growth of resident memory while it',
+        'works, or on a GPU all tensors including the model. Every table names the commit that it was measured at.',
         '',
     ]
-    lines += [
-        'Medians; each case in a process of its own; peak is its growth in resident memory while it works,',
-        'on a GPU what its tensors take, the model with them.',
-        '',
-    ]
-    for part, (where, rows) in sorted(tables.items()):
-        lines += [f'## {part}', '', where, '', '| ' + ' | '.join(HEADER) + ' |', '|' + '---|' * len(HEADER)]
-        lines += ['| ' + ' | '.join(row) + ' |' for row in rows] + ['']
-    if not any('cuda' in part for part in tables):
-        rest = f'`python3 benchmarks/run.py --device cuda` adds {", ".join(ON_GPU)}'
+    for name, table in sorted(tables.items()):
+        lines += [f'## {name}', '', table['measured'], '', format_table(table['rows']), '']
+    if not any('cuda' in name for name in tables):
+        rest = f'`python3 -m benchmarks.run --device cuda` adds {", ".join(ON_GPU)}'
         lines += [f'GPU: not measured ({rest}).', '']
-    write_bytes(RESULTS, '\n'.join(lines).encode())
-    write_bytes(RESULTS.with_suffix('.json'), json.dumps(tables, indent=1).encode())
+    return '\n'.join(lines)
 
 
 def main(args):
-    from tools.device import pick_device
-
-    args.device = str(pick_device(args.device))
-    saved = RESULTS.with_suffix('.json')
+    device = args.device = str(pick_device(args.device))
+    saved = args.out.with_suffix('.json')
     tables = json.loads(saved.read_text()) if saved.is_file() else {}
-    failed = False
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in args.stage or (ON_GPU if args.device.startswith('cuda') else STAGES):
-            print(f'{part}: {" | ".join(HEADER[1:])}', flush=True)
-            rows = globals()[f'{part}_rows'](args, Path(folder))
-            os.chdir(ROOT)
-            name = f'{part} (cuda)' if args.device.startswith('cuda') else part
-            tables[name] = (machine(args.device), rows)
-            write_results(tables)
-            failed = failed or any(FAILED in row for row in rows)
+        draw_data(Path(folder))
+        for name in args.stage or (ON_GPU if device.startswith('cuda') else TABLES):
+            # Measure a table and print it.
+            rows = TABLES[name](args, Path(folder))
+            print(f'{name}\n\n{format_table(rows)}\n', flush=True)
+            failed += [row[0] for row in rows if FAILED in row]
+
+            # Write all tables, so that an interrupted run keeps those that are finished.
+            title = f'{name} (cuda)' if device.startswith('cuda') else name
+            tables[title] = {'measured': describe_machine(device), 'rows': rows}
+            write_bytes(args.out, format_results(tables).encode())
+            write_json(saved, tables)
     if failed:
-        sys.exit('some cases failed: their errors stand above')
+        raise UserError(f'failed: {"; ".join(failed)} (their errors are printed above)')
 
 
 if __name__ == '__main__':
-    main(parse_args())
+    stage.run(main, parse_args)

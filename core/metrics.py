@@ -25,8 +25,9 @@ class ConfusionMatrix:
         keep = target != IGNORE
         target, prediction = target[keep].astype(np.int64), prediction[keep].astype(np.int64)
         for name, values in (('target', target), ('prediction', prediction)):
-            if values.size and not 0 <= values.min() <= values.max() < self.num_classes:
-                raise UserError(f'{name} contains class {values.max()}, above the largest class {self.num_classes - 1}')
+            wrong = values[(values < 0) | (values >= self.num_classes)]
+            if wrong.size:
+                raise UserError(f'{name} contains class {wrong[0]}, the classes are 0 to {self.num_classes - 1}')
         joint = np.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
         self.counts += joint.reshape(self.num_classes, self.num_classes)
 
@@ -73,7 +74,7 @@ class ThresholdSweep:
         wrong = (target >= self.num_classes) & (target != IGNORE)
         if wrong.any():
             raise UserError(
-                f'target contains class {target[wrong].max()}, above the largest class {self.num_classes - 1}'
+                f'target contains class {target[wrong].max()}, the classes are 0 to {self.num_classes - 1}'
             )
 
         # Work on bands of rows that stay in the cache: half the time of the whole image at once.

@@ -1,86 +1,85 @@
-"""How hard each term of stage 1's loss pulls at the weights: evidence for choosing alpha.
+"""Gradient norm of each term of stage 1's loss: evidence for choosing alpha.
 
-    python3 recipes/gradients.py --tag ablation@cl_pcl_re@seed=0            # at the end of the run
-    python3 recipes/gradients.py --tag ablation@cl_pcl_re@seed=0 --at start
+Reads   experiments/data/{tag}.json (the options of a run of stage 1), models/{tag}.pth, and the run's data
+Writes  nothing
 
-Reads experiments/data/{tag}.json (the options of a run of stage 1), its model, its data. Prints means over the first
-batches of epoch 1, with the tile pass whatever --loss_option the run had: the value of each term, the norm of its
-gradient over all weights that learn, and the cosine between that gradient and L_cls's; L_re unweighted (times alpha is
-what training sees).
+    python3 -m recipes.gradients --tag ablation@cl_pcl_re@seed=0
+    python3 -m recipes.gradients --tag ablation@cl_pcl_re@seed=0 --at start
+
+Prints means over the first batches of epoch 1: the value of each term, its gradient norm over all trained weights, and
+the cosine between its gradient and that of L_cls. The tile pass runs whatever --loss_option the run had. L_re is
+unweighted; training multiplies it by alpha.
 """
 
 import json
-import sys
 from argparse import Namespace
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from itertools import islice
 
 import torch
-from core.backbone import load_weights
-from core.datasets import load_info
-from core.networks import Classifier
-from core.transforms import network_input
-from tools.checkpoint import load_model
-from tools.device import pick_device, place, seed_all
-from tools.experiment import BEFORE, EXPERIMENTS, model_path
+from torch import Tensor
 
 import train_classification_with_puzzle as stage1
-from core import InputError
-from tools import UserError, flags, stage
+from core import UserError
+from core.data.dataset import open_dataset
+from core.data.transforms import normalize
+from core.models import Classifier, load_weights
+from util import artifacts, flags, stage
+from util.checkpoint import load_model
+from util.devices import pick_device, to_device
+
+SCRIPT = 'train_classification_with_puzzle.py'
 
 
 def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
-    parser.add_argument('--tag', type=flags.folder_name, required=True, help='a run of stage 1')
-    parser.add_argument('--at', default='end', choices=('start', 'end'), help='before its first step, or its model')
-    parser.add_argument('--batches', type=flags.integer(1), default=8, help='to average over')
+    parser = flags.Parser(__doc__)
+    parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='run of stage 1')
+    at = 'weights: before the first step of the run, or its model'
+    parser.groups['model'].add_argument('--at', default='end', choices=('start', 'end'), help=at)
+    parser.groups['data'].add_argument('--batches', type=flags.integer(1), default=8, help='batches to average over')
     flags.add_device(parser)
     return parser.parse_args(argv)
 
 
 def run_options(tag: str, device: str) -> Namespace:
-    """The options of a run, to look at all three terms of the loss."""
-    path = EXPERIMENTS / 'data' / f'{tag}.json'
+    """Return the options of a run, with all three terms of the loss. Raises UserError if they cannot be read."""
+    path = artifacts.EXPERIMENTS / 'data' / f'{tag}.json'
     try:
         options = json.loads(path.read_text())['options']
-        return Namespace(**{**BEFORE, **options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
+        return Namespace(**{**options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
     except (OSError, ValueError, KeyError, TypeError):
-        maker = 'train_classification_with_puzzle.py'
-        raise UserError(f'--tag {tag}: {path} is not there or damaged; {maker} makes it') from None
+        raise UserError(f'--tag {tag}: {path} is missing or damaged; run {SCRIPT} first') from None
 
 
-def gradient(loss: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    """All of it, in one vector."""
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, retain_graph=True)])
+def compute_gradient(loss: Tensor, weights: list[Tensor]) -> Tensor:
+    """Return the flattened gradient over all weights."""
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, weights, retain_graph=True)])
 
 
 def main(args):
+    # Repeat the set-up of the run.
     run = run_options(args.tag, args.device)
-    info, device = load_info(run.dataset), pick_device(args.device)
-    seed_all(run.seed)
-    train_loader, _ = stage1.loaders_of(run, info, device)
-    model = Classifier(run.architecture, info.num_classes, run.mode)
+    dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
+    train_loader, _ = stage1.build_loaders(run, dataset, device)
+    model = Classifier(run.architecture, dataset.num_classes, run.mode)
     if args.at == 'start':
         load_weights(model.backbone, run.architecture, run.weights)
     else:
-        path = model_path(args.tag)
-        load_model(model, path, '--tag', 'train_classification_with_puzzle.py', run.architecture)
-    model = place(model, device).train()
-    weights = [p for p in model.parameters() if p.requires_grad]
-    rounds = run.bn_replicas if run.mode == 'normal' else 1
+        load_model(model, args.tag, '--tag', SCRIPT, run.architecture)
+    model = to_device(model, device, args.precision).train()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    replicas = run.bn_replicas if run.mode == 'normal' else 1
 
+    # Sum value, gradient norm and cosine of each term over the batches.
     sums, count = {}, 0
-    for count, batch in enumerate(train_loader, 1):  # noqa: B007 -- counts what there was
-        images, labels = network_input(batch['images'].to(device)), batch['labels'].to(device)
-        losses = stage1.losses_of(model, images, labels, run, rounds)
-        gradients = {name: gradient(loss, weights) for name, loss in losses.items()}
-        for name, g in gradients.items():
-            cosine = torch.cosine_similarity(g, gradients['cl'], 0)
-            figures = torch.stack([losses[name].detach(), g.norm(), cosine])
-            sums[name] = sums.get(name, 0) + figures
-        if count == args.batches:
-            break
+    for batch in islice(train_loader, args.batches):
+        images, labels = normalize(batch['images'].to(device)), batch['labels'].to(device)
+        losses = stage1.compute_losses(model, images, labels, run, replicas)
+        gradients = {name: compute_gradient(loss, weights) for name, loss in losses.items()}
+        for name, gradient in gradients.items():
+            cosine = torch.cosine_similarity(gradient, gradients['cl'], 0)
+            sums[name] = sums.get(name, 0) + torch.stack([losses[name].detach(), gradient.norm(), cosine])
+        count += 1
+
     print(f'{args.tag} at its {args.at}, {count} batches of {run.batch_size} ({run.mode})')
     print(f'{"":12}{"value":>10}{"gradient":>10}{"cosine":>10}')
     for name, title in (('cl', 'L_cls'), ('pcl', 'L_p-cls'), ('re', 'L_re')):
@@ -89,4 +88,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args(), InputError)
+    stage.run(main, parse_args)

@@ -1,124 +1,131 @@
-"""How far float16 files at stride 4 move the mIoU: the files of stages 2 and 5 beside the same maps never rounded.
+"""Effect of float16 files on the mIoU: the files of stages 2 and 5 next to the same maps in float32.
 
-    python3 recipes/rounding.py --rw_dir chain@aff@train@beta=10@exp_times=8@rw
+Reads   experiments/predictions/{rw_dir}/ (random-walk CAMs), the CAMs and models behind them, and the data
+Writes  nothing
 
-Reads a folder of walked CAMs, the folder of CAMs it was made of, the models behind both (their args.json tells), the
-data. Makes every CAM and its walk anew in float32 from end to end, and prints the mIoU of both ways at the thresholds
-of stage 9, the largest difference, and the bytes of the files beside those of float32 at full size.
+    python3 -m recipes.rounding --rw_dir chain@aff@train@beta=10@exp_times=8@rw
+
+Recomputes every CAM and its random walk in float32 from end to end. Prints the mIoU of both at the thresholds of stage
+9, the largest difference, and the bytes of the files relative to float32 maps at full size.
 """
 
-import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
-from core.datasets import ScaledBatches, keys_of, load_info, mask_path, read_labels, read_mask, xml_path
-from core.networks import AffinityNet, Classifier, for_inference
-from core.transforms import network_input, scaled
-from tools.checkpoint import load_model
-from tools.device import ordered_loader, pick_device, place
-from tools.experiment import (
-    BEFORE,
-    check_identity,
-    check_inputs,
-    experiment_options,
-    file_hash,
-    folder_identity,
-    input_folder,
-    model_path,
-)
 
 import evaluate
-from core import InputError
+from core import UserError
 from core.cam import multi_scale_cam
-from core.maps import finish_walk
+from core.data.dataset import open_dataset
+from core.data.torch_datasets import MultiScaleDataset
+from core.data.transforms import normalize
+from core.maps import present_keys, upsample_rw
 from core.metrics import ThresholdSweep
+from core.models import AffinityNet, Classifier
+from core.models.affinitynet import predict_edges
 from core.random_walk import random_walk
-from inference_rw import edges_of
-from tools import UserError, flags, stage
+from util import artifacts, flags, loaders, stage
+from util.checkpoint import load_for_inference
+from util.fingerprint import check_fingerprint, file_hash
 
 
 def parse_args(argv=None):
-    parser = flags.parser_of(__doc__)
-    parser.add_argument('--rw_dir', type=flags.folder_name, required=True, help='walked CAMs of stage 5')
-    parser.add_argument('--domain', default='train', help='list of images to score, part of what the folder holds')
+    parser = flags.Parser(__doc__)
+    data = parser.groups['data']
+    data.add_argument('--rw_dir', type=flags.folder_name, required=True, help='folder of random-walk CAMs (stage 5)')
+    data.add_argument('--domain', default='train', help='list of images to score; the folder may hold more')
     flags.add_workers(parser)
-    flags.add_device(parser)
+    device = 'auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...'
+    parser.groups['run and output'].add_argument('--device', default='auto', help=device)
     return parser.parse_args(argv)
 
 
-def options_of(folder: Path) -> Namespace:
-    """The options of the run that made a folder."""
-    options = experiment_options(folder).get('options')
+def read_options(path: Path, script: str) -> Namespace:
+    """Return the options that a folder was written with. Raises UserError if they cannot serve here."""
+    options = artifacts.read_args(path).get('options')
     if not isinstance(options, dict):
-        raise UserError(f'{folder}/args.json is not there or damaged: its stage makes both again with --overwrite')
+        raise UserError(f'{path}/args.json is missing or damaged; run {script} first, with --overwrite if needed')
     if options.get('precision') != 'fp32':
-        raise UserError(
-            f'{folder} was not made with --precision fp32: its files differ by more than their own rounding'
-        )
-    return Namespace(**{**BEFORE, **options})
+        raise UserError(f'{path}: not written with --precision fp32, so its files differ by more than their rounding')
+    return Namespace(**options)
 
 
-def check_unchanged(folder: Path, **inputs: str) -> None:
-    """The files must have come from the models and CAMs that there are now."""
-    identity = experiment_options(folder).get('identity', {})
-    check_identity(folder, {name: identity.get(name) for name in inputs}, inputs)
+def check_unchanged(path: Path, **inputs: str) -> None:
+    """Raise UserError if a folder was written with other models or CAMs than those that exist now."""
+    recorded = artifacts.read_args(path).get('fingerprint', {})
+    check_fingerprint(path, {name: recorded.get(name) for name in inputs}, inputs)
+
+
+def compute_maps(batch, device, models, walk, dataset):
+    """Yield keys, mask, cam (K, h/4, w/4), hr_cam (K, h, w) and rw (K, h/4, w/4) of each image of a batch, float32."""
+    classifier, affinity_net = models
+    ids, images, pixels = batch
+    *scaled, original = (normalize(x) for x in pixels)
+    size = images[0].shape[:2]
+    labels = np.stack([dataset.read_labels(image_id) for image_id in ids])
+    maps = multi_scale_cam(classifier, scaled, torch.from_numpy(labels).to(device), size)
+    edges = predict_edges(affinity_net, original, walk.image_size)
+    for image_id, label, (cam, hr_cam), edge in zip(ids, labels, maps, edges, strict=True):
+        rw = random_walk(cam, edge, beta=walk.beta, exp_times=walk.exp_times)
+        yield present_keys(label), dataset.read_mask(image_id, size), *(x.cpu().numpy() for x in (cam, hr_cam, rw))
+
+
+def print_differences(name, rows, matrices):
+    """Print the mIoU of the files and of float32 at each threshold; `rows` are those of evaluate.count_pixels."""
+    pairs = [(t, 100 * file.miou(), 100 * exact.miou()) for (t, file), exact in zip(rows, matrices, strict=True)]
+    for threshold, file, exact in pairs:
+        print(f'{name}, threshold {threshold:.2f}: files {file:.4f} %, float32 {exact:.4f} %')
+    print(f'{name}: at most {max(abs(file - exact) for _, file, exact in pairs):.4f} points apart')
 
 
 def main(args):
-    walked = input_folder(args.rw_dir, '--rw_dir', 'inference_rw.py')
-    walk = options_of(walked)
-    cams = input_folder(walk.cam_dir, '--cam_dir', 'inference_classification.py')
-    cam = options_of(cams)
-    check_unchanged(cams, model=file_hash(model_path(cam.tag)))
-    check_unchanged(walked, model=file_hash(model_path(walk.model_name)), cams=folder_identity(cams))
-    info = load_info(walk.dataset)
-    ids = info.ids(args.domain)
-    check_inputs(cams, ids, '.npz', 'inference_classification.py')
-    check_inputs(walked, ids, '.npz', 'inference_rw.py')
-    count = partial(evaluate.count, ids=ids, info=info)
-    score = Namespace(data_dir=walk.data_dir, max_th=0.8, threshold=None, num_workers=args.num_workers)
-    kept = {'CAM': count(score, 'npy', cams), 'RW': count(score, 'rw', walked)}
+    # Open the folders, with the options that they were written with.
+    rw_path = artifacts.PREDICTIONS / args.rw_dir
+    walk = read_options(rw_path, artifacts.RANDOM_WALK.script)
+    cam_path = artifacts.PREDICTIONS / walk.cam_dir
+    cam = read_options(cam_path, artifacts.CAM.script)
+    dataset = open_dataset(walk.dataset, walk.data_dir)
+    ids = dataset.ids(args.domain, with_images=True)
+    dataset.check_masks(ids)
+    cams = artifacts.open_folder(artifacts.CAM, walk.cam_dir, '--cam_dir', dataset, ids)
+    random_walks = artifacts.open_folder(artifacts.RANDOM_WALK, args.rw_dir, '--rw_dir', dataset, ids)
+    check_unchanged(cam_path, model=file_hash(artifacts.model_path(cam.tag)))
+    check_unchanged(rw_path, model=file_hash(artifacts.model_path(walk.model_name)), cams=cams.fingerprint)
 
-    device = pick_device(args.device)
-    classifier, affinity_net = Classifier(cam.architecture, info.num_classes), AffinityNet(walk.architecture)
-    load_model(classifier, model_path(cam.tag), '--tag', 'train_classification_with_puzzle.py', cam.architecture)
-    load_model(affinity_net, model_path(walk.model_name), '--model_name', 'train_affinitynet.py', walk.architecture)
-    classifier = place(for_inference(classifier), device, cam.precision)
-    affinity_net = place(for_inference(affinity_net), device, walk.precision)
+    # Score the files. This forks, so it comes before torch starts threads or a GPU.
+    score = Namespace(max_th=0.8, threshold=None, num_workers=args.num_workers)
+    counts = {
+        'CAM': evaluate.count_pixels(score, 'npy', dataset, cams, ids),
+        'RW': evaluate.count_pixels(score, 'rw', dataset, random_walks, ids),
+    }
 
-    plain = {name: ThresholdSweep(info.num_classes + 1, [t for t, _ in rows]) for name, rows in kept.items()}
-    plain_bytes = 0
+    # Load the models that wrote them.
+    run = Namespace(device=args.device, precision='fp32')
+    network = Classifier(cam.architecture, dataset.num_classes)
+    source = cam.tag, '--tag', 'train_classification_with_puzzle.py', cam.architecture
+    classifier, device, _ = load_for_inference(network, run, *source)
+    network = AffinityNet(walk.architecture)
+    source = walk.model_name, '--model_name', 'train_affinitynet.py', walk.architecture
+    affinity_net, _, _ = load_for_inference(network, run, *source)
+
+    # Recompute the maps in float32 and score them.
+    sweeps = {name: ThresholdSweep(dataset.num_classes + 1, [t for t, _ in rows]) for name, rows in counts.items()}
+    exact_bytes = 0
     scales = [*flags.floats(cam.scales), 1.0]  # the last one is AffinityNet's
-    scale = partial(scaled, by=cam.resize)
-    images = ScaledBatches(walk.data_dir, ids, scales, cam.batch_size, scale, torch.stack)
-    loader = ordered_loader(images, None, args.num_workers, device)
-    for batch_ids, originals, versions in stage.progress(loader, 'batches in float32'):
-        size = originals[0].shape[:2]
-        *versions, version = (network_input(version.to(device)) for version in versions)
-        labels = np.stack([read_labels(xml_path(walk.data_dir, image_id), info) for image_id in batch_ids])
-        made = multi_scale_cam(classifier, versions, torch.from_numpy(labels).to(device), size)
-        edges = edges_of(affinity_net, version, walk.image_size)
-        for image_id, label, (low, high), edge in zip(batch_ids, labels, made, edges, strict=True):
-            mask = read_mask(mask_path(walk.data_dir, image_id), info.num_classes, size)
-            plain['CAM'].update(high.cpu().numpy(), keys_of(label), mask)
-            walked_there = random_walk(low, edge, beta=walk.beta, exp_times=walk.exp_times).cpu().numpy()
-            plain['RW'].update(finish_walk(walked_there, size), keys_of(label), mask)
-            plain_bytes += low.nbytes + 2 * high.nbytes  # cam, hr_cam and the walk at full size
+    batches = MultiScaleDataset(dataset, ids, set(ids), scales, cam.batch_size, cam.resize)
+    for batch in loaders.batches_on_device(batches, args.num_workers, device, 'batches in float32'):
+        for keys, mask, low, high, rw in compute_maps(batch, device, (classifier, affinity_net), walk, dataset):
+            sweeps['CAM'].update(high, keys, mask)
+            sweeps['RW'].update(upsample_rw(rw, mask.shape), keys, mask)
+            exact_bytes += low.nbytes + 2 * high.nbytes  # cam, hr_cam, and the random-walk CAMs at full size
 
-    files = [folder / f'{image_id}.npz' for image_id in ids for folder in (cams, walked)]
-    kept_bytes = sum(path.stat().st_size for path in files)
-    for name, rows in kept.items():
-        pairs = [(t, 100 * a.miou(), 100 * b.miou()) for (t, a), b in zip(rows, plain[name].matrices(), strict=True)]
-        for threshold, ours, other in pairs:
-            print(f'{name}, threshold {threshold:.2f}: files {ours:.4f} %, float32 {other:.4f} %')
-        print(f'{name}: at most {max(abs(ours - other) for _, ours, other in pairs):.4f} points apart')
-    print(f'{len(ids)} images: {kept_bytes / 1e6:.1f} MB, {kept_bytes / plain_bytes:.3f} of float32 at full size')
+    for name, rows in counts.items():
+        print_differences(name, rows, sweeps[name].matrices())
+    file_bytes = sum(folder.file(image_id).stat().st_size for image_id in ids for folder in (cams, random_walks))
+    print(f'{len(ids)} images: {file_bytes / 1e6:.1f} MB, {file_bytes / exact_bytes:.3f} of float32 at full size')
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args(), InputError)
+    stage.run(main, parse_args)

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny drawn data set, plain recomputations, random BatchNorm statistics."""
+"""Shared by the tests: a small drawn data set, direct recomputations, random BatchNorm statistics."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-# pytest-xdist runs a process a core: more threads would only wait for one another.
+# pytest-xdist runs one process per core: more threads would only wait for one another.
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ STAGES = (
 
 @pytest.fixture(scope='session')
 def demo(tmp_path_factory) -> Path:
-    """A drawn data set at 64 px: 12 images of train_aug, of which 6 are train, and 4 of val."""
+    """A drawn data set of 64 pixels: 12 images in train_aug, 6 of them also in train, and 4 in val."""
     from tools import make_demo_data
 
     out = tmp_path_factory.mktemp('demo') / 'set'
@@ -41,7 +41,7 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch) -> Path:
-    """An empty working directory: experiments/ of the test lie there."""
+    """An empty working directory, which will hold the experiments/ of the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,7 +52,7 @@ def rng() -> np.random.Generator:
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and eval mode with random norm statistics: at their first values norms hide mistakes."""
+    """Return the model in float64 and evaluation mode with random norms, whose initial values would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -65,8 +65,25 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def batchnorms(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the running statistics."""
+    ends = ('running_mean', 'running_var', 'num_batches_tracked')
+    return {name: value.clone() for name, value in model.state_dict().items() if name.endswith(ends)}
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Check that two state dicts are equal bit for bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, msg=name)
+
+
 def bilinear_matrix(inputs: int, outputs: int, scale: float | None = None) -> np.ndarray:
-    """(outputs, inputs): the weights of bilinear resizing along one axis, align_corners False, entry by entry."""
+    """Return the weights (outputs, inputs) of bilinear resizing along one axis with align_corners=False."""
     scale = inputs / outputs if scale is None else scale
     matrix = np.zeros((outputs, inputs))
     for i in range(outputs):
@@ -79,12 +96,12 @@ def bilinear_matrix(inputs: int, outputs: int, scale: float | None = None) -> np
 
 
 def bilinear(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(..., h, w) float64 -> (..., *size), bilinearly without aligned corners, by two dense matrices."""
+    """Resize (..., h, w) float64 to (..., *size) bilinearly with align_corners=False, by two dense matrices."""
     return bilinear_matrix(maps.shape[-2], size[0]) @ maps @ bilinear_matrix(maps.shape[-1], size[1]).T
 
 
 def directions_of(radius: int) -> dict[tuple[int, int], set[tuple[int, int]]]:
-    """The points of each direction's path, by METHOD's definition in exact fractions."""
+    """Return the points of each direction's path as docs/method.md defines them, in exact fractions."""
     paths = {}
     for y in range(radius):
         for x in range(-radius + 1, radius):
@@ -100,7 +117,7 @@ def directions_of(radius: int) -> dict[tuple[int, int], set[tuple[int, int]]]:
 
 
 def voc_xml(*objects: str, size: tuple[int, int] = (40, 30), box=(1, 1, 9, 9), more: str = '') -> str:
-    """A VOC annotation of an image of the size (width, height) with an object of each name."""
+    """Return the VOC annotation of an image of the size (width, height) with one object per name."""
     sides = ''.join(f'<{side}>{at}</{side}>' for side, at in zip(('xmin', 'ymin', 'xmax', 'ymax'), box, strict=True))
     things = ''.join(f'<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>' for name in objects)
     width, height = size
@@ -108,7 +125,7 @@ def voc_xml(*objects: str, size: tuple[int, int] = (40, 30), box=(1, 1, 9, 9), m
 
 
 def draw_image(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Image.Image:
-    """Save a picture of smooth colours of the size (width, height) as a JPEG; returns it as read back."""
+    """Save a picture of smooth colours and the size (width, height) as a JPEG; return it as read back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
@@ -117,23 +134,22 @@ def draw_image(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> I
 
 
 def run_stage(module, line: list[str]) -> argparse.Namespace:
-    """Parse a command as the script does and run its main; returns the options."""
+    """Parse a command as the script does and run its main; return the options."""
     args = module.parse_args(line)
     module.main(args)
     return args
 
 
 def fault_of(module, line: list[str], capsys) -> str:
-    """The one line that a stage with a mistake in its input ends with, run as its guard runs it."""
-    from core import InputError
-    from tools import stage
+    """Run a script as a program does and return the one line that its invalid input ends with."""
+    from util import stage
 
     if getattr(module, '__name__', '') in STAGES[:-1]:
-        line = [*line, '--overwrite']  # what was made before is no answer
+        line = [*line, '--overwrite']  # otherwise earlier output could be the error
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(module.main, module.parse_args(line), InputError)
-    # A string goes to stderr and makes the status 1; argparse prints its own line and exits with 2.
+        stage.run(module.main, lambda: module.parse_args(line))
+    # sys.exit prints a string to stderr and exits with 1; argparse prints its own line and exits with 2.
     if isinstance(ended.value.code, str):
         text = ended.value.code
     else:
@@ -146,5 +162,5 @@ def fault_of(module, line: list[str], capsys) -> str:
 
 
 def subprocess_environment() -> dict[str, str]:
-    """This environment with one thread and no accelerator, for scripts run as programs."""
+    """Return this environment with one thread and without GPUs, for scripts run as programs."""
     return {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': str(REPOSITORY)}

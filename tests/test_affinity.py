@@ -1,10 +1,10 @@
-"""Pairs of pixels: the paths re-derived from METHOD, affinities and their gradient, and what labels say of pairs."""
+"""Pixel pairs: paths derived again from docs/method.md, affinities and their gradient, labels of pairs."""
 
 import pytest
 import torch
 from conftest import directions_of
 
-from core import InputError
+from core import UserError
 from core.affinity import PathIndex, affinity_labels, search_paths
 
 
@@ -21,7 +21,7 @@ def test_paths(radius, number):
         assert lengths[0] == max(lengths)
 
 
-def test_sizes_of_the_published_index():
+def test_number_of_directions_and_sources():
     index = PathIndex(10, 128)
     assert (index.num_directions, index.num_sources) == (152, 13090)
     assert PathIndex(5, (94, 125)).num_directions == 34
@@ -46,8 +46,8 @@ def test_edge_to_affinity_against_a_loop(radius, size):
                 assert float(affinity[n, d, s]) == pytest.approx(1 - largest, abs=1e-15)
 
 
-def plain_affinity(edge: torch.Tensor, index: PathIndex) -> torch.Tensor:
-    """Gather every path point and take the maximum, all left to autograd."""
+def gathered_affinity(edge: torch.Tensor, index: PathIndex) -> torch.Tensor:
+    """Gather every path point and take the maximum, which autograd differentiates."""
     grid = torch.arange(index.height * index.width).view(index.height, index.width)
     source = grid[: index.rows, index.radius - 1 : index.radius - 1 + index.columns].flatten()
     flat = edge.flatten(1)
@@ -58,17 +58,17 @@ def plain_affinity(edge: torch.Tensor, index: PathIndex) -> torch.Tensor:
     return torch.stack(rows, 1)
 
 
-def test_gradient_against_autograd_of_a_plain_gather():
+def test_gradient_against_autograd_of_a_gather():
     generator = torch.Generator().manual_seed(1)
-    edges = [torch.randperm(2 * 17 * 19, generator=generator).double().view(2, 17, 19) / 1000 for _ in range(1)]
-    ours, plain = (edges[0].clone().requires_grad_() for _ in range(2))
+    edge = torch.randperm(2 * 17 * 19, generator=generator).double().view(2, 17, 19) / 1000
+    ours, reference = (edge.clone().requires_grad_() for _ in range(2))
     index = PathIndex(5, (17, 19))
-    found, expected = index.edge_to_affinity(ours), plain_affinity(plain, index)
+    found, expected = index.edge_to_affinity(ours), gathered_affinity(reference, index)
     assert torch.equal(found, expected)
     weights = torch.randn(found.shape, dtype=torch.float64, generator=generator)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
-    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_gradcheck():
@@ -76,7 +76,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(PathIndex(3, (6, 8)).edge_to_affinity, edge.requires_grad_())
 
 
-def test_gradient_of_equal_edges_goes_to_one_point_of_each_path():
+def test_gradient_of_equal_edges_goes_to_one_point_per_path():
     edge = torch.full((1, 5, 7), 0.5, dtype=torch.float64, requires_grad=True)
     index = PathIndex(3, (5, 7))
     index.edge_to_affinity(edge).sum().backward()
@@ -98,33 +98,33 @@ def test_affinity_labels_against_loops(num_classes, dtype):
             for s in range(index.num_sources):
                 y, x = s // index.columns, s % index.columns + 2
                 a, b = int(label[n, y, x]), int(label[n, y + dy, x + dx])
-                sure = a != 255 and b != 255
-                expected = (sure and a == b == 0, sure and a == b != 0, sure and a != b)
+                valid = a != 255 and b != 255
+                expected = (valid and a == b == 0, valid and a == b != 0, valid and a != b)
                 assert tuple(bool(kind[n, d, s]) for kind in found) == expected
     assert all(kind.any() for kind in found)
 
 
-def test_affinity_labels_of_one_map_equal_those_in_a_batch():
+def test_affinity_labels_of_a_single_map():
     label = torch.randint(0, 4, (3, 7, 9), generator=torch.Generator().manual_seed(4))
     index = PathIndex(3, (7, 9))
-    for whole, single in zip(affinity_labels(label, index, 3), affinity_labels(label[1], index, 3), strict=True):
-        assert torch.equal(whole[1], single)
+    for batch, single in zip(affinity_labels(label, index, 3), affinity_labels(label[1], index, 3), strict=True):
+        assert torch.equal(batch[1], single)
 
 
 @pytest.mark.parametrize('value', [-1, 4, 254, 256])
-def test_labels_outside_the_classes_are_refused(value):
+def test_unknown_classes_are_rejected(value):
     label = torch.zeros(7, 9, dtype=torch.int64)
     label[0, 0] = value
-    with pytest.raises(InputError):
+    with pytest.raises(UserError, match='classes above 3 other than 255'):
         affinity_labels(label, PathIndex(3, (7, 9)), 3)
 
 
 @pytest.mark.parametrize('radius, size', [(10, 16), (10, (9, 128)), (10, (128, 18)), (1, 16), (0, 16)])
-def test_a_radius_that_does_not_fit_is_refused(radius, size):
-    with pytest.raises(InputError, match='radius'):
+def test_radius_that_does_not_fit_the_map(radius, size):
+    with pytest.raises(UserError, match=f'radius {radius} is too large'):
         PathIndex(radius, size)
 
 
-def test_an_edge_map_of_another_size_is_refused():
-    with pytest.raises(InputError):
+def test_edge_map_of_another_size():
+    with pytest.raises(UserError, match=r'edge map is \(9, 7\).*7x9'):
         PathIndex(3, (7, 9)).edge_to_affinity(torch.zeros(1, 1, 9, 7))

@@ -1,60 +1,60 @@
-"""What benchmarks/ times against each other computes the same."""
+"""The reference implementations of benchmarks/ compute what the stages compute; RESULTS.md shows RESULTS.json."""
 
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
 import torch
-from core.datasets import read_image
-from core.deeplab import multi_scale_logits
-from core.networks import Classifier, DeepLabV3Plus
-from core.transforms import Pipeline, TopLeftCrop, Window, network_input, scaled
 from PIL import Image
 
-from benchmarks import reference
+from benchmarks import reference, run
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
 from core.crf import crf_from_labels, crf_from_probability
-from core.maps import predict
+from core.data.images import read_image
+from core.data.transforms import PaddedCrop, Pipeline, TopLeftCrop, normalize, rescale
+from core.maps import threshold_cams
 from core.metrics import ThresholdSweep
+from core.models import Classifier, DeepLabV3Plus
+from core.models.deeplab import multi_scale_logits
 from core.random_walk import random_walk
+from util.flags import REPOSITORY
 
 
 @pytest.fixture
 def image():
-    """A smooth picture, so that CRFs and networks have something to hold on to."""
+    """A smooth picture, because a CRF and a network make nothing of noise."""
     y, x = np.mgrid[:60, :80]
     channels = [np.hypot(y - 30, x - 40) * 3, x * 2, 255 - y * 3]
     return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
 
 
-def test_pairs():
+def test_affinities_and_labels_of_pixel_pairs():
     edge = torch.rand(2, 24, 30, dtype=torch.float64, requires_grad=True)
     index = PathIndex(5, (24, 30))
     sources, groups = reference.path_indices(5, (24, 30))
-    ours, plain = index.edge_to_affinity(edge), reference.edge_to_affinity(edge, groups)
-    assert torch.equal(ours, plain)
+    ours, expected = index.edge_to_affinity(edge), reference.edge_to_affinity(edge, groups)
+    assert torch.equal(ours, expected)
     weight = torch.rand_like(ours)
-    gradients = [torch.autograd.grad((affinity * weight).sum(), edge)[0] for affinity in (ours, plain)]
+    gradients = [torch.autograd.grad((affinity * weight).sum(), edge)[0] for affinity in (ours, expected)]
     torch.testing.assert_close(*gradients)
     label = torch.randint(0, 4, (24, 30), dtype=torch.uint8)
     label[3:9] = 255
-    for ours, plain in zip(
-        affinity_labels(label, index, 3), reference.affinity_pairs(label, sources, groups), strict=True
-    ):
-        assert torch.equal(ours.float(), plain)
+    pairs = affinity_labels(label, index, 3), reference.affinity_pairs(label, sources, groups)
+    for ours, expected in zip(*pairs, strict=True):
+        assert torch.equal(ours.float(), expected)
 
 
 def test_random_walk():
     generator = torch.Generator().manual_seed(0)
     edge = torch.rand(19, 26, generator=generator, dtype=torch.float64)
     cam = torch.rand(2, 19, 26, generator=generator, dtype=torch.float64)
-    ours, plain = random_walk(cam, edge), reference.random_walk(cam, edge)
-    assert (ours / ours.max() - plain / plain.max()).abs().max() < 1e-7
+    ours, expected = random_walk(cam, edge), reference.random_walk(cam, edge)
+    assert (ours / ours.max() - expected / expected.max()).abs().max() < 1e-7
 
 
 @pytest.mark.parametrize('iterations', [1, 10])
-def test_one_lattice_for_several_labels(image, iterations):
+def test_crf_of_several_labels_at_once(image, iterations):
     rng = np.random.default_rng(0)
     labels = [rng.integers(0, 3, image.shape[:2]) for _ in range(2)]
     refined = crf_from_labels(image, labels, 3, iterations)
@@ -67,14 +67,14 @@ def test_affinity_label(image):
     y, x = np.mgrid[:60, :80]
     hr_cam = np.exp(-(((y - 30) ** 2 + (x - 40) ** 2) / 400))[None].astype(np.float32)
     keys = np.array([0, 7])
-    fg, bg = crf_from_labels(image, [predict(hr_cam, threshold) for threshold in (0.4, 0.1)], 2)
-    plain = reference.affinity_label(image, keys, hr_cam)
-    assert np.array_equal(keys[fg] == 7, plain == 7)
-    assert np.array_equal((fg == 0) & (bg == 0), plain == 0)
-    assert {7, 255} <= set(np.unique(plain))
+    fg, bg = crf_from_labels(image, [threshold_cams(hr_cam, threshold) for threshold in (0.4, 0.1)], 2)
+    expected = reference.affinity_label(image, keys, hr_cam)
+    assert np.array_equal(keys[fg] == 7, expected == 7)
+    assert np.array_equal((fg == 0) & (bg == 0), expected == 0)
+    assert {7, 255} <= set(np.unique(expected))
 
 
-def test_sweep(tmp_path):
+def test_threshold_sweep(tmp_path):
     rng = np.random.default_rng(0)
     thresholds = [0.2, 0.5, 0.7]
     sweep = ThresholdSweep(4, thresholds)
@@ -84,33 +84,34 @@ def test_sweep(tmp_path):
         np.savez(tmp_path / f'{i}.npz', keys=keys, hr_cam=maps)
         Image.fromarray(mask).save(tmp_path / f'{i}.png')
         sweep.update(maps, keys, mask)
-    plain = reference.sweep(tmp_path, tmp_path, range(3), 4, thresholds)
+    expected = reference.sweep(tmp_path, tmp_path, range(3), 4, thresholds)
     for threshold, matrix in zip(thresholds, sweep.matrices(), strict=True):
         counts = matrix.counts
-        assert np.array_equal(plain[threshold], [counts.sum(1), counts.sum(0), np.diag(counts)])
+        assert np.array_equal(expected[threshold], [counts.sum(1), counts.sum(0), np.diag(counts)])
 
 
-def test_train_sample(image, tmp_path):
-    path = Path(tmp_path / 'image.png')
+def test_training_sample(image, tmp_path):
+    path = tmp_path / 'image.png'
     Image.fromarray(image).save(path)
     ours, _ = Pipeline(TopLeftCrop(512))(read_image(path).resize((640, 480), Image.Resampling.BICUBIC), None, (0,))
-    plain = reference.train_sample(path, 640, False, ((0, 0), (0, 0)))
-    torch.testing.assert_close(network_input(Window(ours.pixels[None], ours.box[None]))[0], plain, atol=2e-6, rtol=0)
+    ours = normalize(PaddedCrop(ours.pixels[None], ours.box[None]))[0]
+    expected = reference.train_sample(path, 640, False, ((0, 0), (0, 0)))
+    torch.testing.assert_close(ours, expected, atol=2e-6, rtol=0)
 
 
 def test_segmentation(image):
     torch.manual_seed(0)
     model = DeepLabV3Plus('resnest14_narrow', 6).eval()
     picture = Image.fromarray(image)
-    versions = [network_input(scaled(picture, scale)[None]) for scale in (0.5, 1.0)]
-    with torch.no_grad():  # classes that differ from place to place
+    scaled = [normalize(rescale(picture, scale)[None]) for scale in (0.5, 1.0)]
+    with torch.no_grad():  # so that the predicted class differs from place to place
         model.decoder.classify.weight.mul_(30)
-        model.decoder.classify.bias.sub_(model(versions[1]).mean((0, 2, 3)))
-    logits = multi_scale_logits(model, versions, image.shape[:2])
+        model.decoder.classify.bias.sub_(model(scaled[1]).mean((0, 2, 3)))
+    logits = multi_scale_logits(model, scaled, image.shape[:2])
     probability = crf_from_probability(image, torch.softmax(logits, 1)[0].numpy(), 2)
-    plain = reference.segmentation(model, picture, (0.5, 1.0), 2)
-    assert len(np.unique(plain)) > 1
-    assert np.mean(probability.argmax(0) == plain) > 0.999  # of equal probabilities rounding decides
+    expected = reference.segmentation(model, picture, (0.5, 1.0), 2)
+    assert len(np.unique(expected)) > 1
+    assert np.mean(probability.argmax(0) == expected) > 0.999  # rounding decides between equal probabilities
 
 
 def test_cams(image):
@@ -118,9 +119,15 @@ def test_cams(image):
     classifier = Classifier('resnest14_narrow', 5).eval()
     pictures = [Image.fromarray(image), Image.fromarray(image[::-1].copy())]
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 0, 0, 1, 0]])
-    versions = [network_input(torch.stack([scaled(p, scale) for p in pictures])) for scale in (0.5, 1.0, 1.5)]
-    found = multi_scale_cam(classifier, versions, labels, image.shape[:2])
+    scales = (0.5, 1.0, 1.5)
+    scaled = [normalize(torch.stack([rescale(picture, scale) for picture in pictures])) for scale in scales]
+    found = multi_scale_cam(classifier, scaled, labels, image.shape[:2])
     for picture, label, ours in zip(pictures, labels, found, strict=True):
-        _, *plain = reference.multi_scale_cam(classifier, picture, label.numpy(), (0.5, 1.0, 1.5))
-        for a, b in zip(ours, plain, strict=True):
+        _, *expected = reference.multi_scale_cam(classifier, picture, label.numpy(), scales)
+        for a, b in zip(ours, expected, strict=True):
             np.testing.assert_allclose(a.numpy(), b, atol=2e-4)
+
+
+def test_the_results_in_markdown_are_those_in_json():
+    tables = json.loads((REPOSITORY / 'benchmarks' / 'RESULTS.json').read_text())
+    assert (REPOSITORY / 'benchmarks' / 'RESULTS.md').read_text() == run.format_results(tables)

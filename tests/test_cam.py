@@ -1,4 +1,4 @@
-"""CAMs: of class maps while training, and over scales and mirror image."""
+"""CAMs of class maps in training, and CAMs summed over scales and mirror image."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from core.cam import make_cam, multi_scale_cam
 
 def test_make_cam_against_a_loop():
     maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    maps[0, 1] = -maps[0, 1].abs()  # a map without any activation
-    maps[1, 2] *= 1e-5  # one that is hardly above it
+    maps[0, 1] = -maps[0, 1].abs()  # no activation
+    maps[1, 2] *= 1e-5  # close to the epsilon
     cams = make_cam(maps)
     for n in range(2):
         for c in range(3):
@@ -30,7 +30,7 @@ def test_gradients_flow_through_make_cam():
 
 
 class Cells(nn.Module):
-    """A stand-in for a classifier: class maps at stride 16 by one convolution."""
+    """Stand-in for a classifier: one convolution gives class maps at stride 16."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -53,7 +53,7 @@ def test_multi_scale_cam(size):
     cams = multi_scale_cam(model, scales, labels, size)
     assert len(cams) == 3
 
-    # The images are float64, the maps are brought to float32 inside: hence the tolerance.
+    # The images are float64 but the maps become float32 inside, hence the tolerance.
     rounded = (16 * ((h + 15) // 16), 16 * ((w + 15) // 16))
     for i, (cam, hr_cam) in enumerate(cams):
         present = np.flatnonzero(labels[i])

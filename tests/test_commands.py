@@ -1,6 +1,8 @@
-"""The nine published commands, parsed by the scripts' own parsers, and that each finds what the one before made."""
+"""Command lines: the nine published ones, the README's, the defaults, wrong flags, --help."""
 
+import argparse
 import importlib
+import re
 import shlex
 import subprocess
 import sys
@@ -8,7 +10,16 @@ import sys
 import pytest
 from conftest import REPOSITORY, STAGES, subprocess_environment
 
-from tools import experiment
+from util import flags
+from util.artifacts import (
+    AFFINITY_LABEL,
+    CAM,
+    PREDICTION,
+    PREDICTIONS,
+    PSEUDO_LABEL,
+    RANDOM_WALK,
+    folder_name,
+)
 
 COMMANDS = """
 train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \
@@ -36,7 +47,7 @@ def module_of(stage: str):
 
 
 def parsed(root: str) -> dict:
-    """The options of each command, by script, as a shell would hand them over."""
+    """Return the options of each command by script, split as a shell does."""
     options = {}
     for line in COMMANDS.strip().splitlines():
         script, *words = shlex.split(line.replace('$D', root))
@@ -73,21 +84,47 @@ def test_each_command_reads_what_the_one_before_writes():
     deeplab = by['train_segmentation']
     predictions = by['inference_segmentation']
     assert cams.tag == by['train_classification_with_puzzle'].tag
-    folder = experiment.cam_name(cams.tag, cams.domain, cams.scales)
-    assert folder == labels.experiment_name == walk.cam_dir
-    folder = experiment.affinity_label_name(labels.experiment_name, labels.fg_threshold, labels.bg_threshold)
-    assert folder == affinity.label_name
+    assert folder_name(CAM, cams) == labels.experiment_name == walk.cam_dir
+    assert folder_name(AFFINITY_LABEL, labels) == affinity.label_name
     assert walk.model_name == affinity.tag
-    folder = experiment.random_walk_name(walk.model_name, walk.domain, walk.beta, walk.exp_times)
-    assert folder == pseudo.experiment_name
-    assert experiment.pseudo_label_name(folder, pseudo.crf_iteration) == deeplab.label_name
+    assert folder_name(RANDOM_WALK, walk) == pseudo.experiment_name
+    assert folder_name(PSEUDO_LABEL, pseudo) == deeplab.label_name
     assert predictions.tag == deeplab.tag
-    folder = experiment.segmentation_name(
-        predictions.tag, predictions.domain, predictions.scales, predictions.iteration
-    )
-    assert folder == by['evaluate'].experiment_name
+    assert folder_name(PREDICTION, predictions) == by['evaluate'].experiment_name
     for args in (affinity, deeplab):
-        assert args.pred_dir.rstrip('/') == str(experiment.PREDICTIONS)
+        assert args.pred_dir.rstrip('/') == str(PREDICTIONS)
+
+
+def commands_of(text: str) -> list[tuple[str, list[str]]]:
+    """Return (module, words) of the Python commands in a Markdown document, in blocks or in a line."""
+    blocks = re.findall(r'^```\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    lines += re.findall(r'`(python3 -m [^`]+)`', text)
+    found = []
+    for line in lines:
+        match = re.fullmatch(r'python3 (?:(\w+)\.py|-m (\w+\.[a-z]\w+))( .*)?', line)
+        if match:
+            found.append((match[1] or match[2], shlex.split(match[3] or '')))
+    return found
+
+
+def test_readme_has_the_nine_commands():
+    documented = commands_of((REPOSITORY / 'README.md').read_text())
+    for line in COMMANDS.strip().splitlines():
+        script, *words = shlex.split(line)
+        stage = script.removesuffix('.py')
+        assert (stage, words) in documented or (stage, [*words, '--data_dir', '$D']) in documented, line
+    assert ('tools.prepare_voc', ['--out', '..']) in documented
+
+
+@pytest.mark.parametrize('document', ['README.md'])
+def test_documented_commands_are_parsed(document):
+    text = (REPOSITORY / document).read_text()
+    documented = commands_of(text)
+    assert len(documented) >= 12
+    assert not re.findall(r'python3 \w+/\w+\.py', text), 'programs run as python3 -m'
+    for module, words in documented:
+        module_of(module).parse_args(words)
 
 
 TRAINING = {
@@ -117,7 +154,7 @@ RECIPE = {
 
 
 @pytest.mark.parametrize('line', RECIPE)
-def test_no_flags_mean_the_published_recipe(line):
+def test_defaults_are_the_published_recipe(line):
     stage, *words = line.split()
     options = vars(module_of(stage).parse_args(words))
     assert {name: options[name] for name in RECIPE[line]} == RECIPE[line]
@@ -168,7 +205,7 @@ FIRST = 'train_classification_with_puzzle --tag t'
         ('evaluate --experiment_name a/b', '--experiment_name'),
     ],
 )
-def test_flags_that_cannot_be_are_named(line, flag, capsys):
+def test_invalid_flags_are_named(line, flag, capsys):
     stage, *words = line.split()
     with pytest.raises(SystemExit) as ended:
         module_of(stage).parse_args(words)
@@ -176,30 +213,108 @@ def test_flags_that_cannot_be_are_named(line, flag, capsys):
     assert flag in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-HELP = """
-import runpy, sys
-sys.argv = [sys.argv[1], '--help']
-try:
-    runpy.run_path(sys.argv[0], run_name='__main__')
-except SystemExit as ended:
-    assert ended.code == 0, ended.code
-heavy = {'torch', 'torchvision', 'cv2', 'tensorboard'} & set(sys.modules)
-assert not heavy, heavy
-"""
+PROGRAMS = (
+    *STAGES,
+    'tools.make_demo_data',
+    'tools.prepare_voc',
+    'tools.summarize',
+    'benchmarks.run',
+    'recipes.gradients',
+    'recipes.rounding',
+)
+TRAINER_GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'run and output')
+INFERENCE_GROUPS = ('data', 'model', 'inference', 'run and output')
+GROUPS = {
+    'train_classification_with_puzzle': TRAINER_GROUPS,
+    'inference_classification': INFERENCE_GROUPS,
+    'make_affinity_labels': ('data', 'inference', 'run and output'),
+    'train_affinitynet': TRAINER_GROUPS,
+    'inference_rw': INFERENCE_GROUPS,
+    'make_pseudo_labels': ('data', 'inference', 'run and output'),
+    'train_segmentation': tuple(title for title in TRAINER_GROUPS if title != 'loss'),
+    'inference_segmentation': INFERENCE_GROUPS,
+    'evaluate': ('data', 'inference'),
+    'tools.make_demo_data': ('data', 'run and output'),
+    'tools.prepare_voc': ('data', 'run and output'),
+    'tools.summarize': ('data', 'run and output'),
+}
 
 
-@pytest.mark.parametrize('stage', STAGES)
-def test_help_answers_without_the_heavy_imports(stage):
-    done = subprocess.run(
-        [sys.executable, '-c', HELP, f'{stage}.py'],
+def parser_of(name: str, monkeypatch) -> flags.Parser:
+    """Return the parser of a script or program."""
+    parsers = []
+
+    class Parser(flags.Parser):
+        def parse_args(self, argv=None):
+            parsers.append(self)
+            raise SystemExit
+
+    monkeypatch.setattr(flags, 'Parser', Parser)
+    with pytest.raises(SystemExit):
+        module_of(name).parse_args([])
+    return parsers[0]
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_explains_every_flag_in_its_group(name, monkeypatch):
+    parser = parser_of(name, monkeypatch)
+    text = parser.format_help()
+    document = module_of(name).__doc__
+    assert document.strip() in text
+    assert f'python3 {name}.py' in document if name in STAGES else f'python3 -m {name}' in document
+    if name in STAGES:
+        assert {'Reads', 'Writes'} <= set(document.split())
+    assert 'default: None' not in ' '.join(text.split())
+    titles = [title for title in flags.GROUPS if f'\n{title}:\n' in text]
+    if name in GROUPS:
+        assert titles == list(GROUPS[name])
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            flag = '/'.join(action.option_strings) or action.dest
+            phrase = action.help
+            assert phrase and phrase.strip() == phrase and phrase != argparse.SUPPRESS, flag
+            assert len(re.findall(r'[a-z]{2,}', phrase)) >= 1, f'{flag}: {phrase}'
+            assert not phrase.removesuffix('...').endswith('.'), f'{flag}: {phrase}'
+            if name in GROUPS and action.option_strings:
+                assert group.title in flags.GROUPS, f'{flag} is in no group'
+
+
+def test_flags_of_stage_1_are_where_a_reader_looks_for_them(monkeypatch):
+    parser = parser_of('train_classification_with_puzzle', monkeypatch)
+    of = {title: {action.dest for action in group._group_actions} for title, group in parser.groups.items()}
+    assert of == {
+        'data': {'dataset', 'data_dir', 'num_workers'},
+        'model': {'weights', 'architecture', 'mode', 'bn_replicas'},
+        'loss': {'loss_option', 'num_pieces', 'level', 're_loss', 're_loss_option', 'alpha', 'alpha_schedule'},
+        'optimisation': {'batch_size', 'max_epoch', 'lr', 'wd', 'momentum', 'nesterov'},
+        'augmentation': {'image_size', 'min_image_size', 'max_image_size', 'resize', 'augment'},
+        'inference': set(),
+        'run and output': {
+            'tag', 'seed', 'device', 'precision', 'print_ratio', 'save_interval', 'overwrite', 'select',
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_of_a_program(name):
+    command = [f'{name}.py'] if name in STAGES else ['-m', name]
+    run = subprocess.run(
+        [sys.executable, *command, '--help'],
         cwd=REPOSITORY,
         env=subprocess_environment(),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    document = module_of(stage).__doc__
-    assert document.splitlines()[0] in done.stdout
-    assert 'default: None' not in ' '.join(done.stdout.split())
-    for part in ('Reads', 'Writes', f'python3 {stage}.py'):
-        assert part in document
+    assert (run.returncode, run.stderr) == (0, '')
+    assert module_of(name).__doc__.splitlines()[0] in run.stdout
+
+
+FORKING = ('make_affinity_labels', 'make_pseudo_labels', 'evaluate')
+
+
+@pytest.mark.parametrize('stage', FORKING)
+def test_stages_that_fork_do_not_import_torch(stage):
+    program = f'import sys, {stage}; assert not {{"torch", "torchvision", "tensorboard"}} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', program], cwd=REPOSITORY, env=subprocess_environment(), check=True)

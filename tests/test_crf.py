@@ -1,4 +1,4 @@
-"""The CRF wrappers against direct calls of pydensecrf with METHOD's constants."""
+"""The CRFs against direct calls of pydensecrf with the constants of docs/method.md."""
 
 import numpy as np
 import pydensecrf.densecrf as dcrf
@@ -26,7 +26,7 @@ def inferred(image, unary, sxy, srgb, iterations):
 
 
 def label_unary(label, num_labels):
-    """-log 0.7 for the label that is given, the rest shared by the others."""
+    """Return -log 0.7 for the given label; the others share the remaining probability."""
     unary = np.full((num_labels, *label.shape), -np.log(0.3 / (num_labels - 1)))
     for k in range(num_labels):
         unary[k][label == k] = -np.log(0.7)
@@ -43,26 +43,26 @@ def test_label_crf(image, rng, num_labels, iterations, dtype):
     assert np.array_equal(found, expected)
     assert found.dtype == dtype
     assert np.array_equal(label, before)
-    assert (found != label).any()  # or this compares nothing
+    assert (found != label).any()  # otherwise this compares nothing
 
 
-def test_label_crf_takes_ten_iterations(image, rng):
+def test_label_crf_defaults_to_ten_iterations(image, rng):
     label = rng.integers(0, 3, SIZE[::-1])
     assert np.array_equal(crf_from_label(image, label, 3), crf_from_label(image, label, 3, 10))
 
 
 @pytest.mark.parametrize('iterations', [0, 1, 10])
-def test_an_image_without_foreground_is_background(image, iterations):
+def test_image_without_foreground_is_background(image, iterations):
     label = np.zeros(SIZE[::-1], np.int64)
     assert not crf_from_label(image, label, 1, iterations).any()
 
 
-def test_a_label_that_nobody_has_is_no_fault(image):
+def test_label_that_no_pixel_has(image):
     label = np.zeros(SIZE[::-1], np.int64)
     assert np.array_equal(crf_from_label(image, label, 4, 10), label)
 
 
-def test_no_iterations_leave_all_as_it_was(image, rng):
+def test_zero_iterations_change_nothing(image, rng):
     label = rng.integers(0, 3, SIZE[::-1])
     found = crf_from_label(image, label, 3, 0)
     assert np.array_equal(found, label)
@@ -84,7 +84,7 @@ def test_probability_crf(image, rng, num_labels, iterations):
     assert np.abs(found - probability).max() > 0.1
 
 
-def test_probability_crf_takes_ten_iterations_and_any_memory_layout(image, rng):
+def test_probability_crf_defaults_to_ten_iterations_and_takes_any_memory_layout(image, rng):
     probability = rng.dirichlet([1, 1, 1], SIZE[::-1]).astype(np.float32).transpose(2, 0, 1)
     found = crf_from_probability(image, probability)
     assert np.array_equal(found, crf_from_probability(image, np.ascontiguousarray(probability), 10))
@@ -97,7 +97,7 @@ def test_images_of_any_memory_layout(image, rng):
 
 
 @pytest.mark.parametrize('num_labels, iterations', [(1, 3), (2, 3), (3, 0), (3, 10)])
-def test_several_labels_of_an_image_do_not_touch_one_another(image, rng, num_labels, iterations):
+def test_label_maps_refined_together_are_independent(image, rng, num_labels, iterations):
     labels = [rng.integers(0, num_labels, SIZE[::-1]) for _ in range(3)]
     found = crf_from_labels(image, labels, num_labels, iterations)
     assert len(found) == 3
@@ -106,7 +106,7 @@ def test_several_labels_of_an_image_do_not_touch_one_another(image, rng, num_lab
 
 
 @pytest.mark.parametrize('num_labels', [2, 3, 6])
-def test_maps_refined_together_differ_by_rounding(image, rng, num_labels):
+def test_maps_refined_together_differ_only_by_rounding(image, rng, num_labels):
     labels = [np.kron(rng.integers(0, num_labels, (6, 11)), np.ones((6, 4), int)) for _ in range(2)]
     unaries = [label_unary(label, num_labels).reshape(num_labels, -1) for label in labels]
     together = crf._CRF(image, num_labels, 50, 5).infer_together(unaries, 10)
@@ -114,7 +114,7 @@ def test_maps_refined_together_differ_by_rounding(image, rng, num_labels):
         np.testing.assert_allclose(probability, inferred(image, unary, 50, 5, 10), atol=crf.TIE / 2)
 
 
-def test_a_map_with_a_tie_is_refined_by_itself(image, rng, monkeypatch):
+def test_map_with_a_tie_is_refined_alone(image, rng, monkeypatch):
     labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(2)]
     alone, infer = [], crf._CRF.infer
     monkeypatch.setattr(crf._CRF, 'infer', lambda *args: alone.append(args) or infer(*args))
@@ -123,3 +123,24 @@ def test_a_map_with_a_tie_is_refined_by_itself(image, rng, monkeypatch):
         found = crf_from_labels(image, labels, 3)
         assert len(alone) == times
     assert np.array_equal(found, [crf_from_label(image, label, 3) for label in labels])
+
+
+@pytest.mark.parametrize('iterations', [0, 10])
+def test_read_only_arrays(image, rng, iterations):
+    labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(2)]
+    probability = rng.dirichlet([1, 1, 1], SIZE[::-1]).astype(np.float32).transpose(2, 0, 1).copy()
+
+    def results():
+        return [
+            crf_from_label(image, labels[0], 3, iterations),
+            *crf_from_labels(image, labels, 3, iterations),
+            crf_from_probability(image, probability, iterations),
+        ]
+
+    expected, inputs = results(), [image, *labels, probability]
+    before = [array.copy() for array in inputs]
+    for array in inputs:
+        array.flags.writeable = False
+    assert all(np.array_equal(a, b) for a, b in zip(results(), expected, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(inputs, before, strict=True))
+    assert not any(np.shares_memory(found, array) for found in results() for array in inputs)

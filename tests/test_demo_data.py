@@ -1,4 +1,4 @@
-"""The drawn data set: what stands in its files, that they follow from the seed, and that no folder is overwritten."""
+"""The drawn data set: the contents of its files, their dependence on the seed, and other folders left alone."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import make_demo_data as demo
+from core import UserError
+from core.data.dataset import open_dataset
+from demo_data.figures import CLASSES
+from demo_data.scenes import DRAWING, draw_scene
+from tools import make_demo_data
 
 OPTIONS = ['--num_train_aug', '20', '--num_train', '8', '--num_val', '3', '--size', '64', '--seed', '3']
 
 
 def make(out: Path, *options: str) -> None:
-    demo.main(demo.parse_args(['--out', str(out), *OPTIONS, '--num_workers', '1', *options]))
+    make_demo_data.main(make_demo_data.parse_args(['--out', str(out), *OPTIONS, '--num_workers', '1', *options]))
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -30,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scenes(count: int, size: int) -> list:
-    return [demo.draw_scene(np.random.default_rng([11, i]), size) for i in range(count)]
+    return [draw_scene(np.random.default_rng([11, i]), size) for i in range(count)]
 
 
 def test_same_seed_same_bytes_for_any_number_of_workers(made, tmp_path):
@@ -38,13 +42,13 @@ def test_same_seed_same_bytes_for_any_number_of_workers(made, tmp_path):
     assert contents(tmp_path / 'again') == contents(made)
 
 
-def test_samples_depend_on_seed_split_and_index_alone(made, tmp_path):
+def test_samples_depend_only_on_seed_split_and_index(made, tmp_path):
     make(tmp_path / 'fewer', '--num_train_aug', '2', '--num_train', '2', '--num_val', '1')
     make(tmp_path / 'other', '--num_train_aug', '2', '--num_train', '2', '--num_val', '1', '--seed', '4')
-    fewer, other, whole = contents(tmp_path / 'fewer'), contents(tmp_path / 'other'), contents(made)
+    fewer, other, full = contents(tmp_path / 'fewer'), contents(tmp_path / 'other'), contents(made)
     pictures = [name for name in fewer if name.endswith(('.jpg', '.png', '.xml'))]
     assert len(pictures) == 9
-    assert all(fewer[name] == whole[name] for name in pictures)
+    assert all(fewer[name] == full[name] for name in pictures)
     assert all(fewer[name] != other[name] for name in pictures if name.endswith('.jpg'))
     assert fewer['JPEGImages/train_00000.jpg'] != fewer['JPEGImages/val_00000.jpg']
 
@@ -52,7 +56,7 @@ def test_samples_depend_on_seed_split_and_index_alone(made, tmp_path):
 def test_layout(made):
     ids = [f'train_{i:05d}' for i in range(20)] + [f'val_{i:05d}' for i in range(3)]
     info = json.loads((made / 'dataset.json').read_text())
-    assert info['classes'] == sorted(info['classes']) == demo.CLASSES
+    assert info['classes'] == sorted(info['classes']) == CLASSES
     assert set(info['lists']) == {'train', 'train_aug', 'val'}
     assert (made / info['lists']['train_aug']).read_text().split() == ids[:20]
     assert (made / info['lists']['train']).read_text().split() == ids[:8]
@@ -64,7 +68,7 @@ def test_layout(made):
     }  # fmt: skip
 
 
-def test_files_agree_with_one_another(made):
+def test_files_of_a_sample_agree(made):
     for path in sorted((made / 'Annotations').iterdir()):
         root = ET.parse(path).getroot()
         image = cv2.imread(str(made / 'JPEGImages' / root.findtext('filename')))
@@ -78,13 +82,25 @@ def test_files_agree_with_one_another(made):
         assert mask.shape == (height, width)
         assert max(mask.shape) == 64
         names = {thing.findtext('name') for thing in root.iter('object')}
-        assert names == {demo.CLASSES[k - 1] for k in np.unique(mask) if 0 < k < 255}
+        assert names == {CLASSES[k - 1] for k in np.unique(mask) if 0 < k < 255}
         for thing in root.iter('object'):
             xmin, ymin, xmax, ymax = (int(thing.findtext(f'bndbox/{s}')) for s in ('xmin', 'ymin', 'xmax', 'ymax'))
             assert 1 <= xmin < xmax <= width
             assert 1 <= ymin < ymax <= height
-            k = demo.CLASSES.index(thing.findtext('name')) + 1
+            k = CLASSES.index(thing.findtext('name')) + 1
             assert (mask[ymin - 1 : ymax, xmin - 1 : xmax] == k).any()
+
+
+def test_set_opens_as_a_data_set(made):
+    dataset = open_dataset(made / 'dataset.json', made)
+    assert list(dataset.class_names) == CLASSES
+    for domain, number in {'train_aug': 20, 'train': 8, 'val': 3}.items():
+        ids = dataset.ids(domain, with_images=True)
+        assert len(ids) == number
+        dataset.check_masks(ids)
+        for image_id in ids:
+            mask = dataset.read_mask(image_id, dataset.image_size(image_id))
+            assert set((np.flatnonzero(dataset.read_labels(image_id)) + 1).tolist()) == set(np.unique(mask)) - {0, 255}
 
 
 @pytest.mark.parametrize('size', [64, 128, 200])
@@ -96,25 +112,25 @@ def test_scenes(size):
         assert max(mask.shape) == size
         assert 0.74 * size <= min(mask.shape)
         values = set(np.unique(mask).tolist())
-        assert {0, 255} <= values <= {*range(len(demo.CLASSES) + 1), 255}
+        assert {0, 255} <= values <= {*range(len(CLASSES) + 1), 255}
         names = {name for name, *_ in objects}
-        assert names == {demo.CLASSES[k - 1] for k in values - {0, 255}}
+        assert names == {CLASSES[k - 1] for k in values - {0, 255}}
         seen |= names
         counts.add(len(objects))
         truncated += sum(cut for *_, cut in objects)
-    assert seen == set(demo.CLASSES)
+    assert seen == set(CLASSES)
     assert counts == {1, 2, 3}
     assert truncated
 
 
-def test_border_lies_between_an_object_and_all_else():
+def test_border_separates_objects_from_everything_else():
     for _, mask, _ in scenes(30, 128):
         for one, other in [(mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])]:
             assert ((one == other) | (one == 255) | (other == 255)).all()
 
 
-def test_colour_of_the_background_does_not_tell_the_class():
-    tones = {name: [] for name in demo.CLASSES}
+def test_background_colour_does_not_reveal_the_class():
+    tones = {name: [] for name in CLASSES}
     for image, mask, objects in scenes(240, 64):
         for name in {name for name, *_ in objects}:
             tones[name].append(image[mask == 0].mean(0))
@@ -123,40 +139,39 @@ def test_colour_of_the_background_does_not_tell_the_class():
     assert (np.ptp(means, axis=0) < spread).all()
 
 
-def test_a_finished_set_is_left_alone(made, capsys):
+def test_finished_set_is_not_drawn_again(made, capsys):
     before = {path: path.stat().st_mtime_ns for path in made.rglob('*')}
     make(made)
-    assert capsys.readouterr().out.count('\n') == 1
+    assert capsys.readouterr().out == f'{made}: the data set already exists with these options\n'
     assert {path: path.stat().st_mtime_ns for path in made.rglob('*')} == before
 
 
-def test_what_a_killed_run_left_is_drawn_again(made, tmp_path):
+def test_interrupted_run_is_drawn_again(made, tmp_path):
     out = tmp_path / 'set'
     for name, content in contents(made).items():
         if name != 'dataset.json':
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content[:10])
-    (out / 'JPEGImages' / '.train_00777.jpg.123.tmp').write_bytes(b'half')
+    for folder in ('', 'JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation'):
+        (out / folder / '.0123456789abcdef.123.tmp').write_bytes(b'half')
     make(out)
     assert contents(out) == contents(made)
 
 
 @pytest.mark.parametrize('name', ['notes.txt', 'JPEGImages/2007_000032.jpg', 'dataset.json'])
-def test_another_folder_is_refused(tmp_path, name):
+def test_folder_with_other_files_is_refused(tmp_path, name):
     out = tmp_path / 'set'
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text('{}')
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(UserError, match=f'^--out {out}: already contains other files: .* delete') as error:
         make(out)
-    assert '--out' in refusal.value.code
-    assert 'delete' in refusal.value.code
-    assert '\n' not in refusal.value.code
+    assert '\n' not in str(error.value)
     assert contents(out) == {name: b'{}'}
 
 
-def test_a_set_of_other_options_is_refused(made):
+def test_set_with_other_options_is_refused(made):
     before = contents(made)
-    with pytest.raises(SystemExit, match='--out'):
+    with pytest.raises(UserError, match='--out .*already contains other files'):
         make(made, '--seed', '4')
     assert contents(made) == before
 
@@ -164,8 +179,21 @@ def test_a_set_of_other_options_is_refused(made):
 @pytest.mark.parametrize(
     'flag, value', [('num_train', 0), ('num_val', 0), ('size', 63), ('seed', -1), ('num_workers', 0), ('size', 'big')]
 )
-def test_bad_numbers_name_their_flag(flag, value, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        demo.parse_args([f'--{flag}', str(value)])
-    assert refusal.value.code == 2
+def test_invalid_number_names_its_flag(flag, value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_demo_data.parse_args([f'--{flag}', str(value)])
+    assert ended.value.code == 2
     assert f'--{flag}' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_num_train_above_num_train_aug(capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_demo_data.parse_args(['--num_train_aug', '5', '--num_train', '6'])
+    assert ended.value.code == 2
+    assert '--num_train_aug 5 is below --num_train 6' in capsys.readouterr().err
+
+
+def test_set_of_another_version_of_the_drawing_is_refused(made, monkeypatch):
+    monkeypatch.setattr(make_demo_data, 'DRAWING', DRAWING + 1)
+    with pytest.raises(UserError, match='already contains other files'):
+        make(made)

@@ -1,185 +1,33 @@
-"""The npz files between stages: they come back as they were, and a damaged one is named in one line."""
+"""Atomic writes, names, leftovers of killed writers, and locks."""
 
+import json
 import os
-import pickle
 import re
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from tools.files import maps_inside, read_maps, write_bytes, write_cam, write_rw
+from conftest import subprocess_environment
 
-from tools import UserError
-
-KEYS = np.array([0, 3, 20])
-CAM = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
-HR_CAM = np.random.default_rng(1).random((2, 9, 14)).astype(np.float32)
-
-
-def test_cams_round_trip(tmp_path):
-    path = tmp_path / 'folder' / 'a.npz'
-    write_cam(path, KEYS, CAM, HR_CAM)
-    assert sorted(maps_inside(path)) == ['cam', 'hr_cam', 'keys']
-    for name, maps in (('cam', CAM), ('hr_cam', HR_CAM)):
-        keys, found = read_maps(path, name, 20, maps.shape[1:])
-        assert np.array_equal(keys, KEYS)
-        np.testing.assert_allclose(found, maps, atol=3e-4)  # kept as float16
-        assert found.dtype == np.float32
-    assert os.listdir(path.parent) == ['a.npz']
-
-
-def test_walked_cams_round_trip(tmp_path):
-    write_rw(tmp_path / 'a.npz', KEYS, HR_CAM)
-    assert sorted(maps_inside(tmp_path / 'a.npz')) == ['keys', 'rw']
-    np.testing.assert_allclose(read_maps(tmp_path / 'a.npz', 'rw', 20)[1], HR_CAM / HR_CAM.max(), atol=3e-4)
-    for factor in (1e-9, 1e9):  # beyond float16, were it not for the scaling
-        write_rw(tmp_path / 'a.npz', KEYS, HR_CAM * np.float32(factor))
-        np.testing.assert_allclose(read_maps(tmp_path / 'a.npz', 'rw', 20)[1], HR_CAM / HR_CAM.max(), atol=3e-4)
-
-
-def test_an_image_without_classes(tmp_path):
-    write_rw(tmp_path / 'a.npz', np.array([0]), np.zeros((0, 9, 14), np.float32))
-    keys, maps = read_maps(tmp_path / 'a.npz', 'rw', 20, (9, 14))
-    assert (keys.tolist(), maps.shape) == ([0], (0, 9, 14))
-
-
-def refused(path, name='rw', num_classes=20, size=None) -> str:
-    with pytest.raises(UserError, match=re.escape(str(path))) as fault:
-        read_maps(path, name, num_classes, size)
-    assert '\n' not in str(fault.value)
-    return str(fault.value)
-
-
-def with_nan():
-    maps = HR_CAM.copy()
-    maps[1, 2, 3] = np.nan
-    return maps
-
-
-@pytest.mark.parametrize(
-    'keys, maps, part',
-    [
-        (KEYS, HR_CAM[:1], 'does not go with'),
-        (KEYS, HR_CAM[0], 'does not go with'),
-        (KEYS[None], HR_CAM, 'does not go with'),
-        (KEYS.astype(float), HR_CAM, 'does not go with'),
-        (KEYS, np.zeros((2, 9, 14), np.int64), 'does not go with'),
-        (KEYS, np.full((2, 9, 14), 'x'), 'does not go with'),
-        (np.zeros(0, int), HR_CAM[:0], 'does not go with'),
-        (np.array([1, 3, 20]), HR_CAM, 'keys'),
-        (np.array([0, 20, 3]), HR_CAM, 'keys'),
-        (np.array([0, 3, 3]), HR_CAM, 'keys'),
-        (np.array([0, 3, 21]), HR_CAM, '--dataset'),
-        (np.array([0, -3, 3]), HR_CAM, 'keys'),
-        (KEYS, with_nan(), 'not finite'),
-        (KEYS, np.full((2, 9, 14), np.inf), 'not finite'),
-    ],
-)
-def test_what_does_not_go_together_is_refused(tmp_path, keys, maps, part):
-    np.savez(tmp_path / 'a.npz', keys=keys, rw=maps)
-    assert part in refused(tmp_path / 'a.npz')
-
-
-@pytest.mark.parametrize('keys', [np.array([0, 3, 2], np.uint8), np.array([0, 3, 3], np.uint8)])
-def test_unsigned_keys_that_do_not_rise_are_refused(tmp_path, keys):
-    """Differences of unsigned numbers are never negative."""
-    np.savez(tmp_path / 'a.npz', keys=keys, rw=HR_CAM)
-    assert 'keys' in refused(tmp_path / 'a.npz')
-
-
-def test_maps_of_another_size_are_refused(tmp_path):
-    write_rw(tmp_path / 'a.npz', KEYS, HR_CAM)
-    assert '14x9' in refused(tmp_path / 'a.npz', size=(14, 9))
-
-
-@pytest.mark.parametrize('content', [b'', b'text', b'PK\x03\x04', bytes(100)])
-def test_damaged_files_are_named(tmp_path, content):
-    (tmp_path / 'a.npz').write_bytes(content)
-    refused(tmp_path / 'a.npz')
-    assert maps_inside(tmp_path / 'a.npz') == []
-
-
-def test_every_cut_and_many_flipped_bytes_are_no_traceback(tmp_path):
-    write_rw(tmp_path / 'a.npz', KEYS, HR_CAM)
-    content = (tmp_path / 'a.npz').read_bytes()
-    for end in range(0, len(content), 23):
-        (tmp_path / 'a.npz').write_bytes(content[:end])
-        refused(tmp_path / 'a.npz')
-    for at in range(0, len(content), 7):
-        (tmp_path / 'a.npz').write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
-        try:
-            read_maps(tmp_path / 'a.npz', 'rw', 20)
-        except UserError:
-            pass
-        maps_inside(tmp_path / 'a.npz')
-
-
-ANY_ARRAY = arrays.arrays(
-    st.one_of(arrays.scalar_dtypes(), st.just(np.dtype('float16')), st.just(np.dtype('int64'))),
-    arrays.array_shapes(min_dims=0, min_side=0, max_side=4),
+from core import UserError
+from util import files
+from util.files import (
+    check_name,
+    locked,
+    make_folder,
+    remove_all_leftovers,
+    remove_leftovers,
+    write_bytes,
+    write_json,
 )
 
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(keys=ANY_ARRAY, maps=ANY_ARRAY, data=st.data())
-def test_any_npz_gives_maps_that_go_together_or_a_user_error(tmp_path, keys, maps, data):
-    path = tmp_path / 'a.npz'
-    np.savez_compressed(path, keys=keys, rw=maps)
-    content = bytearray(path.read_bytes())
-    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
-        content[at] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    try:
-        found, scores = read_maps(path, 'rw', 20)
-    except UserError as error:
-        assert str(path) in str(error)
-        return
-    assert found[0] == 0
-    assert found.max() <= 20
-    assert scores.shape[0] == len(found) - 1
-    assert scores.dtype == np.float32
-    assert ((scores >= 0) & (scores <= 1.001)).all()
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
-def test_maps_that_are_not_finite_are_not_written(tmp_path):
-    with pytest.raises(UserError, match='a.npz'):
-        write_rw(tmp_path / 'a.npz', KEYS, with_nan())
-    assert not list(tmp_path.iterdir())
-
-
-def test_missing_files_and_maps_are_named(tmp_path):
-    assert 'no such file' in refused(tmp_path / 'nowhere.npz')
-    write_cam(tmp_path / 'a.npz', KEYS, CAM, HR_CAM)
-    assert '"rw"' in refused(tmp_path / 'a.npz')
-    np.save(tmp_path / 'b.npy', CAM)
-    refused(tmp_path / 'b.npy')
-    (tmp_path / 'c.npz').mkdir()
-    refused(tmp_path / 'c.npz')
-
-
-class Trap:
-    """Unpickled, it would make a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.mkdir, (str(self.path),))
-
-
-def test_pickles_are_not_run(tmp_path):
-    trap = Trap(tmp_path / 'sprung')
-    np.savez(tmp_path / 'a.npz', keys=KEYS, rw=np.array([trap, trap], object))
-    refused(tmp_path / 'a.npz')
-    (tmp_path / 'b.npz').write_bytes(pickle.dumps({'keys': KEYS, 'rw': trap}))
-    refused(tmp_path / 'b.npz')
-    assert maps_inside(tmp_path / 'b.npz') == []
-    assert not (tmp_path / 'sprung').exists()
-
-
-def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'a'
     write_bytes(path, b'first')
     write_bytes(path, b'second')
@@ -193,3 +41,220 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
         write_bytes(path, b'third')
     assert path.read_bytes() == b'second'
     assert os.listdir(path.parent) == ['a']
+
+
+@pytest.mark.parametrize('name', ['x' * 255, 'ä' * 127, 'a b', '-', 'x' * 251 + '.png'])
+def test_any_name_of_the_file_system_can_be_written(tmp_path, name):
+    path = tmp_path / name
+    check_name(path, '--flag')
+    write_bytes(path, b'content')
+    assert path.read_bytes() == b'content'
+    assert os.listdir(tmp_path) == [name]
+    with pytest.raises(OSError, match='cannot be written'):
+        write_bytes(tmp_path / ('x' * 256), b'content')
+
+
+@pytest.mark.parametrize('name, length', [('x' * 256, 256), ('ä' * 128, 256), ('x' * 300 + '.last.pth', 309)])
+def test_names_that_are_too_long_are_refused(tmp_path, name, length):
+    line = f'--flag: {name[:40]}... would have {length} bytes, the limit is 255: shorten it'
+    with pytest.raises(UserError, match=f'^{re.escape(line)}$'):
+        check_name(tmp_path / name, '--flag')
+
+
+def test_error_of_a_write_names_the_file_and_the_reason(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(OSError) as error:
+        write_bytes(tmp_path / 'folder', b'content')
+    assert str(error.value).endswith(f"cannot be written: Is a directory: '{tmp_path / 'folder'}'")
+    assert os.listdir(tmp_path) == ['folder']
+
+
+def test_json_round_trip(tmp_path):
+    content = {'a': [1, 2.5, None], 'b': {'c': 'text'}}
+    write_json(tmp_path / 'a.json', content)
+    assert json.loads((tmp_path / 'a.json').read_text()) == content
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def test_make_folder_names_what_is_in_the_way(in_tmp):
+    Path('experiments').symlink_to('nowhere')
+    for path in (Path('experiments'), Path('experiments/models'), Path('experiments/predictions/x')):
+        with pytest.raises(UserError) as error:
+            make_folder(path)
+        assert str(error.value) == 'experiments: is a broken link: remove it or name another folder'
+    Path('file').touch()
+    for path in (Path('file'), Path('file/models')):
+        with pytest.raises(UserError) as error:
+            make_folder(path)
+        assert str(error.value) == 'file: is not a folder: remove it or name another folder'
+
+
+def test_make_folder_follows_links(in_tmp):
+    Path('elsewhere').mkdir()
+    Path('experiments').symlink_to('elsewhere')
+    make_folder(Path('experiments/models'))
+    make_folder(Path('experiments/models'))
+    assert Path('elsewhere/models').is_dir()
+
+
+# Leftovers ----------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from util import files
+
+files.os.replace = lambda *_: os.kill(os.getpid(), 9)
+files.write_bytes(Path(sys.argv[1]), b'content')
+"""
+
+
+def leave(path: Path) -> Path:
+    """Leave the temporary file of a writer that is killed just before the end; return it."""
+    before = set(path.parent.iterdir())
+    done = subprocess.run([sys.executable, '-c', KILLED, str(path)], env=subprocess_environment())
+    assert done.returncode == -9
+    (leftover,) = set(path.parent.iterdir()) - before
+    assert re.fullmatch(r'\.[0-9a-f]{16}\.\d+\.tmp', leftover.name)
+    return leftover
+
+
+def test_leftovers_of_a_file_are_removed_and_others_stay(tmp_path):
+    first, again, second = leave(tmp_path / 'a.pth'), leave(tmp_path / 'a.pth'), leave(tmp_path / 'b.pth')
+    write_bytes(tmp_path / 'a.pth', b'content')
+    remove_leftovers(tmp_path / 'a.pth', tmp_path / 'missing' / 'c.pth')
+    assert not first.exists()
+    assert not again.exists()
+    assert second.exists()
+    assert (tmp_path / 'a.pth').read_bytes() == b'content'
+
+
+def test_all_leftovers_of_a_folder_are_removed(tmp_path):
+    for name in ('a.npz', 'b.npz', 'x' * 255):
+        leave(tmp_path / name)
+    others = {'a.npz', 'notes.tmp', '.hidden', '.lock'}
+    for name in others:
+        (tmp_path / name).touch()
+    remove_all_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == others
+
+
+# Locks --------------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from util.files import locked
+from util.parallel import BackgroundWriter
+
+with locked(Path(sys.argv[1]), 'it'):
+    # Keep the lock's file open in forked workers, as versions of filelock do that do not close it after a fork.
+    for file in Path('/proc/self/fd').iterdir():
+        if os.path.exists(file) and os.path.samefile(file, sys.argv[1]):
+            os.dup(int(file.name))
+    if sys.argv[2] == 'workers':
+        writer = BackgroundWriter(2, processes=True)
+        for _ in range(2):
+            writer.submit(time.sleep, 600)
+    elif sys.argv[2] and os.fork() == 0:  # outlives the holder by so many seconds
+        holder = os.getppid()
+        while os.getppid() == holder:
+            time.sleep(0.01)
+        time.sleep(float(sys.argv[2]))
+        os._exit(0)
+    print('locked', flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held(lock: Path, workers: str = ''):
+    """Hold a lock in another process inside."""
+    command = [sys.executable, '-c', HOLDER, str(lock), workers]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=subprocess_environment())
+    try:
+        assert process.stdout.readline() == b'locked\n'
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def refusal(what, process) -> str:
+    """A pattern of the line that refuses a second writer."""
+    who = rf'process {process.pid} on {re.escape(os.uname().nodename)} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d'
+    return rf'{re.escape(str(what))} is being written by {who}: wait for it to finish, or stop it'
+
+
+def test_lock_of_another_process_is_refused_naming_it(tmp_path):
+    lock = tmp_path / 'new' / '.lock'
+    with held(lock) as process:
+        begun = time.monotonic()
+        with pytest.raises(UserError) as error, locked(lock, 'the folder x'):
+            pass
+        assert re.fullmatch(refusal('the folder x', process), str(error.value))
+        assert time.monotonic() - begun < files.LOCK_PATIENCE / 2
+        assert set(json.loads((tmp_path / 'new' / '.lock.json').read_text())) == {'host', 'pid', 'since'}
+
+
+@pytest.mark.parametrize('workers', ['', 'workers', '1.5'])
+def test_lock_is_free_after_its_holder_was_killed(tmp_path, workers):
+    """Also while its forked workers are still alive and have the lock's file open."""
+    lock = tmp_path / '.lock'
+    with held(lock, workers) as process:
+        process.kill()
+        process.wait()
+        begun = time.monotonic()
+        with locked(lock, 'it'):
+            assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
+        assert time.monotonic() - begun > (1 if workers == '1.5' else 0)
+    assert not (tmp_path / '.lock.json').exists()
+
+
+def test_lock_whose_workers_stay_is_refused_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0.5)
+    with held(tmp_path / '.lock', '4') as process:
+        process.kill()
+        process.wait()
+        with pytest.raises(UserError, match=refusal('it', process)), locked(tmp_path / '.lock', 'it'):
+            pass
+    monkeypatch.undo()
+    with locked(tmp_path / '.lock', 'it'):
+        pass
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"pid": 1}', None])
+def test_unknown_holder_is_refused_too(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0)
+    with held(tmp_path / '.lock'):
+        holder = tmp_path / '.lock.json'
+        holder.unlink() if content is None else holder.write_text(content)
+        with pytest.raises(UserError, match='^it is being written by another process: wait'):
+            with locked(tmp_path / '.lock', 'it'):
+                pass
+
+
+def test_holder_on_another_host_is_believed(tmp_path):
+    with held(tmp_path / '.lock'):
+        holder = {'host': 'elsewhere', 'pid': 2**22 + 1, 'since': 'yesterday'}
+        (tmp_path / '.lock.json').write_text(json.dumps(holder))
+        begun = time.monotonic()
+        with pytest.raises(UserError, match=f'process {2**22 + 1} on elsewhere since yesterday'):
+            with locked(tmp_path / '.lock', 'it'):
+                pass
+        assert time.monotonic() - begun < files.LOCK_PATIENCE / 2
+
+
+def test_lock_is_released_after_an_error_and_can_be_taken_again(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path / '.lock', 'it'):
+            raise ZeroDivisionError
+        assert not (tmp_path / '.lock.json').exists()
+
+
+def test_locks_of_different_names_do_not_meet(tmp_path):
+    with locked(tmp_path / '.a.lock', 'a'), locked(tmp_path / '.a.b.lock', 'b'):
+        assert {path.name for path in tmp_path.glob('.*.json')} == {'.a.json', '.a.b.json'}

@@ -1,4 +1,4 @@
-"""Each loss against loops in double precision."""
+"""Losses against loops in double precision."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_classification_loss():
 def test_reconstruction_loss(pair, re_loss, option):
     maps, merged = pair
     values, others = maps.tolist(), merged.tolist()
-    means = []  # of each image, a list of the mean distance of each class
+    means = []  # per image: the mean distance of each class
     for n in range(N):
         means.append([])
         for c in range(C):
@@ -48,9 +48,9 @@ def test_reconstruction_loss(pair, re_loss, option):
             means[n].append(total / (H * W))
     if option == 'none':
         expected = sum(sum(row) for row in means) / (N * C)
-    elif option == 'masking':  # absent classes are zeros that count
+    elif option == 'masking':  # absent classes count as zeros
         expected = sum(means[n][c] * float(LABELS[n, c]) for n in range(N) for c in range(C)) / (N * C)
-    else:  # the second image has no class: it counts nowhere
+    else:  # the second image has no class and is left out
         rows = [[means[n][c] for c in range(C) if LABELS[n, c]] for n in range(N)]
         rows = [sum(row) / len(row) for row in rows if row]
         assert len(rows) == 3
@@ -58,7 +58,7 @@ def test_reconstruction_loss(pair, re_loss, option):
     loss = reconstruction_loss(maps, merged, LABELS, re_loss, option)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
-    # No detach: what pulls one branch pushes the other.
+    # Neither branch is detached: their gradients are opposite.
     loss.backward()
     assert maps.grad.abs().sum() > 0
     torch.testing.assert_close(maps.grad, -merged.grad, rtol=0, atol=0)
@@ -66,18 +66,18 @@ def test_reconstruction_loss(pair, re_loss, option):
         assert not maps.grad[LABELS == 0].any()
 
 
-def test_the_published_options_are_the_default(pair):
+def test_reconstruction_loss_defaults_to_the_published_options(pair):
     expected = reconstruction_loss(*pair, LABELS, 'L1_Loss', 'masking')
     assert torch.equal(reconstruction_loss(*pair, LABELS), expected)
 
 
 @pytest.mark.parametrize('option', ['masking', 'selection'])
-def test_a_batch_without_classes_has_no_reconstruction_loss(pair, option):
+def test_reconstruction_loss_of_a_batch_without_classes_is_zero(pair, option):
     assert reconstruction_loss(*pair, torch.zeros(N, C), option=option).item() == 0
 
 
-def test_unknown_options_are_refused(pair):
-    with pytest.raises(ValueError):
+def test_unknown_options_raise(pair):
+    with pytest.raises(ValueError, match="'mask' is not one of masking, selection, none"):
         reconstruction_loss(*pair, LABELS, option='mask')
     with pytest.raises(KeyError):
         reconstruction_loss(*pair, LABELS, re_loss='L3_Loss')
@@ -94,11 +94,11 @@ def test_confidence_loss():
 
 @pytest.mark.parametrize('empty', [None, 0, 1, 2])
 def test_affinity_loss(empty):
-    """`empty`: the term without any pair must be 0, not nan."""
+    """`empty` is the term without pairs: it must be 0, not NaN."""
     generator = torch.Generator().manual_seed(4)
     shape = (2, 3, 11)
     affinity = torch.rand(shape, dtype=torch.float64, generator=generator, requires_grad=True)
-    kind = torch.randint(0, 4, shape, generator=generator)  # bg+, fg+, neg, or none of them
+    kind = torch.randint(0, 4, shape, generator=generator)  # bg+, fg+, neg or none of them
     kind[kind == (-1 if empty is None else empty)] = 3
     pairs = [kind == i for i in range(3)]
     terms = []
@@ -120,13 +120,13 @@ def test_affinity_loss(empty):
 
 
 @pytest.mark.parametrize('affinity', [0.0, 1.0])
-def test_affinity_loss_is_finite_at_the_ends(affinity):
+def test_affinity_loss_is_finite_at_0_and_1(affinity):
     pairs = torch.ones(1, 2, 3, dtype=torch.bool)
     assert torch.isfinite(affinity_loss(torch.full((1, 2, 3), affinity), pairs, pairs, pairs))
 
 
 @pytest.mark.parametrize('iteration, alpha', [(0, 0), (1, 0.08), (25, 2), (49, 3.92), (50, 4), (51, 4), (99, 4)])
-def test_alpha_ramps_up_over_half_of_all_iterations(iteration, alpha):
+def test_alpha_ramps_up_over_half_of_the_iterations(iteration, alpha):
     assert alpha_at(iteration, 100, 4, 0.5) == pytest.approx(alpha)
 
 

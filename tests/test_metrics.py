@@ -1,17 +1,17 @@
-"""mIoU from counts, and all thresholds at once, against a look at every pixel."""
+"""mIoU from counts, and all thresholds in one pass, against loops over pixels."""
 
 import numpy as np
 import pytest
 
-from core import InputError
-from core.maps import predict
+from core import UserError
+from core.maps import threshold_cams
 from core.metrics import ConfusionMatrix, ThresholdSweep
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
 
 
 def counted(prediction, target, num_classes):
-    """T, P and TP of each class by a loop over pixels."""
+    """Count T, P and TP of each class by a loop over pixels."""
     t, p, tp = ([0] * num_classes for _ in range(3))
     for guess, truth in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
         if truth != 255:
@@ -23,10 +23,10 @@ def counted(prediction, target, num_classes):
 
 def test_confusion_matrix_against_a_double_loop(rng):
     predictions, targets = rng.integers(0, 5, (2, 3, 9, 8))
-    predictions[predictions == 4] = 2  # class 4 stands in masks alone
-    targets[targets == 3] = 1  # class 3 in predictions alone
+    predictions[predictions == 4] = 2  # class 4 occurs in masks only
+    targets[targets == 3] = 1  # class 3 occurs in predictions only
     targets[rng.random(targets.shape) < 0.2] = 255
-    matrix = ConfusionMatrix(6)  # class 5 nowhere
+    matrix = ConfusionMatrix(6)  # class 5 occurs nowhere
     for prediction, target in zip(predictions, targets, strict=True):
         matrix.update(prediction.astype(np.uint8), target.astype(np.uint8))
     t, p, tp = counted(predictions, targets, 6)
@@ -43,44 +43,44 @@ def test_confusion_matrix_against_a_double_loop(rng):
     assert matrix.fn() == pytest.approx(sum(fn[c] for c in range(1, 5)) / 4, rel=1e-14)
 
 
-def test_a_batch_counts_as_its_images_do(rng):
+def test_batch_counts_like_its_images(rng):
     predictions, targets = rng.integers(0, 3, (2, 4, 5, 6))
-    whole, parts = ConfusionMatrix(3), ConfusionMatrix(3)
-    whole.update(predictions, targets)
+    batch, parts = ConfusionMatrix(3), ConfusionMatrix(3)
+    batch.update(predictions, targets)
     for prediction, target in zip(predictions, targets, strict=True):
         parts.update(prediction, target)
-    assert np.array_equal(whole.counts, parts.counts)
+    assert np.array_equal(batch.counts, parts.counts)
 
 
-def test_a_perfect_prediction():
+def test_perfect_prediction():
     matrix = ConfusionMatrix(21)
     matrix.update(np.array([[0, 3, 7]]), np.array([[0, 3, 255]]))
     assert (matrix.miou(), matrix.fp(), matrix.fn()) == (1, 0, 0)
 
 
-def test_nothing_counted_is_no_number():
+def test_nothing_counted_is_nan():
     matrix = ConfusionMatrix(3)
     matrix.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
     assert np.isnan([matrix.miou(), matrix.fp(), matrix.fn()]).all()
 
 
 @pytest.mark.parametrize('prediction, target', [([3], [0]), ([0], [3]), ([-1], [0]), ([255], [0]), ([0], [254])])
-def test_classes_that_do_not_exist_are_refused(prediction, target):
+def test_unknown_classes_are_rejected(prediction, target):
     matrix = ConfusionMatrix(3)
-    with pytest.raises(InputError):
+    with pytest.raises(UserError, match='contains class .* the classes are 0 to 2'):
         matrix.update(np.array(prediction), np.array(target))
     assert not matrix.counts.any()
 
 
-def test_shapes_that_differ_are_refused():
-    with pytest.raises(InputError):
+def test_different_shapes_are_rejected():
+    with pytest.raises(UserError, match='cannot be scored on a mask'):
         ConfusionMatrix(3).update(np.zeros((2, 3), int), np.zeros((3, 2), int))
-    with pytest.raises(InputError):
+    with pytest.raises(UserError, match='cannot be scored on a mask'):
         ThresholdSweep(3, [0.5]).update(np.zeros((1, 2, 3)), np.array([0, 1]), np.zeros((3, 2), int))
 
 
 def images_with_ties(rng):
-    """(maps, keys, target): scores at, just above and just below float32 thresholds among them; one has no class."""
+    """Yield (maps, keys, target) with scores at, just above and just below float32 thresholds; one has no class."""
     limits = np.array(THRESHOLDS, np.float32)
     special = np.concatenate(
         [limits, np.nextafter(limits, np.float32(2)), np.nextafter(limits, np.float32(-1)), [0, 1]]
@@ -92,23 +92,24 @@ def images_with_ties(rng):
         yield maps, np.array(keys), target
 
 
-def test_sweep_equals_a_prediction_at_each_threshold(rng):
+def test_sweep_equals_one_prediction_per_threshold(rng):
     sweep = ThresholdSweep(7, THRESHOLDS)
-    plain = [ConfusionMatrix(7) for _ in THRESHOLDS]
+    expected_matrices = [ConfusionMatrix(7) for _ in THRESHOLDS]
     for maps, keys, target in images_with_ties(rng):
         sweep.update(maps, keys, target)
-        for threshold, matrix in zip(THRESHOLDS, plain, strict=True):
-            matrix.update(keys[predict(maps, threshold)], target)
+        for threshold, matrix in zip(THRESHOLDS, expected_matrices, strict=True):
+            matrix.update(keys[threshold_cams(maps, threshold)], target)
     assert sweep.thresholds == THRESHOLDS
-    for found, expected in zip(sweep.matrices(), plain, strict=True):
+    for found, expected in zip(sweep.matrices(), expected_matrices, strict=True):
         assert np.array_equal(found.counts, expected.counts)
-    assert len({matrix.counts[0, 0] for matrix in plain}) == len(THRESHOLDS)  # or this compares nothing
+    counts = {matrix.counts[0, 0] for matrix in expected_matrices}
+    assert len(counts) == len(THRESHOLDS)  # otherwise this compares nothing
 
 
-def test_sweep_refuses_what_cannot_be():
+def test_sweep_rejects_unsorted_thresholds_and_unknown_classes():
     for thresholds in ([0.2, 0.1], [0.1, 0.1]):
-        with pytest.raises(InputError, match='rise'):
+        with pytest.raises(UserError, match='thresholds must be increasing'):
             ThresholdSweep(3, thresholds)
     for target in (3, 254):
-        with pytest.raises(InputError):
+        with pytest.raises(UserError, match=f'target contains class {target}'):
             ThresholdSweep(3, [0.1]).update(np.zeros((1, 1, 1)), np.array([0, 1]), np.array([[target]], np.uint8))

@@ -1,4 +1,4 @@
-"""The nine stages in a row on a tiny drawn set: every file they leave, every figure against a plain recomputation."""
+"""The nine stages in a row on a small drawn set: every file they write, every number against a direct recomputation."""
 
 import io
 import json
@@ -8,19 +8,15 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment
-from core.datasets import load_info, read_image, read_labels
-from core.networks import Classifier
-from core.transforms import Window, network_input, resized
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tools.checkpoint import read_note
-from tools.files import read_maps, write_cam, write_rw
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,26 +29,32 @@ import make_pseudo_labels
 import train_affinitynet
 import train_classification_with_puzzle as train_classification
 import train_segmentation
+from core import UserError
 from core.crf import crf_from_label
+from core.data.dataset import Dataset, open_dataset
+from core.data.transforms import PaddedCrop, normalize, resize
 from core.losses import alpha_at
-from core.maps import finish_walk, predict
+from core.maps import threshold_cams, upsample_rw
 from core.metrics import ConfusionMatrix
+from core.models import AffinityNet, Classifier
+from core.models.weights import read_state_dict
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
 from recipes import gradients, rounding
-from tools import UserError
+from util.artifacts import read_args, read_maps, write_npz
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
 CAMS = f'cls@train@scale={SCALES}'
 AFFINITY_LABELS = f'{CAMS}@aff_fg=0.40_bg=0.10'
-WALKED = 'aff@train@beta=10@exp_times=8@rw'
-PSEUDO = f'{WALKED}@crf=1'
+RANDOM_WALKS = 'aff@train@beta=10@exp_times=8@rw'
+PSEUDO = f'{RANDOM_WALKS}@crf=1'
 PREDICTIONS = f'seg@val@scale={SCALES}@iteration=10'
+TAGS = ('cls', 'aff', 'seg')
 
 
 def commands(data) -> dict:
-    """(script, words of its command line) by a short name, for a data set's folder."""
+    """Return (script, words of its command line) by a short name, for the folder of a data set."""
     dataset = f'--dataset {data}/dataset.json'
     where = f'{dataset} --data_dir {data}'
     files = f'{where} --num_workers 0'
@@ -74,16 +76,16 @@ def commands(data) -> dict:
             train_affinitynet,
             f'{train} --architecture {NET} {own} --radius 4 --tag aff --label_name {AFFINITY_LABELS}',
         ),
-        'walk': (
+        'random_walk': (
             inference_rw,
             f'{files} {device} --architecture {NET} --model_name aff --cam_dir {CAMS} --image_size 96',
         ),
-        'pseudo': (make_pseudo_labels, f'{files} --experiment_name {WALKED}'),
+        'pseudo': (make_pseudo_labels, f'{files} --experiment_name {RANDOM_WALKS}'),
         'seg': (train_segmentation, f'{train} --backbone {NET} {own} --tag seg --label_name {PSEUDO}'),
         'predictions': (inference_segmentation, f'{files} {device} --backbone {NET} --tag seg --scale {SCALES}'),
         'evaluate': (evaluate, f'{where} --experiment_name {PREDICTIONS} --domain val'),
         'evaluate cams': (evaluate, f'{dataset} --data_dir {data}/SegmentationClass --experiment_name {CAMS}'),
-        'evaluate walk': (evaluate, f'{dataset} --gt_dir {data} --experiment_name {WALKED}'),
+        'evaluate random_walk': (evaluate, f'{dataset} --gt_dir {data} --experiment_name {RANDOM_WALKS}'),
         'evaluate pseudo': (evaluate, f'{where} --experiment_name {PSEUDO}'),
     }
     return {name: (script, line.split()) for name, (script, line) in lines.items()}
@@ -95,7 +97,7 @@ def run(data, name: str, *more: str):
 
 
 @pytest.fixture(scope='module')
-def made(demo, tmp_path_factory):
+def finished(demo, tmp_path_factory):
     """A working directory in which all nine stages have run."""
     folder, before = tmp_path_factory.mktemp('run'), os.getcwd()
     os.chdir(folder)
@@ -108,33 +110,45 @@ def made(demo, tmp_path_factory):
 
 
 @pytest.fixture
-def at(made, monkeypatch):
-    """Be in the directory of `made`, which tests only read."""
-    monkeypatch.chdir(made)
-    return made / 'experiments'
+def experiments(finished, monkeypatch):
+    """The experiments/ of all stages in the working directory; tests only read it."""
+    monkeypatch.chdir(finished)
+    return finished / 'experiments'
 
 
 @pytest.fixture
-def copy(made, demo, tmp_path, monkeypatch):
-    """A copy of the data and of what was made of it, to damage; the working directory is the copy's."""
-    shutil.copytree(made / 'experiments', tmp_path / 'experiments')
+def copy(finished, demo, tmp_path, monkeypatch):
+    """A copy of the data, next to a copy of all outputs in the working directory; tests may damage both."""
+    shutil.copytree(finished / 'experiments', tmp_path / 'experiments')
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(demo, tmp_path / 'data')
 
 
-def ids_of(demo, domain: str) -> list[str]:
-    return load_info(demo / 'dataset.json').ids(domain)
+def dataset_of(data) -> Dataset:
+    return open_dataset(data / 'dataset.json', data)
 
 
-def size_of(demo, image_id: str) -> tuple[int, int]:
-    """(h, w)"""
-    with Image.open(demo / 'JPEGImages' / f'{image_id}.jpg') as image:
+def ids_of(data, domain: str) -> list[str]:
+    return dataset_of(data).ids(domain)
+
+
+def size_of(data, image_id: str) -> tuple[int, int]:
+    """Return (h, w)."""
+    with Image.open(data / 'JPEGImages' / f'{image_id}.jpg') as image:
         return image.size[::-1]
 
 
-def keys_in(demo, image_id: str) -> list[int]:
-    info = load_info(demo / 'dataset.json')
-    return [0, *(np.flatnonzero(read_labels(demo / 'Annotations' / f'{image_id}.xml', info)) + 1)]
+def image_of(data, image_id: str) -> np.ndarray:
+    return np.array(dataset_of(data).read_image(image_id))
+
+
+def keys_in(data, image_id: str) -> list[int]:
+    return [0, *(np.flatnonzero(dataset_of(data).read_labels(image_id)) + 1)]
+
+
+def state_of(tag: str) -> dict:
+    """Return the state dict of a model."""
+    return read_state_dict(Path(f'experiments/models/{tag}.pth'))[0]
 
 
 def pixels(path) -> np.ndarray:
@@ -142,34 +156,48 @@ def pixels(path) -> np.ndarray:
         return np.array(picture)
 
 
-def predicted(folder, name: str) -> list:
+def files_in(folder, name: str) -> list:
     return sorted(path for path in (folder / 'predictions' / name).iterdir() if path.suffix in ('.npz', '.png'))
 
 
-# What each stage leaves ---------------------------------------------------------------------------------------------
+# Outputs of each stage ----------------------------------------------------------------------------------------------
 
 
-def test_no_file_but_those_of_the_interface(at, demo):
-    folders = {path.name for path in (at / 'predictions').iterdir()}
-    assert folders == {CAMS, AFFINITY_LABELS, WALKED, PSEUDO, PREDICTIONS}
+def test_the_stages_write_their_documented_files_and_no_others(experiments, demo):
+    folders = {path.name for path in (experiments / 'predictions').iterdir()}
+    assert folders == {CAMS, AFFINITY_LABELS, RANDOM_WALKS, PSEUDO, PREDICTIONS}
     for name, domain, ending in (
-        (CAMS, 'train_aug', 'npz'), (AFFINITY_LABELS, 'train_aug', 'png'), (WALKED, 'train_aug', 'npz'),
+        (CAMS, 'train_aug', 'npz'), (AFFINITY_LABELS, 'train_aug', 'png'), (RANDOM_WALKS, 'train_aug', 'npz'),
         (PSEUDO, 'train_aug', 'png'), (PREDICTIONS, 'val', 'png'),
     ):  # fmt: skip
-        files = {path.name for path in (at / 'predictions' / name).iterdir()}
-        assert files == {'args.json', *(f'{image_id}.{ending}' for image_id in ids_of(demo, domain))}
-        assert json.loads((at / 'predictions' / name / 'args.json').read_text())['options']
-    models = {path.name for path in (at / 'models').iterdir()}
+        folder = experiments / 'predictions' / name
+        assert {path.name for path in folder.iterdir()} == {
+            'args.json', '.lock', *(f'{image_id}.{ending}' for image_id in ids_of(demo, domain))
+        }  # fmt: skip
+        assert (folder / '.lock').read_bytes() == b''
+        record = json.loads((folder / 'args.json').read_text())
+        assert set(record) == {'fingerprint', 'options', 'versions', 'history'}
+        assert record['options']
+        assert record['history'] == []
+    models = {path.name for path in (experiments / 'models').iterdir()}
     assert models == {'cls.pth', 'cls.last.pth', 'aff.pth', 'seg.pth', 'seg.last.pth'}
-    assert {path.stem for path in (at / 'logs').iterdir()} == {'cls', 'aff', 'seg'}
-    assert {path.stem for path in (at / 'data').iterdir()} == {'cls', 'aff', 'seg'}
-    assert [path for path in at.rglob('*.tmp')] == []
+    checkpoints = {path.name for path in (experiments / 'checkpoints').iterdir()}
+    assert checkpoints == {f'{tag}.pth' for tag in TAGS} | {f'.{tag}.lock' for tag in TAGS}
+    for folder, ending in (('logs', 'txt'), ('data', 'json')):
+        assert {path.name for path in (experiments / folder).iterdir()} == {f'{tag}.{ending}' for tag in TAGS}
+    results = {path.name for path in (experiments / 'results').iterdir()}
+    scored = {f'{name}@train.json' for name in (CAMS, RANDOM_WALKS, PSEUDO)} | {f'{PREDICTIONS}@val.json'}
+    assert results == scored
+    assert {path.name for path in experiments.iterdir()} == {
+        'predictions', 'models', 'checkpoints', 'logs', 'data', 'tensorboards', 'results',
+    }  # fmt: skip
+    assert [path for path in experiments.rglob('*.tmp')] == []
 
 
-def test_cams(at, demo):
+def test_cams(experiments, demo):
     for image_id in ids_of(demo, 'train_aug'):
         h, w = size_of(demo, image_id)
-        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz', allow_pickle=False) as file:
+        with np.load(experiments / 'predictions' / CAMS / f'{image_id}.npz', allow_pickle=False) as file:
             assert set(file.files) == {'keys', 'cam', 'hr_cam'}
             k = len(file['keys']) - 1
             assert file['keys'].tolist() == keys_in(demo, image_id)
@@ -181,11 +209,11 @@ def test_cams(at, demo):
 
 
 @pytest.mark.parametrize('name, domain', [(AFFINITY_LABELS, 'train_aug'), (PSEUDO, 'train_aug'), (PREDICTIONS, 'val')])
-def test_label_maps_are_palette_pngs(at, demo, name, domain):
-    palette = load_info(demo / 'dataset.json').palette
-    classes = len(load_info(demo / 'dataset.json').class_names)
+def test_label_maps_are_palette_pngs(experiments, demo, name, domain):
+    palette = dataset_of(demo).palette
+    classes = len(dataset_of(demo).class_names)
     for image_id in ids_of(demo, domain):
-        with Image.open(at / 'predictions' / name / f'{image_id}.png') as picture:
+        with Image.open(experiments / 'predictions' / name / f'{image_id}.png') as picture:
             assert (picture.mode, picture.format) == ('P', 'PNG')
             assert picture.size[::-1] == size_of(demo, image_id)
             assert np.array_equal(np.array(picture.getpalette()).reshape(-1, 3), palette)
@@ -194,89 +222,89 @@ def test_label_maps_are_palette_pngs(at, demo, name, domain):
         assert values <= allowed | ({255} if name == AFFINITY_LABELS else set())
 
 
-def test_affinity_labels_are_where_both_thresholds_agree(at, demo):
+def test_affinity_labels_are_set_where_both_thresholds_agree(experiments, demo):
     seen = set()
     for image_id in ids_of(demo, 'train_aug'):
-        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg'))
-        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz') as file:
+        image = image_of(demo, image_id)
+        with np.load(experiments / 'predictions' / CAMS / f'{image_id}.npz') as file:
             keys, cam = file['keys'], file['hr_cam']
-        fg, bg = (crf_from_label(image, predict(cam, t), len(keys), 10) for t in (0.40, 0.10))
+        fg, bg = (crf_from_label(image, threshold_cams(cam, t), len(keys), 10) for t in (0.40, 0.10))
         expected = np.where(fg != 0, keys[fg], np.where(bg != 0, 255, 0))
-        found = pixels(at / 'predictions' / AFFINITY_LABELS / f'{image_id}.png')
+        found = pixels(experiments / 'predictions' / AFFINITY_LABELS / f'{image_id}.png')
         assert np.array_equal(found, expected)
         seen |= set(np.unique(found).tolist())
     assert len(seen) > 2  # or this compares nothing
 
 
-def test_walked_cams(at, demo):
-    from core.networks import AffinityNet
-
+def test_random_walk_cams(experiments, demo):
     model = AffinityNet(NET)
-    model.load_state_dict(torch.load('experiments/models/aff.pth', weights_only=True))
+    model.load_state_dict(state_of('aff'))
     compared = 0
     for image_id in ids_of(demo, 'train_aug'):
         h, w = size_of(demo, image_id)
-        with np.load(at / 'predictions' / WALKED / f'{image_id}.npz', allow_pickle=False) as file:
+        with np.load(experiments / 'predictions' / RANDOM_WALKS / f'{image_id}.npz', allow_pickle=False) as file:
             assert set(file.files) == {'keys', 'rw'}
-            keys, walked = file['keys'], file['rw']
-        with np.load(at / 'predictions' / CAMS / f'{image_id}.npz') as file:
+            keys, rw = file['keys'], file['rw']
+        with np.load(experiments / 'predictions' / CAMS / f'{image_id}.npz') as file:
             assert file['keys'].tolist() == keys.tolist()
             cam = file['cam']
-        assert walked.shape == (len(keys) - 1, (h - 1) // 4 + 1, (w - 1) // 4 + 1)
-        assert walked.dtype == np.float16
+        assert rw.shape == (len(keys) - 1, (h - 1) // 4 + 1, (w - 1) // 4 + 1)
+        assert rw.dtype == np.float16
         if not cam.any():  # so little training leaves some images without any activation
-            assert not walked.any()
+            assert not rw.any()
             continue
-        assert walked.max() == 1
+        assert rw.max() == 1
 
         # By hand: padded right and below, the image and its mirror image.
-        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg')) / 255
+        image = image_of(demo, image_id) / 255
         padded = torch.zeros(3, 96, 96)
         padded[:, :h, :w] = torch.tensor(((image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(2, 0, 1))
         with torch.no_grad():
             direct, mirrored = (model.eval()(x[None])[0, 0] for x in (padded, padded.flip(2)))
         edge = torch.sigmoid((direct + mirrored.flip(1)) / 2)[: (h + 3) // 4, : (w + 3) // 4]
         expected = random_walk(torch.from_numpy(cam).float(), edge, 5, 10, 8)
-        np.testing.assert_allclose(walked, (expected / expected.max()).numpy(), atol=2e-3)
+        np.testing.assert_allclose(rw, (expected / expected.max()).numpy(), atol=2e-3)
         compared += 1
     assert compared
 
 
-def test_pseudo_labels(at, demo):
+def test_pseudo_labels(experiments, demo):
     foreground = 0
     for image_id in ids_of(demo, 'train_aug'):
-        image = np.array(read_image(demo / 'JPEGImages' / f'{image_id}.jpg'))
-        with np.load(at / 'predictions' / WALKED / f'{image_id}.npz') as file:
-            keys, walked = file['keys'], file['rw']
-        expected = keys[crf_from_label(image, predict(finish_walk(walked, image.shape[:2]), 0.35), len(keys), 1)]
-        assert np.array_equal(pixels(at / 'predictions' / PSEUDO / f'{image_id}.png'), expected)
+        image = image_of(demo, image_id)
+        with np.load(experiments / 'predictions' / RANDOM_WALKS / f'{image_id}.npz') as file:
+            keys, rw = file['keys'], file['rw']
+        expected = keys[crf_from_label(image, threshold_cams(upsample_rw(rw, image.shape[:2]), 0.35), len(keys), 1)]
+        assert np.array_equal(pixels(experiments / 'predictions' / PSEUDO / f'{image_id}.png'), expected)
         foreground += (expected != 0).sum()
     assert foreground  # or this compares nothing
 
 
 @pytest.mark.parametrize('tag, architecture', [('cls', NET), ('aff', NET), ('seg', f'DeepLabv3+ {NET} GN')])
-def test_models_are_plain_state_dicts_that_say_what_they_are(at, tag, architecture):
-    state = torch.load(at / 'models' / f'{tag}.pth', map_location='cpu', weights_only=True)
+def test_models_are_state_dicts_with_metadata(experiments, demo, tag, architecture):
+    content = torch.load(experiments / 'models' / f'{tag}.pth', map_location='cpu', weights_only=True)
+    assert set(content) == {'model', 'meta'}
+    state, meta = content['model'], content['meta']
     assert all(isinstance(value, torch.Tensor) and torch.isfinite(value.float()).all() for value in state.values())
     assert any(name.startswith('backbone.') for name in state)
-    note = read_note(state)
-    assert (note['architecture'], note['epoch']) == (architecture, 1)
-    assert tag == 'aff' or note['select'] == 'best'
+    assert (meta['architecture'], meta['epoch'], meta['classes']) == (architecture, 1, dataset_of(demo).class_names)
+    assert set(meta) == {'architecture', 'classes', 'epoch'} | ({'select', 'score'} if tag != 'aff' else set())
+    assert tag == 'aff' or meta['select'] == 'best'
 
 
-def test_training_moved_what_it_should(at):
-    cls, aff, seg = (torch.load(at / 'models' / f'{tag}.pth', weights_only=True) for tag in ('cls', 'aff', 'seg'))
+def test_training_changed_the_weights_it_should(experiments):
+    cls, aff, seg = (state_of(tag) for tag in TAGS)
     backbone = [name for name in cls if name.startswith('backbone.')]
-    assert all(torch.equal(aff[name], cls[name]) for name in backbone)  # frozen, and taken from --weights
+    assert all(torch.equal(aff[name], cls[name]) for name in backbone)  # frozen, and loaded from --weights
     statistics = [name for name in backbone if 'running' in name]
     assert all(torch.equal(seg[name], cls[name]) for name in statistics)  # --mode fix
     weights = [name for name in backbone if name.endswith('weight')]
     assert not any(torch.equal(seg[name], cls[name]) for name in weights)
-    # Three steps of two passes, each passing by replica 0 alone.
+    # Three steps of two passes, in each of which only replica 0 counts.
     assert {int(cls[name]) for name in backbone if name.endswith('num_batches_tracked')} == {6}
 
 
-def test_batches_without_a_labelled_pair_do_not_end_affinitynet(copy):
+def test_affinitynet_trains_through_batches_without_a_labelled_pair(copy):
     for path in sorted((copy.parent / 'experiments/predictions' / AFFINITY_LABELS).glob('*.png'))[1:]:
         Image.fromarray(np.full_like(pixels(path), 255)).save(path)
     run(copy, 'aff', '--tag', 'sparse', '--batch_size', '1', '--print_ratio', '0')
@@ -287,8 +315,8 @@ def test_batches_without_a_labelled_pair_do_not_end_affinitynet(copy):
 
 
 @pytest.mark.parametrize('end', ['start', 'end'])
-def test_gradients_of_the_losses(at, capsys, end):
-    """At its end the first batch is compared with plain backward passes."""
+def test_gradients_of_the_losses(experiments, capsys, end):
+    """At the end of the run, the first batch is compared with separate backward passes."""
     gradients.main(gradients.parse_args(['--tag', 'cls', '--at', end, '--batches', '1', '--device', 'cpu']))
     lines = capsys.readouterr().out.splitlines()
     found = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in lines[2:]}
@@ -296,35 +324,36 @@ def test_gradients_of_the_losses(at, capsys, end):
     assert found['L_cls'][2] == 1
     if end == 'end':
         run = gradients.run_options('cls', 'cpu')
-        loader, _ = train_classification.loaders_of(run, load_info(run.dataset), torch.device('cpu'))
+        dataset = open_dataset(run.dataset, run.data_dir)
+        loader, _ = train_classification.build_loaders(run, dataset, torch.device('cpu'))
         batch = next(iter(loader))
         for term, name in (('cl', 'L_cls'), ('re', 'L_re')):
             model = Classifier(NET, 6).train()
-            model.load_state_dict(torch.load(at / 'models/cls.pth', weights_only=True))
-            images = network_input(batch['images'])
-            loss = train_classification.losses_of(model, images, batch['labels'], run, run.bn_replicas)[term]
+            model.load_state_dict(state_of('cls'))
+            images = normalize(batch['images'])
+            loss = train_classification.compute_losses(model, images, batch['labels'], run, run.bn_replicas)[term]
             loss.backward()
             norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
             assert found[name][:2] == pytest.approx([loss.item(), norm], rel=1e-2, abs=1e-4)
 
 
-def test_gradients_of_a_run_that_is_not_there(in_tmp):
-    with pytest.raises(UserError, match='data/none.json is not there'):
+def test_gradients_of_a_missing_run_are_refused(in_tmp):
+    with pytest.raises(UserError, match='--tag none: .*data/none.json is missing or damaged; run train_class'):
         gradients.main(gradients.parse_args(['--tag', 'none']))
 
 
 def rounding_of(capsys) -> tuple[dict, dict]:
-    """{(name, threshold): (mIoU of files, of float32)}, {name: points apart}."""
-    rounding.main(rounding.parse_args(['--rw_dir', WALKED, '--device', 'cpu', '--num_workers', '0']))
+    """Return {(name, threshold): (mIoU of files, of float32)} and {name: difference in points}."""
+    rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS, '--device', 'cpu', '--num_workers', '0']))
     words = [line.replace(',', '').replace(':', '').split() for line in capsys.readouterr().out.splitlines()]
     scores = {(line[0], float(line[2])): (float(line[4]), float(line[7])) for line in words if line[1] == 'threshold'}
     return scores, {line[0]: float(line[3]) for line in words if line[1] == 'at'}
 
 
 def test_rounding_of_files(copy, capsys):
-    """What the files give is what stage 9 says; float32 differs by little, and by much from files that are wrong."""
+    """The files score as in stage 9; float32 differs little from them, and much from wrong files."""
     scores, apart = rounding_of(capsys)
-    for name, folder in (('CAM', CAMS), ('RW', WALKED)):
+    for name, folder in (('CAM', CAMS), ('RW', RANDOM_WALKS)):
         result = json.loads((copy.parent / f'experiments/results/{folder}@train.json').read_text())
         assert {threshold for kind, threshold in scores if kind == name} >= {
             row['threshold'] for row in result['thresholds']
@@ -333,54 +362,53 @@ def test_rounding_of_files(copy, capsys):
             assert scores[name, row['threshold']][0] == pytest.approx(row['miou'], abs=1e-4)
         assert apart[name] < 0.2
         assert apart[name] == pytest.approx(max(abs(a - b) for (n, _), (a, b) in scores.items() if n == name), abs=2e-4)
-    for path in (copy.parent / 'experiments/predictions' / WALKED).glob('*.npz'):
+    for path in (copy.parent / 'experiments/predictions' / RANDOM_WALKS).glob('*.npz'):
         keys, rw = read_maps(path, 'rw', 6)
-        write_rw(path, keys, 1 - rw)
+        write_npz(path, keys=keys, rw=(1 - rw).astype(np.float16))
     for path in (copy.parent / 'experiments/predictions' / CAMS).glob('*.npz'):
         keys, cam = read_maps(path, 'cam', 6)
         _, hr_cam = read_maps(path, 'hr_cam', 6)
-        write_cam(path, keys, cam, 1 - hr_cam)
+        write_npz(path, keys=keys, cam=cam.astype(np.float16), hr_cam=(1 - hr_cam).astype(np.float16))
     _, apart = rounding_of(capsys)
     assert apart['CAM'] > 1
     assert apart['RW'] > 1
 
 
-@pytest.mark.parametrize('name, folder', [('cls', CAMS), ('aff', WALKED)])
+@pytest.mark.parametrize('name, folder', [('cls', CAMS), ('aff', RANDOM_WALKS)])
 def test_rounding_of_another_model_is_refused(copy, name, folder):
-    path = copy.parent / f'experiments/models/{name}.pth'
-    torch.save({key: value + 1 for key, value in torch.load(path, weights_only=True).items()}, path)
-    with pytest.raises(UserError, match=rf'{folder} was made otherwise \(model'):
-        rounding.main(rounding.parse_args(['--rw_dir', WALKED]))
+    torch.save({key: value + 1 for key, value in state_of(name).items()}, f'experiments/models/{name}.pth')
+    with pytest.raises(UserError, match=rf'{folder} exists with different settings \(model'):
+        rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS]))
 
 
-def test_rounding_of_a_folder_nobody_knows(in_tmp):
-    (in_tmp / 'experiments/predictions/walked').mkdir(parents=True)
-    with pytest.raises(UserError, match='walked/args.json is not there'):
-        rounding.main(rounding.parse_args(['--rw_dir', 'walked']))
+def test_rounding_of_a_folder_without_args_is_refused(copy):
+    Path('experiments/predictions', RANDOM_WALKS, 'args.json').unlink()
+    with pytest.raises(UserError, match=f'{RANDOM_WALKS}/args.json is missing or damaged'):
+        rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS]))
 
 
-def test_curves_and_pictures(at):
+def test_curves_and_pictures(experiments):
     for tag, curves, picture in (
         ('cls', {'loss', 'cl', 'pcl', 're', 'alpha', 'lr', 'mIoU'}, 'CAMs'),
         ('aff', {'loss', 'lr'}, 'edges'),
         ('seg', {'loss', 'lr', 'mIoU'}, 'predictions'),
     ):
-        events = EventAccumulator(str(at / 'tensorboards' / tag))
+        events = EventAccumulator(str(experiments / 'tensorboards' / tag))
         events.Reload()
         assert set(events.Tags()['scalars']) == curves
         assert events.Tags()['images'] == [picture]
         shown = Image.open(io.BytesIO(events.Images(picture)[0].encoded_image_string))
         assert min(shown.size) >= 64
         assert np.array(shown).std() > 10
-        content = json.loads((at / 'data' / f'{tag}.json').read_text())
+        content = json.loads((experiments / 'data' / f'{tag}.json').read_text())
         assert content['options']['tag'] == tag
         assert set(content['curves']) == curves
         assert all(math.isfinite(value) for points in content['curves'].values() for _, value in points)
-        assert f'{tag}.pth' in (at / 'logs' / f'{tag}.txt').read_text()
+        assert f'{tag}.pth' in (experiments / 'logs' / f'{tag}.txt').read_text()
 
 
 def scored(predictions: list, masks: list, num_classes: int) -> list[float]:
-    """IoU of each class in %, by sets of pixels."""
+    """Return the IoU of each class in %, from sets of pixels."""
     prediction, mask = (np.concatenate([x.ravel() for x in maps]) for maps in (predictions, masks))
     prediction, mask = prediction[mask != 255], mask[mask != 255]
     result = []
@@ -391,11 +419,11 @@ def scored(predictions: list, masks: list, num_classes: int) -> list[float]:
 
 
 @pytest.mark.parametrize('name, domain', [(PSEUDO, 'train'), (PREDICTIONS, 'val')])
-def test_results_of_label_maps(at, demo, name, domain):
-    result = json.loads((at / 'results' / f'{name}@{domain}.json').read_text())
-    ids, classes = ids_of(demo, domain), load_info(demo / 'dataset.json').class_names
+def test_results_of_label_maps(experiments, demo, name, domain):
+    result = json.loads((experiments / 'results' / f'{name}@{domain}.json').read_text())
+    ids, classes = ids_of(demo, domain), dataset_of(demo).class_names
     masks = [pixels(demo / 'SegmentationClass' / f'{image_id}.png') for image_id in ids]
-    predictions = [pixels(at / 'predictions' / name / f'{image_id}.png') for image_id in ids]
+    predictions = [pixels(experiments / 'predictions' / name / f'{image_id}.png') for image_id in ids]
     iou = scored(predictions, masks, len(classes) + 1)
     present = [value for value in iou if value is not None]
     assert (result['mode'], result['images'], result['domain']) == ('png', len(ids), domain)
@@ -408,22 +436,22 @@ def test_results_of_label_maps(at, demo, name, domain):
     assert result['made_with']['options']['dataset'] == str(demo / 'dataset.json')
 
 
-@pytest.mark.parametrize('name, key, mode, last', [(CAMS, 'hr_cam', 'npy', 0.75), (WALKED, 'rw', 'rw', 0.45)])
-def test_results_of_maps_at_every_threshold(at, demo, name, key, mode, last):
-    result = json.loads((at / 'results' / f'{name}@train.json').read_text())
+@pytest.mark.parametrize('name, key, mode, last', [(CAMS, 'hr_cam', 'npy', 0.75), (RANDOM_WALKS, 'rw', 'rw', 0.45)])
+def test_results_of_maps_at_every_threshold(experiments, demo, name, key, mode, last):
+    result = json.loads((experiments / 'results' / f'{name}@train.json').read_text())
     assert result['mode'] == mode
     assert [row['threshold'] for row in result['thresholds']] == [i / 100 for i in range(5, round(100 * last) + 1, 5)]
-    ids, classes = ids_of(demo, 'train'), load_info(demo / 'dataset.json').class_names
+    ids, classes = ids_of(demo, 'train'), dataset_of(demo).class_names
     masks = [pixels(demo / 'SegmentationClass' / f'{image_id}.png') for image_id in ids]
     best = max(row['miou'] for row in result['thresholds'])
     for row in result['thresholds']:
         predictions = []
         for image_id in ids:
-            with np.load(at / 'predictions' / name / f'{image_id}.npz') as file:
+            with np.load(experiments / 'predictions' / name / f'{image_id}.npz') as file:
                 keys, maps = file['keys'], file[key].astype(np.float32)
-            maps = finish_walk(maps, size_of(demo, image_id)) if mode == 'rw' else maps
-            sure = maps.max(0) > np.float32(row['threshold'])
-            predictions.append(np.where(sure, keys[1:][maps.argmax(0)], 0))
+            maps = upsample_rw(maps, size_of(demo, image_id)) if mode == 'rw' else maps
+            confident = maps.max(0) > np.float32(row['threshold'])
+            predictions.append(np.where(confident, keys[1:][maps.argmax(0)], 0))
         present = [x for x in scored(predictions, masks, len(classes) + 1) if x is not None]
         assert row['miou'] == pytest.approx(sum(present) / len(present))
         if row['miou'] == best:
@@ -431,13 +459,13 @@ def test_results_of_maps_at_every_threshold(at, demo, name, key, mode, last):
     assert result['threshold'] in [row['threshold'] for row in result['thresholds'] if row['miou'] == best]
 
 
-def test_one_threshold_and_fewer_of_mode_rw(copy, capsys):
+def test_single_threshold_and_end_of_the_thresholds(copy, capsys):
     run(copy, 'evaluate cams', '--threshold', '0.3')
     result = json.loads((copy.parent / f'experiments/results/{CAMS}@train.json').read_text())
     assert [row['threshold'] for row in result['thresholds']] == [0.3]
     capsys.readouterr()
-    run(copy, 'evaluate walk', '--mode', 'rw', '--max_th', '0.25')
-    result = json.loads((copy.parent / f'experiments/results/{WALKED}@train.json').read_text())
+    run(copy, 'evaluate random_walk', '--mode', 'rw', '--max_th', '0.25')
+    result = json.loads((copy.parent / f'experiments/results/{RANDOM_WALKS}@train.json').read_text())
     assert [row['threshold'] for row in result['thresholds']] == [0.05, 0.1, 0.15, 0.2]
     assert {'over:', 'under:'} <= set(capsys.readouterr().out.split())
 
@@ -448,9 +476,9 @@ def test_upload_for_the_test_server(copy):
     (copy / 'dataset.json').write_text(json.dumps(info))
     run(copy, 'predictions', '--domain', 'test', '--iteration', '0')
     name = f'seg@test@scale={SCALES}@iteration=0'
-    run(copy, 'evaluate', '--experiment_name', name, '--domain', 'test')  # masks are there: scored as any list
+    run(copy, 'evaluate', '--experiment_name', name, '--domain', 'test')  # with masks: scored like any list
     assert json.loads((copy.parent / f'experiments/results/{name}@test.json').read_text())['images'] == 4
-    shutil.rmtree(copy / 'SegmentationClass')  # secret
+    shutil.rmtree(copy / 'SegmentationClass')  # not public
     shutil.rmtree(copy / 'Annotations')
     run(copy, 'evaluate', '--experiment_name', name, '--domain', 'test')
     (upload,) = (copy.parent / 'experiments' / 'results').glob('*.tgz')
@@ -466,20 +494,20 @@ def test_upload_for_the_test_server(copy):
         assert np.array_equal(np.array(picture), pixels(source))
 
 
-# The same again, whatever the workers -------------------------------------------------------------------------------
+# Workers ------------------------------------------------------------------------------------------------------------
 
 
 def test_results_do_not_depend_on_workers(copy):
     folder = copy.parent / 'experiments'
-    state = torch.load(folder / 'models' / 'cls.pth', weights_only=True)
-    before = {path: path.read_bytes() for name in (CAMS, AFFINITY_LABELS) for path in predicted(folder, name)}
+    state = state_of('cls')
+    before = {path: path.read_bytes() for name in (CAMS, AFFINITY_LABELS) for path in files_in(folder, name)}
     assert len(before) == 24
     for path in before:
         path.unlink()
     run(copy, 'cls', '--num_workers', '2', '--overwrite')
     for name in ('cams', 'affinity_labels'):
         run(copy, name, '--num_workers', '2')
-    again = torch.load(folder / 'models' / 'cls.pth', weights_only=True)
+    again = state_of('cls')
     assert all(torch.equal(value, again[name]) for name, value in state.items())
     assert all(path.read_bytes() == content for path, content in before.items())
 
@@ -516,8 +544,7 @@ def test_options_of_the_classifier(demo, in_tmp, line, terms):
     assert all(math.isfinite(value) for points in curves.values() for _, value in points)
     if args.num_pieces == 1 and 're' in terms:
         assert max(value for _, value in curves['re']) < 1e-6  # one tile is the image
-    note = read_note(torch.load('experiments/models/cls.pth', weights_only=True))
-    assert note['select'] == args.select
+    assert read_state_dict(Path('experiments/models/cls.pth'))[1]['select'] == args.select
     other = 'best' if args.select == 'last' else 'last'
     assert (in_tmp / f'experiments/models/cls.{other}.pth').is_file()
 
@@ -535,17 +562,19 @@ def test_options_of_the_segmenter(copy, line):
     run(copy, 'seg', *line.split(), '--tag', 'other')
     words = line.replace('--select last', '').split()
     run(copy, 'predictions', *words, '--tag', 'other', '--scale', '1.0', '--iteration', '1')
-    assert len(predicted(copy.parent / 'experiments', 'other@val@scale=1.0@iteration=1')) == 4
+    assert len(files_in(copy.parent / 'experiments', 'other@val@scale=1.0@iteration=1')) == 4
     curves = json.loads((copy.parent / 'experiments/data/other.json').read_text())['curves']
     assert all(math.isfinite(value) for points in curves.values() for _, value in points)
     assert len(curves['loss']) == 3
 
 
-@pytest.mark.parametrize('name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('walk', 'other@train@beta=10')])
-def test_cams_and_walks_in_bfloat16(copy, name, output):
-    """Near to those of float32, and not the same."""
+@pytest.mark.parametrize(
+    'name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('random_walk', 'other@train@beta=10')]
+)
+def test_cams_and_random_walks_in_bfloat16(copy, name, output):
+    """Close to those of float32, but not equal."""
     run(copy, 'aff', '--tag', 'other', '--precision', 'bf16')
-    more = {'cams': ['--scales', f'{SCALES},1.5'], 'walk': ['--model_name', 'other']}[name]
+    more = {'cams': ['--scales', f'{SCALES},1.5'], 'random_walk': ['--model_name', 'other']}[name]
     found = []
     for precision in ('fp32', 'bf16'):
         run(copy, name, *more, '--precision', precision, '--overwrite')
@@ -553,30 +582,66 @@ def test_cams_and_walks_in_bfloat16(copy, name, output):
             path for path in (copy.parent / 'experiments/predictions').iterdir() if path.name.startswith(output)
         )
         with np.load(folder / f'{first(copy)}.npz') as file:
-            found.append(file['rw' if name == 'walk' else 'cam'].astype(float))
+            found.append(file['rw' if name == 'random_walk' else 'cam'].astype(float))
     assert 0 < np.abs(found[0] - found[1]).mean() < 0.03
 
 
 @pytest.mark.parametrize('name', ['cls', 'cams', 'aff', 'seg', 'predictions'])
-def test_who_scales_images(copy, monkeypatch, name):
-    asked = []
+def test_resizing_backend_is_that_of_the_flag(copy, monkeypatch, name):
+    backends = []
 
-    def spy(image, size, by='pillow'):
-        asked.append(by)
-        return resized(image, size, by)
+    def spy(image, size, backend='pillow'):
+        backends.append(backend)
+        return resize(image, size, backend)
 
-    monkeypatch.setattr('core.transforms.resized', spy)
-    with pytest.raises(UserError, match='resize: pillow there, torch now'):
+    monkeypatch.setattr('core.data.transforms.resize', spy)
+    with pytest.raises(UserError, match='resize: pillow, requested torch'):
         run(copy, name, '--resize', 'torch')
-    assert not asked
+    assert not backends
     run(copy, name, '--resize', 'torch', '--overwrite', '--num_workers', '0')
-    assert set(asked) == {'torch'}
-    asked.clear()
+    assert set(backends) == {'torch'}
+    backends.clear()
     run(copy, name, '--overwrite', '--num_workers', '0')
-    assert set(asked) == {'pillow'}
+    assert set(backends) == {'pillow'}
 
 
-def test_losses_of_by_hand():
+@pytest.mark.parametrize('factor', [1e-9, 1e9])
+def test_random_walk_scores_beyond_float16(copy, monkeypatch, factor):
+    """They are scaled to a maximum of 1 before they are written."""
+
+    def scaled(*args, **kwargs):
+        return random_walk(*args, **kwargs) * factor
+
+    folder = copy.parent / 'experiments/predictions' / RANDOM_WALKS
+    expected = {path.name: read_maps(path, 'rw', 6) for path in folder.glob('*.npz')}
+    assert sum(rw.any() for _, rw in expected.values()) > 2  # or this compares nothing
+    monkeypatch.setattr(inference_rw, 'random_walk', scaled)
+    run(copy, 'random_walk', '--overwrite')
+    for name, (keys, rw) in expected.items():
+        found_keys, found = read_maps(folder / name, 'rw', 6)
+        assert found_keys.tolist() == keys.tolist()
+        np.testing.assert_allclose(found, rw, atol=1e-3)
+
+
+def test_images_per_batch_change_only_the_rounding_and_are_recorded(copy):
+    folder = copy.parent / 'experiments/predictions' / CAMS
+    removed = sorted(folder.glob('*.npz'))[::2]
+    expected = {path: read_maps(path, 'hr_cam', 6) for path in removed}
+    for path in removed:
+        path.unlink()
+    before = read_args(folder)
+    run(copy, 'cams', '--batch_size', '1')
+    for path, (keys, hr_cam) in expected.items():
+        found_keys, found = read_maps(path, 'hr_cam', 6)
+        assert found_keys.tolist() == keys.tolist()
+        np.testing.assert_allclose(found, hr_cam, atol=2e-3)
+    record = read_args(folder)
+    assert record['fingerprint'] == before['fingerprint']
+    assert record['options']['batch_size'] == 1
+    assert [entry['options']['batch_size'] for entry in record['history']] == [4]
+
+
+def test_losses_by_hand():
     """--level cam compares CAMs, but L_p-cls reads the class maps at either level."""
     torch.manual_seed(0)
     model = Classifier(NET, 5).eval()
@@ -584,7 +649,7 @@ def test_losses_of_by_hand():
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
     for level in ('feature', 'cam'):
         args = train_classification.parse_args(f'--tag t --loss_option cl_pcl_re_conf --level {level}'.split())
-        found = train_classification.losses_of(model, images, labels, args, 2)
+        found = train_classification.compute_losses(model, images, labels, args, 2)
         logits, maps = model(images, with_cam=True)
         tile_logits, tile_maps = model(tile(images, 4), with_cam=True)
         merged = merge(tile_maps, 4)
@@ -601,16 +666,16 @@ def test_losses_of_by_hand():
 
 
 def test_cams_are_scored_at_their_own_resolution(rng):
-    """Thresholds 0.10 ... 0.45, present classes only, masks by nearest, each image counted."""
-    info = SimpleNamespace(num_classes=3)
+    """Thresholds 0.10 ... 0.45, present classes only, nearest pixels of the masks, every image counted."""
+    dataset = SimpleNamespace(num_classes=3)
     batches = []
     for n in (4, 3):
         labels = torch.tensor(rng.integers(0, 2, (n, 3)), dtype=torch.float32)
         labels[:, 0] = 1
         masks = torch.tensor(rng.choice([0, 1, 2, 3, 255], (n, 64, 64)))
         images = torch.tensor(rng.integers(0, 256, (n, 64, 64, 3)), dtype=torch.uint8)
-        window = Window(images, torch.tensor([[0, 0, 64, 64]] * n))
-        batches.append({'images': window, 'labels': labels, 'masks': masks})
+        crops = PaddedCrop(images, torch.tensor([[0, 0, 64, 64]] * n))
+        batches.append({'images': crops, 'labels': labels, 'masks': masks})
 
     class Maps(nn.Module):
         def forward(self, x, with_cam):
@@ -618,24 +683,24 @@ def test_cams_are_scored_at_their_own_resolution(rng):
             return maps.mean((2, 3)), maps
 
     model = Maps()
-    threshold, miou, sheet = train_classification.score_cams(model, batches, info, torch.device('cpu'))
+    threshold, miou, grid = train_classification.score_cams(model, batches, dataset, torch.device('cpu'))
     assert model.training
-    assert sheet.dtype == np.uint8
+    assert grid.dtype == np.uint8
     scores = {}
     for t in [0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45]:
         matrix = ConfusionMatrix(4)
         for batch in batches:
-            for image, label, mask in zip(network_input(batch['images']), batch['labels'], batch['masks'], strict=True):
+            for image, label, mask in zip(normalize(batch['images']), batch['labels'], batch['masks'], strict=True):
                 maps = F.relu(F.avg_pool2d(image[None], 16)[0] * 20)
                 cam = F.relu(maps - 1e-5) / (maps.amax((1, 2), keepdim=True) + 1e-5) * label[:, None, None]
                 small = F.interpolate(mask[None, None].float(), (4, 4), mode='nearest')[0, 0].long()
-                matrix.update(predict(cam.numpy(), t), small.numpy())
+                matrix.update(threshold_cams(cam.numpy(), t), small.numpy())
         scores[t] = matrix.miou()
     assert miou == pytest.approx(max(scores.values()), rel=1e-9)
     assert scores[threshold] == max(scores.values())
 
 
-# Mistakes in what is given ------------------------------------------------------------------------------------------
+# Invalid input ------------------------------------------------------------------------------------------------------
 
 
 def first(data, domain='train_aug') -> str:
@@ -650,11 +715,11 @@ def first(data, domain='train_aug') -> str:
         ('affinity_labels', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
         ('aff', f'predictions/{AFFINITY_LABELS}', 'make_affinity_labels.py'),
         ('aff', f'predictions/{AFFINITY_LABELS}/train_00000.png', 'make_affinity_labels.py'),
-        ('walk', 'models/aff.pth', 'train_affinitynet.py'),
-        ('walk', f'predictions/{CAMS}', 'inference_classification.py'),
-        ('walk', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
-        ('pseudo', f'predictions/{WALKED}', 'inference_rw.py'),
-        ('pseudo', f'predictions/{WALKED}/train_00000.npz', 'inference_rw.py'),
+        ('random_walk', 'models/aff.pth', 'train_affinitynet.py'),
+        ('random_walk', f'predictions/{CAMS}', 'inference_classification.py'),
+        ('random_walk', f'predictions/{CAMS}/train_00000.npz', 'inference_classification.py'),
+        ('pseudo', f'predictions/{RANDOM_WALKS}', 'inference_rw.py'),
+        ('pseudo', f'predictions/{RANDOM_WALKS}/train_00000.npz', 'inference_rw.py'),
         ('seg', f'predictions/{PSEUDO}', 'make_pseudo_labels.py'),
         ('seg', f'predictions/{PSEUDO}/train_00000.png', 'make_pseudo_labels.py'),
         ('predictions', 'models/seg.pth', 'train_segmentation.py'),
@@ -662,7 +727,7 @@ def first(data, domain='train_aug') -> str:
         ('evaluate', f'predictions/{PREDICTIONS}/val_00000.png', ''),
     ],
 )
-def test_a_missing_output_of_an_earlier_stage_is_named(copy, capsys, name, gone, script):
+def test_missing_output_of_an_earlier_stage_is_named(copy, capsys, name, gone, script):
     path = copy.parent / 'experiments' / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = fault_of(*commands(copy)[name], capsys)
@@ -670,16 +735,16 @@ def test_a_missing_output_of_an_earlier_stage_is_named(copy, capsys, name, gone,
     assert script in text
 
 
-@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg'])
+@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'aff', 'random_walk', 'pseudo', 'seg'])
 @pytest.mark.parametrize('damage', [b'', b'no JPEG', None])
-def test_an_unreadable_or_missing_image_is_named(copy, capsys, name, damage):
+def test_unreadable_or_missing_image_is_named(copy, capsys, name, damage):
     path = copy / 'JPEGImages' / f'{first(copy)}.jpg'
     path.unlink() if damage is None else path.write_bytes(damage)
     assert path.name in fault_of(*commands(copy)[name], capsys)
 
 
 @pytest.mark.parametrize('name', ['cams', 'affinity_labels'])
-def test_a_fault_in_a_worker_is_one_line_too(copy, capsys, name):
+def test_error_in_a_worker_is_one_line_too(copy, capsys, name):
     path = copy / 'JPEGImages' / f'{first(copy)}.jpg'
     path.write_bytes(b'no JPEG')
     script, line = commands(copy)[name]
@@ -694,7 +759,7 @@ PICTURES = {
 
 @pytest.mark.parametrize('name', [*PICTURES, 'evaluate'])
 @pytest.mark.parametrize('damage', ['size', 'class', 'colour', 'cut'])
-def test_a_wrong_mask_is_named(copy, capsys, name, damage):
+def test_wrong_mask_is_named(copy, capsys, name, damage):
     folder = copy.parent / PICTURES.get(name, 'data/SegmentationClass')
     path = folder / f'{first(copy, "val" if name == "evaluate" else "train")}.png'
     mask = pixels(path)
@@ -710,7 +775,7 @@ def test_a_wrong_mask_is_named(copy, capsys, name, damage):
     assert path.name in fault_of(*commands(copy)[name], capsys)
 
 
-def test_unsure_pixels_in_what_is_scored_are_named(copy, capsys):
+def test_ignored_pixels_in_scored_labels_are_named(copy, capsys):
     path = copy.parent / 'experiments' / 'predictions' / PSEUDO / f'{first(copy, "train")}.png'
     Image.fromarray(np.full_like(pixels(path), 255)).save(path)
     assert path.name in fault_of(*commands(copy)['evaluate pseudo'], capsys)
@@ -718,7 +783,7 @@ def test_unsure_pixels_in_what_is_scored_are_named(copy, capsys):
 
 @pytest.mark.parametrize('name', ['cls', 'cams'])
 @pytest.mark.parametrize('damage', ['no objects', 'unknown', 'cut', 'missing'])
-def test_a_wrong_annotation_is_named(copy, capsys, name, damage):
+def test_wrong_annotation_is_named(copy, capsys, name, damage):
     path = copy / 'Annotations' / f'{first(copy)}.xml'
     text = path.read_text()
     if damage == 'missing':
@@ -736,16 +801,16 @@ def test_a_wrong_annotation_is_named(copy, capsys, name, damage):
     'name, file',
     [
         ('affinity_labels', f'predictions/{CAMS}'),
-        ('walk', f'predictions/{CAMS}'),
-        ('pseudo', f'predictions/{WALKED}'),
+        ('random_walk', f'predictions/{CAMS}'),
+        ('pseudo', f'predictions/{RANDOM_WALKS}'),
         ('evaluate cams', f'predictions/{CAMS}'),
         ('cams', 'models/cls.pth'),
-        ('walk', 'models/aff.pth'),
+        ('random_walk', 'models/aff.pth'),
         ('predictions', 'models/seg.pth'),
     ],
 )
 @pytest.mark.parametrize('content', [b'', b'damaged'])
-def test_a_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, content):
+def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, content):
     path = copy.parent / 'experiments' / file
     path = path / f'{first(copy, "train")}.npz' if path.is_dir() else path
     path.write_bytes(content)
@@ -755,34 +820,34 @@ def test_a_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file,
 @pytest.mark.parametrize(
     'name, line, part',
     [
-        ('cls', '--num_pieces 3', '--num_pieces 3'),
-        ('cls', '--image_size 50', '--image_size 50'),
-        ('cls', '--num_pieces 9', '--num_pieces 9'),
+        ('cls', '--num_pieces 3', '--num_pieces: 3'),
+        ('cls', '--image_size 50', '--image_size: image_size 50'),
+        ('cls', '--num_pieces 9', '--image_size: image_size 64'),
         ('cls', '--device nonsense', '--device nonsense'),
         ('cls', '--batch_size 16', '--batch_size 16'),
-        ('cls', '--weights nowhere.pth', '--weights nowhere.pth'),
+        ('cls', '--weights nowhere.pth', 'nowhere.pth: cannot be read'),
         ('cls', '--lr 1e20', '--lr'),
         ('aff', '--lr 1e30', '--lr'),
         ('seg', '--lr 1e20', '--lr'),
-        ('cls', '--weights imagenet', '--weights'),
-        ('cls', '--dataset nowhere.json', '--dataset nowhere.json'),
+        ('cls', '--weights imagenet', 'weights imagenet: '),
+        ('cls', '--dataset nowhere.json', 'nowhere.json: the data set'),
         ('cls', '--data_dir nowhere', 'nowhere'),
         ('cls', '--architecture mobilenet_v2 --weights experiments/models/cls.pth', 'mobilenet_v2'),
-        ('cams', '--domain test', '--domain test'),
+        ('cams', '--domain test', "domain 'test'"),
         ('cams', '--architecture resnest14', 'resnest14'),
-        ('affinity_labels', '--domain nowhere', '--domain nowhere'),
-        ('affinity_labels', f'--experiment_name {WALKED}', '"hr_cam"'),
+        ('affinity_labels', '--domain nowhere', "domain 'nowhere'"),
+        ('affinity_labels', f'--experiment_name {RANDOM_WALKS}', '"cam"'),
         ('affinity_labels', '--domain val', 'inference_classification.py'),
-        ('aff', '--radius 10', 'radius'),
-        ('walk', '--architecture resnest14', 'resnest14'),
-        ('walk', f'--cam_dir {WALKED}', '"cam"'),
+        ('aff', '--radius 10', '--radius: radius 10'),
+        ('random_walk', '--architecture resnest14', 'resnest14'),
+        ('random_walk', f'--cam_dir {RANDOM_WALKS}', '"cam"'),
         ('pseudo', f'--experiment_name {CAMS}', '"rw"'),
         ('seg', '--pred_dir nowhere', 'nowhere'),
         ('seg', '--batch_size 13', '--batch_size 13'),
         ('predictions', '--use_gn False', 'seg.pth'),
         ('predictions', '--architecture Seg_Model', 'Seg_Model'),
         ('predictions', '--domain train_aug --data_dir nowhere', 'nowhere'),
-        ('evaluate', '--domain test', '--domain test'),
+        ('evaluate', '--domain test', "domain 'test'"),
         ('evaluate', '--mode npy', '.npz'),
         ('evaluate', '--data_dir nowhere', 'nowhere'),
         ('evaluate cams', '--mode rw', '"rw"'),
@@ -790,12 +855,12 @@ def test_a_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file,
         ('evaluate', '--threshold 0.3', '--threshold 0.3'),
     ],
 )
-def test_options_that_cannot_be_are_named(copy, capsys, name, line, part):
+def test_invalid_options_are_named(copy, capsys, name, line, part):
     script, words = commands(copy)[name]
     assert part in fault_of(script, [*words, *line.split()], capsys)
 
 
-def test_a_data_set_of_other_classes_is_refused(copy, capsys):
+def test_data_set_of_other_classes_is_refused(copy, capsys):
     info = json.loads((copy / 'dataset.json').read_text())
     info['classes'] = info['classes'][:1]
     (copy / 'dataset.json').write_text(json.dumps(info))
@@ -803,11 +868,11 @@ def test_a_data_set_of_other_classes_is_refused(copy, capsys):
         assert fault_of(*commands(copy)[name], capsys)
 
 
-@pytest.mark.parametrize('name', ['walk', 'cams'])
-def test_programs_end_with_one_line_and_a_status(copy, name):
-    """As people run them: the guard, the exit status and stderr."""
+@pytest.mark.parametrize('name', ['random_walk', 'cams'])
+def test_scripts_end_with_one_line_and_a_status(copy, name):
+    """Run as programs: exit status and stderr."""
     script, line = commands(copy)[name]
-    if name == 'walk':
+    if name == 'random_walk':
         shutil.rmtree(copy.parent / 'experiments' / 'predictions' / CAMS)
         part = 'inference_classification.py'
     else:

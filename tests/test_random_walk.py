@@ -1,11 +1,16 @@
-"""The random walk against dense matrix powers in double precision."""
+"""The random walk against dense matrix powers in double precision, its coefficients against exact binomials."""
+
+import math
+import subprocess
+import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from conftest import directions_of
+from conftest import REPOSITORY, directions_of, subprocess_environment
 
-from core.random_walk import power_coefficients, random_walk, symmetric_affinity
+from core.random_walk import affinity_matrix, power_coefficients, random_walk
 
 SIZES = [(7, 9), (12, 5), (1, 1), (3, 17), (1, 8)]
 
@@ -18,7 +23,7 @@ def inputs(size, k=3):
 
 
 def dense_affinity(edge: np.ndarray, radius: int, beta: float) -> np.ndarray:
-    """(hw, hw): 1 on the diagonal, (1 - largest edge on the path)^beta for pairs inside the image, else 0."""
+    """Return (hw, hw): 1 on the diagonal, (1 - largest edge on the path)^beta for pairs inside the image, else 0."""
     h, w = edge.shape
     matrix = np.eye(h * w)
     for (dy, dx), path in directions_of(radius).items():
@@ -34,11 +39,11 @@ def dense_affinity(edge: np.ndarray, radius: int, beta: float) -> np.ndarray:
 @pytest.mark.parametrize('size', SIZES)
 def test_affinity_matrix(size):
     edge = inputs(size)[1]
-    found = symmetric_affinity(edge, 5, 10).to_dense().numpy()
+    found = affinity_matrix(edge, 5, 10).to_dense().numpy()
     np.testing.assert_allclose(found, dense_affinity(edge.numpy(), 5, 10), rtol=1e-12, atol=1e-15)
 
 
-def walked_densely(cam, edge, radius, beta, exp_times):
+def dense_random_walk(cam, edge, radius, beta, exp_times):
     affinity = dense_affinity(edge.double().numpy(), radius, beta)
     transition = affinity / affinity.sum(0, keepdims=True)
     np.testing.assert_allclose(transition.sum(0), 1, rtol=1e-12)
@@ -51,7 +56,7 @@ def walked_densely(cam, edge, radius, beta, exp_times):
 def test_against_dense_powers(size, exp_times):
     cam, edge = inputs(size)
     found = random_walk(cam, edge, exp_times=exp_times).numpy()
-    expected = walked_densely(cam, edge, 5, 10, exp_times)
+    expected = dense_random_walk(cam, edge, 5, 10, exp_times)
     assert found.shape == expected.shape
     assert np.abs(found / found.max() - expected / expected.max()).max() < 1e-8
 
@@ -60,51 +65,74 @@ def test_against_dense_powers(size, exp_times):
 def test_radius_and_beta(radius, beta):
     cam, edge = inputs((8, 9))
     found = random_walk(cam, edge, radius, beta, 4).numpy()
-    expected = walked_densely(cam, edge, radius, beta, 4)
+    expected = dense_random_walk(cam, edge, radius, beta, 4)
     assert np.abs(found / found.max() - expected / expected.max()).max() < 1e-8
 
 
-def test_in_single_precision_the_result_is_as_good_as_its_type():
+def test_float32_results_are_accurate_to_float32():
     cam, edge = (x.float() for x in inputs((10, 11)))
     found = random_walk(cam, edge)
     assert found.dtype == torch.float32
-    expected = walked_densely(cam, edge, 5, 10, 8)
+    expected = dense_random_walk(cam, edge, 5, 10, 8)
     assert np.abs(found.numpy() / found.numpy().max() - expected / expected.max()).max() < 1e-6
 
 
 @pytest.mark.parametrize('exp_times', [0, 5, 8])
 def test_columns_of_the_transition_sum_to_one(exp_times):
-    """Then the row vector of ones stays what it is; cam (1 - edge) is that vector for cam = 1 / (1 - edge)."""
+    """A row vector of ones is unchanged; cam (1 - edge) is such a vector for cam = 1 / (1 - edge)."""
     edge = 0.9 * inputs((9, 10))[1]
-    walked = random_walk((1 / (1 - edge))[None], edge, exp_times=exp_times)
-    np.testing.assert_allclose(walked.numpy(), 1, rtol=1e-8)
+    result = random_walk((1 / (1 - edge))[None], edge, exp_times=exp_times)
+    np.testing.assert_allclose(result.numpy(), 1, rtol=1e-8)
 
 
 def test_classes_do_not_mix():
     cam, edge = inputs((6, 8))
-    whole = random_walk(cam, edge)
+    together = random_walk(cam, edge)
     for k in range(3):
-        torch.testing.assert_close(random_walk(cam[k : k + 1], edge)[0], whole[k], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(random_walk(cam[k : k + 1], edge)[0], together[k], rtol=1e-10, atol=1e-12)
 
 
-def test_pixels_between_full_edges_keep_to_themselves():
+def test_scores_do_not_cross_full_edges():
     cam, edge = torch.ones(1, 6, 9, dtype=torch.float64), torch.zeros(6, 9, dtype=torch.float64)
     cam[:, :, 4:] = 0
     edge[:, 4] = 1  # a wall
-    walked = random_walk(cam, edge)
-    assert walked[0, :, 5:].abs().max() < 1e-8
-    assert walked[0, :, :4].min() > 0.1
+    result = random_walk(cam, edge)
+    assert result[0, :, 5:].abs().max() < 1e-8
+    assert result[0, :, :4].min() > 0.1
 
 
-def test_no_class():
+def test_image_without_classes():
     edge = inputs((6, 8))[1]
     assert random_walk(torch.zeros(0, 6, 8), edge).shape == (0, 6, 8)
 
 
 @pytest.mark.parametrize('power', [1, 2, 3, 5, 8, 16, 25])
-def test_coefficients_are_those_of_numpy(power):
+def test_coefficients_equal_numpys(power):
     expected = np.polynomial.chebyshev.poly2cheb([0] * power + [1])
     np.testing.assert_allclose(power_coefficients(power, 0), expected, rtol=1e-12, atol=1e-15)
+
+
+def binomials(power: int) -> list[Fraction]:
+    """Return the probabilities that a simple random walk of `power` steps ends at +-k, k = 0, ..., power."""
+    ends = [math.comb(power, (power - k) // 2) if (power - k) % 2 == 0 else 0 for k in range(power + 1)]
+    return [Fraction((1 if k == 0 else 2) * count, 2**power) for k, count in enumerate(ends)]
+
+
+@pytest.mark.parametrize('power', [*range(1, 20), 31, 100, 255, 777, *(2**i for i in range(5, 13)), 4095])
+def test_coefficients_are_exact_binomials(power):
+    exact = binomials(power)
+    assert sum(exact) == 1
+    found = power_coefficients(power, 0)
+    padded = np.pad(found, (0, power + 1 - len(found)))  # from 2048 steps on the last ones underflow
+    np.testing.assert_allclose(padded, [float(value) for value in exact], rtol=1e-11, atol=1e-300)
+    x = np.array([-1, -0.999, -0.5, -0.01, 0, 0.3, 0.9, 0.9999, 1])
+    np.testing.assert_allclose(np.polynomial.chebyshev.chebval(x, found), x**power, rtol=0, atol=1e-12)
+
+    # The default cuts a tail whose sum is below 1e-10, and nothing more.
+    cut = power_coefficients(power)
+    assert cut == found[: len(cut)]
+    assert sum(exact[len(cut) :]) < 1e-10 * (1 + 1e-6)
+    assert sum(exact[len(cut) - 1 :]) > 1e-10 * (1 - 1e-6)
 
 
 @pytest.mark.parametrize('exp_times', [0, 4, 8, 12, 16])
@@ -116,5 +144,12 @@ def test_coefficients_give_the_power(exp_times):
     np.testing.assert_allclose(values, x ** (2**exp_times), atol=1e-8)
 
 
-def test_the_published_power_takes_few_products():
+def test_published_power_takes_few_products():
     assert len(power_coefficients(256)) < 120
+
+
+def test_neither_import_nor_the_first_walk_warns():
+    program = 'import torch, core.random_walk as r; r.random_walk(torch.ones(1, 3, 4), torch.zeros(3, 4))'
+    command = [sys.executable, '-W', 'error::UserWarning', '-c', program]
+    done = subprocess.run(command, cwd=REPOSITORY, env=subprocess_environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '')

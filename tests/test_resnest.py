@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 from conftest import randomised
-from core.backbone import build_backbone
 from torch import nn
 
-# Larger images say no more of these deep ones; an odd size shows how pooling rounds.
+from core.models.backbones import build_backbone
+
+# Small images suffice for the deep ones; an odd size tests the rounding of pooling.
 CASES = [
     ('resnest14', 'resnest14d', (80, 65)),
     ('resnest26', 'resnest26d', (80, 65)),
@@ -17,7 +18,7 @@ CASES = [
 
 
 def reference(name: str, output_stride: int) -> nn.Module:
-    """timm's network as the authors published it: at stride 16, its first block of layer4 pools otherwise."""
+    """Return timm's network as the authors published it: at stride 16, the first block of layer4 pools differently."""
     model = timm.create_model(name, pretrained=False, output_stride=output_stride, num_classes=0)
     if output_stride == 16:
         block = model.layer4[0]
@@ -42,9 +43,9 @@ def test_equals_timm(ours, theirs, size, output_stride):
             expected = getattr(other, f'layer{i}')(expected) if i else expected
             assert found.shape == expected.shape
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
-        whole = other.forward_features(images)
-    torch.testing.assert_close(features[-1], whole, rtol=1e-9, atol=1e-9 * float(whole.abs().max()))
-    assert 0.01 < float((whole > 0).double().mean()) < 0.99  # or this compares nothing
+        last = other.forward_features(images)
+    torch.testing.assert_close(features[-1], last, rtol=1e-9, atol=1e-9 * float(last.abs().max()))
+    assert 0.01 < float((last > 0).double().mean()) < 0.99  # otherwise this compares nothing
 
 
 def test_training_statistics_equal_timms():
@@ -59,7 +60,7 @@ def test_training_statistics_equal_timms():
         torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-4, atol=1e-4)
 
 
-def test_layer4_is_dilated_from_its_second_block_on():
+def test_layer4_is_dilated_from_its_second_block():
     with torch.device('meta'):
         layer4 = build_backbone('resnest50').layer4
     assert [block.conv2.conv.dilation for block in layer4] == [(1, 1), (2, 2), (2, 2)]

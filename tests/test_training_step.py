@@ -1,23 +1,24 @@
-"""Whole runs of the three trainers, every step against a separate, plain recomputation in double precision.
+"""Complete runs of the three trainers, every step against a separate, direct recomputation in double precision.
 
-The scripts run as they are, on a backbone of five convolutions. What each step saw and did is recorded; NumPy loops
-then say what it should have done: the loss, its gradient by differences of that loss, the learning rate and the move
-of every parameter over the whole schedule, and the running statistics of BatchNorm.
+The scripts run as they are, on a backbone of five convolutions. The inputs and effects of each step are recorded; NumPy
+loops then compute what it should have done: the loss, its gradient by differences of that loss, the learning rate and
+the update of every parameter over the complete schedule, and the running statistics of BatchNorm.
 """
 
 import numpy as np
 import pytest
 import torch
 from conftest import bilinear, directions_of
-from core.backbone import BACKBONES, Entry
-from core.datasets import load_info
 from PIL import Image
 from torch import nn
 
 import train_affinitynet
 import train_classification_with_puzzle
 import train_segmentation
-from tools import stage
+from core.data.dataset import open_dataset
+from core.models.backbones import BACKBONES, Backbone
+from util import devices
+from util.run import Run
 
 LR, WD, MOMENTUM, ALPHA = 0.02, 0.01, 0.6, 4.0
 STRIDES = (4, 1, 2, 2, 1)
@@ -25,7 +26,7 @@ CHANNELS = (4, 5, 6, 7, 8)
 
 
 class Tiny(nn.Module):
-    """A convolution, BatchNorm and ReLU for each of the five stages."""
+    """A convolution, a BatchNorm and a ReLU per stage."""
 
     channels = CHANNELS
 
@@ -47,7 +48,7 @@ class Tiny(nn.Module):
         return features
 
 
-# --- The plain way: NumPy, float64, one image, one kernel position, one class at a time ------------------------------
+# Reference: NumPy, float64, one image, one kernel position, one class at a time -------------------------------------
 
 
 def convolve(x, weight, bias=None, stride=1, dilation=1):
@@ -74,7 +75,7 @@ def frozen_norm(x, state, name):
 
 
 class BatchNorm:
-    """Normalises by the batch and keeps its statistics for each layer; `moved` has the running ones of every pass."""
+    """Normalise by the batch; `moved` holds the running statistics of every layer after all passes."""
 
     def __init__(self, state):
         self.moved = {name: value for name, value in state.items() if 'running' in name}
@@ -105,7 +106,7 @@ def backbone(x, state, norm):
 
 
 def corners_aligned(x, size):
-    """Bilinear resizing whose first and last pixels stay where they are."""
+    """Resize bilinearly so that the first and last pixels keep their positions."""
     for axis, outputs in ((2, size[0]), (3, size[1])):
         inputs = x.shape[axis]
         matrix = np.zeros((outputs, inputs))
@@ -124,7 +125,7 @@ def soft_margin(logits, labels):
 
 
 def classifier_loss(step, state, replicas, mode):
-    """L_cls + L_p-cls + alpha L_re of four tiles, and the running statistics it leaves."""
+    """Return L_cls + L_p-cls + alpha L_re of four tiles, and the running statistics after it."""
     images, labels = step['images'], step['labels']
     norms = [BatchNorm(state) for _ in range(replicas)] if mode == 'normal' else [frozen_norm] * replicas
 
@@ -145,7 +146,7 @@ def classifier_loss(step, state, replicas, mode):
             distance += np.abs(maps[n, k] - merged[n, k]).sum()
     alpha = min(ALPHA, ALPHA * step['iteration'] / (0.5 * step['iterations']))
     loss = soft_margin(maps.mean((2, 3)), labels) + soft_margin(merged.mean((2, 3)), labels)
-    # The first device's statistics survive.
+    # The running statistics are those of the first device.
     return loss + alpha * distance / maps.size, norms[0].moved if mode == 'normal' else None
 
 
@@ -209,7 +210,7 @@ def deeplab_loss(step, state, mode, use_gn):
     return total / count, moving.moved if mode == 'normal' else None
 
 
-# --- What the scripts did --------------------------------------------------------------------------------------------
+# Recording of the scripts --------------------------------------------------------------------------------------------
 
 
 def arrays(tensors) -> dict[str, np.ndarray]:
@@ -217,10 +218,10 @@ def arrays(tensors) -> dict[str, np.ndarray]:
 
 
 def recorded(script, line, monkeypatch) -> list[dict]:
-    """Run a trainer in double precision; what each step saw, its loss, gradients, rates, and state before and after."""
+    """Run a trainer in double precision; return inputs, loss, gradients, rates and both states of each step."""
     steps, now = [], {'dropout': []}
 
-    def in_double(model, device, devices, precision):
+    def in_double(model, device, num_devices, precision):
         now['model'] = model.double()
         now['statistics'] = arrays(model.named_buffers())
         for module in model.modules():
@@ -235,13 +236,13 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         assert set(kept.detach().numpy().round(9).flat) <= {0, round(1 / (1 - module.p), 9)}
         now['dropout'].append(kept.detach().numpy())
 
-    def batches_of(loader, name, **more):
-        for batch in loader:
+    def batches(self, device, real=Run.batches):
+        for batch in real(self, device):
             now['batch'], now['dropout'] = batch, []
             yield batch
 
-    def plain_input(images, real=script.network_input):
-        """Bytes to numbers, 0 around the picture; the script's own float32 must agree."""
+    def normalize(images, real=script.normalize):
+        """Normalise in float64, 0 around the picture; the script's own float32 must agree."""
         pixels = images.pixels.numpy().astype(np.float64)
         x = ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
         inside = np.zeros((len(x), 1, *x.shape[2:]))
@@ -252,33 +253,33 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         now['images'] = x.numpy()
         return x
 
-    def step_taken(loss, optimizer, schedule, real=script.take_step):
+    def take_step(self, loss, *losses, real=Run.step, **more):
         model = now['model']
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        rates = {names[id(p)]: group['lr'] for group in optimizer.param_groups for p in group['params']}
+        rates = {names[id(p)]: group['lr'] for group in self.optimizer.param_groups for p in group['params']}
         step = {key: value.numpy() for key, value in now['batch'].items() if key in ('labels', 'masks')}
         step |= dict(images=now['images'], dropout=now['dropout'], loss=loss.item(), rates=rates)
         step |= dict(iteration=len(steps), before=arrays(model.named_parameters()))
-        # The forward pass has moved the running statistics already: they were what the step before left.
+        # The forward pass has already updated the running statistics: before it they were as the last step left them.
         step['statistics before'], step['statistics'] = now['statistics'], arrays(model.named_buffers())
         now['statistics'] = step['statistics']
-        step['lr'] = real(loss, optimizer, schedule)
+        real(self, loss, *losses, **more)
+        step['logged'] = {name: points[-1] for name, points in self.log.curves.items()}
         step['gradients'] = arrays((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         step['after'] = arrays(model.named_parameters())
         steps.append(step)
-        return step['lr']
 
-    monkeypatch.setitem(BACKBONES, 'tiny', Entry(lambda output_stride=16: Tiny()))
-    monkeypatch.setattr(script, 'parallel', in_double)
-    monkeypatch.setattr(script, 'network_input', plain_input)
-    monkeypatch.setattr(script, 'take_step', step_taken)
-    monkeypatch.setattr(stage, 'progress', batches_of)
+    monkeypatch.setitem(BACKBONES, 'tiny', Backbone(lambda output_stride: Tiny(), {}))
+    monkeypatch.setattr(devices, 'parallel', in_double)
+    monkeypatch.setattr(script, 'normalize', normalize)
+    monkeypatch.setattr(Run, 'batches', batches)
+    monkeypatch.setattr(Run, 'step', take_step)
     torch.manual_seed(0)
     script.main(script.parse_args(line.split()))
     return [dict(step, iterations=len(steps)) for step in steps]
 
 
-GROUPS = {  # (of the backbone?, kind): times the learning rate, weight decay
+GROUPS = {  # (in the backbone, kind): factor of the learning rate, weight decay
     (True, 'weight'): (1, WD),
     (True, 'bias'): (2, 0),
     (False, 'weight'): (10, WD),
@@ -287,7 +288,7 @@ GROUPS = {  # (of the backbone?, kind): times the learning rate, weight decay
 
 
 def check(steps, loss_of, trains, groups=GROUPS):
-    """Compare each step with loss_of(step, state) -> loss, statistics. trains(name): is the parameter learned?"""
+    """Compare each step with loss_of(step, state) -> loss, statistics. trains(name): whether the parameter trains."""
     rng = np.random.default_rng(0)
     velocity = {}
     for t, step in enumerate(steps):
@@ -295,8 +296,8 @@ def check(steps, loss_of, trains, groups=GROUPS):
         loss, statistics = loss_of(step, state)
         assert step['loss'] == pytest.approx(loss, rel=1e-9)
 
-        # The gradient: the slope of the plain loss along a random direction in each tensor, over a distance so short
-        # that hardly a ReLU turns on its way.
+        # The gradient: the slope of the reference loss along a random direction in each tensor, over a distance so
+        # short that hardly any ReLU switches on the way.
         assert step['gradients'].keys() == {name for name in step['before'] if trains(name)}
         for name, gradient in step['gradients'].items():
             direction = rng.standard_normal(gradient.shape)
@@ -306,9 +307,10 @@ def check(steps, loss_of, trains, groups=GROUPS):
             norm = np.linalg.norm(gradient) * 1e-7
             assert (up - down) / 2 == pytest.approx(expected, rel=1e-4, abs=1e-4 * norm + 1e-15), name
 
-        # The rates of METHOD, section 3, and the step they make.
+        # The learning rates (docs/method.md, "Optimisation") and the update.
         poly = LR * (1 - t / len(steps)) ** 0.9
-        assert step['lr'] == pytest.approx(poly, rel=1e-12)  # the one in the log
+        assert step['logged']['lr'] == [t + 1, pytest.approx(poly, rel=1e-12)]
+        assert step['logged']['loss'] == [t + 1, pytest.approx(step['loss'], rel=1e-12)]
         for name, before in step['before'].items():
             if not trains(name):
                 np.testing.assert_array_equal(step['after'][name], before)
@@ -322,7 +324,7 @@ def check(steps, loss_of, trains, groups=GROUPS):
             move = factor * poly * (slope + MOMENTUM * velocity[name])
             np.testing.assert_allclose(step['after'][name], before - move, rtol=1e-10, atol=1e-13, err_msg=name)
 
-        # Running statistics, where they train; elsewhere they stay.
+        # Running statistics: updated in training mode, otherwise unchanged.
         for name, value in step['statistics'].items():
             if 'running' in name:
                 expected = step['statistics before'][name] if statistics is None else statistics[name]
@@ -349,11 +351,11 @@ def test_classifier(demo, in_tmp, monkeypatch, mode, replicas):
 
 
 def labels_of(demo, folder) -> str:
-    """A folder of labels 0, 1, 2 and 255 in patches, one for each training image; its name."""
+    """Write a folder of labels 0, 1, 2 and 255 in patches, one per training image; return its name."""
     rng = np.random.default_rng(0)
     folder = folder / 'experiments' / 'predictions' / 'labels'
     folder.mkdir(parents=True)
-    for image_id in load_info(demo / 'dataset.json').ids('train_aug'):
+    for image_id in open_dataset(demo / 'dataset.json', demo).ids('train_aug'):
         with Image.open(demo / 'JPEGImages' / f'{image_id}.jpg') as image:
             coarse = Image.fromarray(rng.choice([0, 0, 1, 2, 255], (5, 5)).astype(np.uint8))
             coarse.resize(image.size, Image.Resampling.NEAREST).save(folder / f'{image_id}.png')
@@ -365,7 +367,10 @@ def test_affinity_net(demo, in_tmp, monkeypatch):
     line += f' --image_size 64 --min_image_size 48 --max_image_size 80 --label_name {labels_of(demo, in_tmp)}'
     steps = recorded(train_affinitynet, f'{line} --max_epoch 2', monkeypatch)
     assert len(steps) == 4
-    head = {(False, 'weight'): (1, WD), (False, 'bias'): (1, WD)}  # METHOD, section 5: 0.1 for all of it
+    head = {
+        (False, 'weight'): (1, WD),
+        (False, 'bias'): (1, WD),
+    }  # docs/method.md, "AffinityNet": one rate for all of it
     check(
         steps, lambda step, state: affinity_net_loss(step, state, 4), lambda name: not name.startswith('backbone'), head
     )

@@ -1,24 +1,27 @@
-"""Image pipelines: pixels against Pillow and numpy, ranges of what is drawn, and that all follows from the seed."""
+"""Transforms: pixels against Pillow and numpy, the ranges of random numbers, dependence only on the seed."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import draw_image
-from core.transforms import (
+from PIL import Image
+from torch.utils.data import default_collate
+
+from core.data.transforms import (
+    AUGMENTATIONS,
     Augment,
+    PaddedCrop,
     Pipeline,
     RandomCrop,
     RandomFlip,
-    RandomLongerSide,
+    RandomResizeLong,
     ResizeMask,
     TopLeftCrop,
-    Window,
-    network_input,
-    resized,
-    scaled,
+    normalize,
+    rescale,
+    resize,
+    training_pipeline,
 )
-from PIL import Image
-from torch.utils.data import default_collate
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -34,31 +37,31 @@ def mask():
 
 
 def normalised(image) -> np.ndarray:
-    """(3, h, w) float64 by numpy."""
+    """Normalise with numpy: (3, h, w) float64."""
     return ((np.asarray(image, np.float64) / 255 - MEAN) / STD).transpose(2, 0, 1)
 
 
 def as_input(found) -> np.ndarray:
-    """(3, h, w) as the network gets it."""
-    if isinstance(found, Window):
+    """Return the input of the network, (3, h, w)."""
+    if isinstance(found, PaddedCrop):
         assert found.pixels.dtype == torch.uint8
-        return network_input(default_collate([found]))[0].numpy()
+        return normalize(default_collate([found]))[0].numpy()
     assert found.dtype == torch.uint8
-    return network_input(found[None])[0].numpy()
+    return normalize(found[None])[0].numpy()
 
 
-def test_network_input(image):
+def test_normalize(image):
     pixels = torch.from_numpy(np.array(image))
-    found = network_input(pixels[None])
+    found = normalize(pixels[None])
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found[0].numpy(), normalised(image), atol=1e-6)
 
 
-def test_network_input_of_windows(image):
-    """Each with a box of its own; what lies around it does not matter."""
+def test_normalize_padded_crops(image):
+    """Each has its own box; the pixels around it do not matter."""
     pixels = torch.from_numpy(np.array(image))
     boxes = torch.tensor([[0, 5, 50, 9], [3, 0, 4, 37], [0, 0, 50, 37]])
-    found = network_input(Window(pixels.expand(3, -1, -1, -1), boxes)).numpy()
+    found = normalize(PaddedCrop(pixels.expand(3, -1, -1, -1), boxes)).numpy()
     for one, (left, top, right, bottom) in zip(found, boxes.tolist(), strict=True):
         expected = np.zeros((3, 37, 50))
         expected[:, top:bottom, left:right] = normalised(image)[:, top:bottom, left:right]
@@ -66,17 +69,17 @@ def test_network_input_of_windows(image):
 
 
 @pytest.mark.parametrize('scale, size', [(0.5, (25, 18)), (1.0, (50, 37)), (1.5, (75, 56)), (2.0, (100, 74))])
-def test_scaled_is_pillows_bicubic(image, scale, size):
+def test_rescale_is_pillows_bicubic(image, scale, size):
     expected = normalised(image.resize(size, Image.Resampling.BICUBIC))
-    np.testing.assert_allclose(as_input(scaled(image, scale)), expected, atol=1e-6)
+    np.testing.assert_allclose(as_input(rescale(image, scale)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', [(25, 18), (49, 36), (50, 19), (75, 56), (61, 37), (200, 148), (1, 1)])
-def test_torchs_bicubic_is_pillows_but_for_rounding(tmp_path, size):
+def test_resize_backends_differ_only_by_rounding(tmp_path, size):
     differences = []
     for seed in range(20):
         image = draw_image(tmp_path / 'image.jpg', (50, 37), seed)
-        found = resized(image, size, by='torch')
+        found = resize(image, size, backend='torch')
         assert (found.mode, found.size) == ('RGB', size)
         expected = np.asarray(image.resize(size, Image.Resampling.BICUBIC), int)
         differences.append(np.abs(np.asarray(found, int) - expected).reshape(-1))
@@ -85,20 +88,20 @@ def test_torchs_bicubic_is_pillows_but_for_rounding(tmp_path, size):
     assert np.mean(differences > 0) < 0.02
 
 
-def test_what_has_its_size_stays_as_it_is(image):
-    for by in ('pillow', 'torch'):
-        assert resized(image, image.size, by) is image
-        assert np.array_equal(scaled(image, 1.0, by), np.array(image))
+def test_resize_to_the_same_size_changes_nothing(image):
+    for backend in ('pillow', 'torch'):
+        assert resize(image, image.size, backend) is image
+        assert np.array_equal(rescale(image, 1.0, backend), np.array(image))
 
 
 @pytest.mark.parametrize('size', [(50, 37), (37, 50), (7, 50)])
-def test_longer_side(tmp_path, size):
+def test_random_resize_long(tmp_path, size):
     image = draw_image(tmp_path / 'image.jpg', size)
     mask = Image.fromarray(np.random.default_rng(1).integers(0, 255, size[::-1], dtype=np.uint8))
     drawn = set()
     for seed in range(150):
         torch.manual_seed(seed)
-        found, found_mask = RandomLongerSide(20, 32)(image, mask)
+        found, found_mask = RandomResizeLong(20, 32)(image, mask)
         longer = max(found.size)
         drawn.add(longer)
         expected = tuple(round(side * longer / max(size)) for side in size)
@@ -108,13 +111,13 @@ def test_longer_side(tmp_path, size):
     assert drawn == set(range(20, 33))  # both ends included
 
 
-def test_a_side_never_vanishes(tmp_path):
+def test_sides_have_at_least_one_pixel(tmp_path):
     image = draw_image(tmp_path / 'image.jpg', (200, 1))
-    assert RandomLongerSide(16, 16)(image, None)[0].size == (16, 1)
-    assert scaled(image, 0.1).shape == (1, 20, 3)
+    assert RandomResizeLong(16, 16)(image, None)[0].size == (16, 1)
+    assert rescale(image, 0.1).shape == (1, 20, 3)
 
 
-def test_flip_is_joint_and_happens_half_the_time(image, mask):
+def test_random_flip(image, mask):
     flips = 0
     for seed in range(400):
         torch.manual_seed(seed)
@@ -128,7 +131,7 @@ def test_flip_is_joint_and_happens_half_the_time(image, mask):
 
 
 def test_random_crop_of_a_larger_image(image, mask):
-    pixels, classes, places = normalised(image), np.array(mask), set()
+    pixels, classes, positions = normalised(image), np.array(mask), set()
     for seed in range(300):
         torch.manual_seed(seed)
         found, found_mask = RandomCrop(30)(image, mask)
@@ -143,17 +146,17 @@ def test_random_crop_of_a_larger_image(image, mask):
         assert len(matches) == 1
         y, x = matches[0]
         np.testing.assert_allclose(as_input(found), pixels[:, y : y + 30, x : x + 30], atol=1e-6)
-        places.add((y, x))
-    assert {y for y, _ in places} == set(range(8))
-    assert {x for _, x in places} == set(range(21))
+        positions.add((y, x))
+    assert {y for y, _ in positions} == set(range(8))
+    assert {x for _, x in positions} == set(range(21))
 
 
 @pytest.mark.parametrize('size', [(4, 3), (4, 9), (9, 4)])
-def test_random_crop_of_a_smaller_image_is_a_canvas(tmp_path, size):
-    """0 after normalising around the image, 255 around the mask, at every place that there is."""
+def test_random_crop_of_a_smaller_image(tmp_path, size):
+    """Around it, the canvas is 0 after normalising and 255 in the mask; every position occurs."""
     image = draw_image(tmp_path / 'image.jpg', size)
     mask = Image.fromarray(np.arange(size[0] * size[1], dtype=np.uint8).reshape(size[::-1]))
-    pixels, places = normalised(image), set()
+    pixels, positions = normalised(image), set()
     for seed in range(300):
         torch.manual_seed(seed)
         found, found_mask = RandomCrop(6)(image, mask)
@@ -163,10 +166,10 @@ def test_random_crop_of_a_smaller_image_is_a_canvas(tmp_path, size):
         assert not found[:, ~inside].any()
         index = found_mask[inside]
         np.testing.assert_allclose(found[:, inside], pixels.reshape(3, -1)[:, index], atol=1e-6)
-        y, x = (int(place[0]) for place in np.nonzero(inside))
-        places.add((y, x, int(index[0])))
+        y, x = (int(axis[0]) for axis in np.nonzero(inside))
+        positions.add((y, x, int(index[0])))
         assert np.array_equal(index, np.sort(index))
-    assert len(places) == (abs(size[0] - 6) + 1) * (abs(size[1] - 6) + 1)
+    assert len(positions) == (abs(size[0] - 6) + 1) * (abs(size[1] - 6) + 1)
 
 
 @pytest.mark.parametrize('size', [(50, 37), (20, 16), (50, 16), (30, 30)])
@@ -193,7 +196,7 @@ def test_resize_mask_is_pillows_nearest():
 
 
 @pytest.mark.parametrize('names', [['colorjitter'], ['randaugment'], ['colorjitter', 'randaugment']])
-def test_augmentations_change_the_image_alone(image, mask, names):
+def test_augmentations_change_only_the_image(image, mask, names):
     changed = 0
     for seed in range(6):
         torch.manual_seed(seed)
@@ -211,10 +214,10 @@ def test_no_augmentation(image, mask):
 
 def pipeline():
     names = ['colorjitter', 'randaugment']
-    return Pipeline(RandomLongerSide(20, 60), RandomFlip(), Augment(names), RandomCrop(32))
+    return Pipeline(RandomResizeLong(20, 60), RandomFlip(), Augment(names), RandomCrop(32))
 
 
-def test_a_sample_follows_from_its_seed_alone(image, mask):
+def test_sample_depends_only_on_its_seed(image, mask):
     first = pipeline()(image, mask, (3, 1, 7))
     torch.manual_seed(99)
     np.random.seed(99)
@@ -226,7 +229,7 @@ def test_a_sample_follows_from_its_seed_alone(image, mask):
         assert not np.array_equal(as_input(pipeline()(image, mask, other)[0]), as_input(first[0]))
 
 
-def test_a_pipeline_leaves_the_generators_of_others_alone(image, mask):
+def test_pipeline_does_not_change_the_global_generator(image, mask):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -238,3 +241,23 @@ def test_images_without_masks(image):
     found, mask = pipeline()(image, None, (0, 0, 0))
     assert found.pixels.shape == (32, 32, 3)
     assert mask is None
+
+
+@pytest.mark.parametrize('mask_size', [None, 8])
+def test_training_pipeline(image, mask, mask_size):
+    operations = [RandomResizeLong(20, 60, 'torch'), RandomFlip(), Augment(['randaugment']), RandomCrop(32)]
+    operations += [ResizeMask(mask_size)] if mask_size else []
+    for seed in range(10):
+        found, found_mask = training_pipeline((20, 60), 32, 'torch', ['randaugment'], mask_size)(image, mask, (seed,))
+        expected, expected_mask = Pipeline(*operations)(image, mask, (seed,))
+        assert found_mask.shape == ((mask_size, mask_size) if mask_size else (32, 32))
+        assert torch.equal(found_mask, expected_mask)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_training_pipeline_uses_no_colours_and_pillow_by_default(image):
+    assert set(AUGMENTATIONS) == {'colorjitter', 'randaugment'}
+    for seed in range(10):
+        found, _ = training_pipeline((20, 60), 32)(image, None, (seed,))
+        expected, _ = Pipeline(RandomResizeLong(20, 60), RandomFlip(), RandomCrop(32))(image, None, (seed,))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

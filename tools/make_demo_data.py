@@ -22,12 +22,10 @@ from core import UserError
 from core.data import voc
 from core.data.images import encode_label_map
 from demo_data.figures import CLASSES
-from demo_data.scenes import draw_scene
+from demo_data.scenes import DRAWING, draw_scene
 from util import flags, stage
-from util.files import make_folder, write_bytes
+from util.files import make_folder, remove_all_leftovers, write_bytes
 
-# Raise this with any change to the pictures: it is saved among the options.
-DRAWING = 1
 SPLITS = ['train', 'val']
 # What an interrupted run of this program may have left in its folder.
 OURS = re.compile(
@@ -110,6 +108,7 @@ def main(args):
         make_folder(args.out / folder)
         for leftover in (args.out / folder).iterdir():
             leftover.unlink()
+    remove_all_leftovers(args.out)
 
     # Draw the scenes. Spawn the workers: a fork of a process whose OpenCV has run threads can hang.
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]

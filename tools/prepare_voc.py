@@ -1,7 +1,7 @@
 """Download PASCAL VOC 2012 and verify it.
 
 Reads   the archive VOCtrainval_11-May-2012.tar: train, val and the images of train_aug. Test images come from the VOC
-        server (registration needed): add them to JPEGImages. SBD masks are not needed: no stage reads masks of train_aug
+        server (registration needed): add them to JPEGImages. SBD masks are not needed: masks of train_aug are not read
 Writes  {out}/VOCdevkit/VOC2012
 
     python3 -m tools.prepare_voc --out ..               download (2 GB), unpack to ../VOCdevkit/VOC2012, verify
@@ -80,6 +80,10 @@ def find_errors(dataset, domain, image_id, quick):
     return errors
 
 
+def in_words(count):
+    return f'{count} error' if count == 1 else f'{count} errors'
+
+
 def check(dataset, quick):
     """Check every file of the lists; raise UserError if there are errors (the test images may be absent)."""
     if not dataset.root.is_dir():
@@ -93,14 +97,14 @@ def check(dataset, quick):
         errors = [e for image_id in stage.progress(ids, domain) for e in find_errors(dataset, domain, image_id, quick)]
         if not errors and not quick and domain in ('train', 'val'):
             dataset.check_masks(ids)
-        print(f'{domain:10} {len(ids):6} images: {"complete" if not errors else f"{len(errors)} errors"}')
+        print(f'{domain:10} {len(ids):6} images: {in_words(len(errors)) if errors else "complete"}')
         for error in errors[:20]:
             print(f'  {error}')
         if len(errors) > 20:
             print(f'  ... and {len(errors) - 20} more')
         count += len(errors)
     if count:
-        raise UserError(f'{dataset.root} is incomplete: {count} errors, listed above')
+        raise UserError(f'{dataset.root} is incomplete: {in_words(count)}, listed above')
     print(f'{dataset.root} is complete: pass it as --data_dir')
 
 

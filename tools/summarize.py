@@ -7,8 +7,8 @@ Writes  the file of --picture
 
 Each argument is a row: its title, the name of a result (without .json; * matches several runs, whose mean and standard
 deviation are printed), and optionally the published value. --thresholds adds the mIoU at each background threshold, the
-best one in brackets. --picture draws the first run of each row on the same images of --domain, in columns: image, mask,
-then the rows in their order.
+best one in brackets. --picture draws the first run of each row on the same images of --domain, one line per class of an
+image, in columns: image, mask, then the rows.
 """
 
 import json
@@ -34,8 +34,9 @@ def parse_args(argv=None):
     run = parser.groups['run and output']
     run.add_argument('--thresholds', action='store_true', help='also print the mIoU at each threshold')
     run.add_argument('--picture', type=Path, help='PNG file to write')
-    run.add_argument('--images', type=flags.integer(1), default=6, help='number of images in the picture')
     run.add_argument('--domain', default='train', help='list whose first images are drawn')
+    run.add_argument('--images', type=flags.integer(1), default=6, help='number of images in the picture')
+    run.add_argument('--ids', default='', help='ids to draw instead, comma-separated')
     args = parser.parse_args(argv)
     args.rows = [[part.strip() for part in row.split('|')] for row in args.rows]
     for row in args.rows:
@@ -119,23 +120,24 @@ def draw_output(dataset, folder, image_id, image, index):
 
 def draw(args, rows):
     """Write the picture: one line per image and class."""
-    results = [results[0] for _, results, _ in rows if results[0]['domain'] == args.domain]
-    if not results:
+    scored = [(title, results[0]) for title, results, _ in rows if results[0]['domain'] == args.domain]
+    if not scored:
         raise UserError(f'--picture: none of the rows was scored on --domain {args.domain}')
     dataset = open_dataset(args.dataset, args.data_dir)
     lines = []
-    for image_id in dataset.ids(args.domain)[: args.images]:
+    ids = args.ids.split(',') if args.ids else dataset.ids(args.domain)[: args.images]
+    for image_id in ids:
         image = np.array(dataset.read_image(image_id))
         mask = dataset.read_mask(image_id, image.shape[:2])
         for index in range(len(present_keys(dataset.read_labels(image_id))) - 1):
             line = [image, visualize.overlay_mask(image, mask, dataset.palette)]
-            for result in results:
+            for _, result in scored:
                 folder = artifacts.PREDICTIONS / result['experiment_name']
                 line.append(draw_output(dataset, folder, image_id, image, index))
             lines.append([visualize.letterbox(picture, 192) for picture in line])
-    write_bytes(args.picture, iio.imwrite('<bytes>', visualize.image_grid(lines), extension='.png'))
-    titles = [title for title, results, _ in rows if results[0]['domain'] == args.domain]
-    print(f'{args.picture}: image, mask, {", ".join(titles)}')
+    grid = visualize.image_grid(lines, ['image', 'mask', *(title for title, _ in scored)])
+    write_bytes(args.picture, iio.imwrite('<bytes>', grid, extension='.png'))
+    print(f'written to {args.picture}')
 
 
 def main(args):

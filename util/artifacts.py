@@ -73,6 +73,7 @@ REPAIR = '; run its stage with --repair to regenerate it'
 class LabelMaps(Protocol):
     """What this module asks of a data set (core.data.dataset.Dataset)."""
 
+    class_names: tuple[str, ...]
     num_classes: int
 
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray: ...
@@ -119,10 +120,11 @@ class Folder:
         arrays = {name: array.astype(np.float16) for name, array in zip(self.kind.maps, maps, strict=True)}
         write_npz(self.file(image_id), keys=keys, **arrays)
 
-    def write_missing_labels(self, make: Callable[[str], np.ndarray], num_workers: int) -> None:
-        """Write make(image_id) for each missing id, from num_workers processes."""
+    def write_missing_labels(self, make: Callable[..., np.ndarray], num_workers: int, **inputs) -> None:
+        """Write make(image_id, **inputs) for each missing id, from num_workers processes."""
         todo = [image_id for image_id in self.ids if image_id in self.missing]
-        for _ in parallel_map(partial(self._write_made, make), todo, num_workers, f'{self.kind.title}s'):
+        write = partial(self._write_made, partial(make, **inputs))
+        for _ in parallel_map(write, todo, num_workers, f'{self.kind.title}s'):
             pass
 
     def _write_made(self, make: Callable[[str], np.ndarray], image_id: str) -> None:
@@ -162,6 +164,7 @@ def open_folder(
     if its first file is damaged or of another format.
     """
     folder = Folder(kind, Path(parent) / name, dataset, ids)
+    check_name(folder.path, flag)
     if not folder.path.is_dir():
         raise UserError(f'{flag} {name}: {folder.path} not found; run {kind.script} first')
     missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
@@ -176,9 +179,10 @@ def open_folder(
 def create_folder(kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequence[str], **inputs) -> Iterator[Folder]:
     """Create or resume the output folder of a stage, and hold its lock inside.
 
-    args.json in it holds the fingerprint (options and fingerprints of `inputs`), all options and the versions. The same
-    command resumes where it was stopped. Other settings raise UserError if there are outputs, unless --overwrite
-    removes them first. --repair reads every existing file and regenerates those that are damaged.
+    args.json in it holds the fingerprint (options, classes and fingerprints of `inputs`), all options and the versions.
+    The same command resumes where it was stopped. Other settings raise UserError if there are outputs, unless
+    --overwrite removes them first. --repair reads every existing file and regenerates those that are damaged. Prints a
+    summary at the end.
     """
     folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, ids)
     check_name(folder.path, 'the name of the output folder')
@@ -187,31 +191,30 @@ def create_folder(kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequen
         if args.overwrite:
             for path in [*folder.path.glob(f'*{kind.suffix}'), folder.path / 'args.json']:
                 path.unlink(missing_ok=True)
-        _record(folder, args, fingerprint(args, ROUNDING_OPTIONS, **inputs))
+        _record(folder, args, fingerprint(args, ROUNDING_OPTIONS, classes=dataset.class_names, **inputs))
         folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
         if args.repair:
             existing = set(ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
         yield folder
+    print(folder.summary())
 
 
 def _record(folder: Folder, args: Namespace, settings: dict) -> None:
     """Check args.json against the requested settings, or write it. An empty folder protects nothing."""
     path = folder.path / 'args.json'
-    has_outputs = any(folder.path.glob(f'*{folder.kind.suffix}'))
-    if has_outputs and not path.exists():
-        raise UserError(
-            f'{folder.path} contains files but no args.json, so their settings are unknown: pass --overwrite'
-        )
-    run = {'options': vars(args), 'versions': versions()}
-    record = {'fingerprint': settings, **run, 'history': []}
-    if has_outputs:
+    record = {'fingerprint': settings, 'options': vars(args), 'versions': versions(), 'history': []}
+    if any(folder.path.glob(f'*{folder.kind.suffix}')):
         old = read_args(folder.path)
-        check_fingerprint(folder.path, old.get('fingerprint', {}), settings)
-        if (old['options'], old['versions']) == (record['options'], record['versions']):
-            return
+        if not record.keys() <= old.keys():
+            raise UserError(
+                f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
+            )
+        check_fingerprint(folder.path, old['fingerprint'], settings)
         before = {'options': old['options'], 'versions': old['versions']}
-        record['history'] = [*old.get('history', []), before]
+        if before == {'options': record['options'], 'versions': record['versions']}:
+            return
+        record['history'] = [*old['history'], before]
     make_folder(folder.path)
     write_json(path, record)
 
@@ -226,11 +229,12 @@ def _is_damaged(folder: Folder, image_id: str) -> bool:
 
 
 def read_args(folder: Path) -> dict:
-    """Return the args.json of an output folder, {} if there is none."""
+    """Return the args.json of an output folder, {} if there is none or it is damaged."""
     try:
-        return json.loads((folder / 'args.json').read_text())
+        content = json.loads((folder / 'args.json').read_text())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def model_path(tag: str, suffix: str = '') -> Path:

@@ -1,6 +1,7 @@
 """Model files: {'model': state dict of CPU tensors, 'meta': how it was trained}, read without unpickling code."""
 
 import io
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from core import UserError
 from core.models.weights import read_state_dict
 from util.artifacts import model_path
-from util.devices import unwrap
+from util.devices import pick_device, to_device, unwrap
 from util.files import write_bytes
 from util.fingerprint import file_hash
 
@@ -38,18 +39,30 @@ def save_torch(content: dict, path: Path) -> None:
 def load_model(model: nn.Module, tag: str, flag: str, script: str, architecture: str) -> str:
     """Load the model of a tag into a network and return the file's fingerprint.
 
-    Raises UserError naming the flag and the script to run if there is no file, or naming the file if it is damaged or
-    of another architecture.
+    Raises UserError naming the flag and the script to run if the file is missing, or naming the file if it is damaged
+    or of another architecture.
     """
     path = model_path(tag)
     if not path.is_file():
         raise UserError(f'{flag}: {path} not found; run {script} first')
-    state, meta = read_state_dict(path)
+    state, meta, form = read_state_dict(path)
     if meta.get('architecture', architecture) != architecture:
         raise UserError(f'{path}: was trained as {meta["architecture"]}, requested {architecture}')
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(f'{path}: does not fit {architecture}: {reason[0].strip()[:200]}') from None
+        raise UserError(f'{path} ({form}): does not fit {architecture}: {reason[0].strip()[:200]}') from None
     return file_hash(path)
+
+
+def load_for_inference(
+    network: nn.Module, args: Namespace, tag: str, flag: str, script: str, architecture: str
+) -> tuple[nn.Module, torch.device, str]:
+    """Load the model of a tag, prepare it for inference and move it to the device of --device, in --precision.
+
+    Returns the model, the device and the file's fingerprint; raises UserError as `load_model` and `pick_device` do.
+    """
+    device = pick_device(args.device)
+    fingerprint = load_model(network, tag, flag, script, architecture)
+    return to_device(network.for_inference(), device, args.precision), device, fingerprint

@@ -10,8 +10,13 @@ from core import UserError
 from util.memory import keep_freed_memory
 
 
-def pick_device(name: str) -> torch.device:
-    """Return a device; 'auto' is the GPUs if there are any, else the CPU. Raises UserError if it cannot be used."""
+def pick_device(name: str, seed: int | None = None) -> torch.device:
+    """Return a device; 'auto' is the GPUs if there are any, else the CPU. With a seed, also seed every generator.
+
+    Raises UserError if the device cannot be used.
+    """
+    if seed is not None:
+        seed_everything(seed)
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

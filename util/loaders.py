@@ -3,6 +3,8 @@
 import multiprocessing.queues
 import os
 import signal
+import time
+import traceback
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from core import UserError
 from util.memory import keep_freed_memory, release_freed_memory
 from util.parallel import exit_with_parent
-from util.stage import SHARED_MEMORY_FULL
+from util.stage import SHARED_MEMORY_FULL, WORKER_KILLED, progress
 
 
 class _Loader(DataLoader):
@@ -36,7 +38,15 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator:
         if self.num_workers:
             release_freed_memory()
-        return super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, FileNotFoundError, EOFError) as error:
+            if 'in DataLoader worker' in str(error):  # raised by the data set
+                raise
+            # A batch is fetched through a socket of its worker, which has ended. torch's handler of SIGCHLD raises an
+            # error that says how: wait for it.
+            time.sleep(5)
+            raise OSError(WORKER_KILLED) from None
 
 
 def init_worker(worker: int) -> None:
@@ -51,6 +61,8 @@ def init_worker(worker: int) -> None:
 def _give_up(error: Exception, batch: object) -> None:
     """Exit when a batch cannot be sent. Python would drop it with a traceback and leave the main process waiting."""
     full = 'No space left' in str(error) or 'shared memory' in str(error)
+    if not full:
+        traceback.print_exception(error)
     os._exit(SHARED_MEMORY_FULL if full else 1)
 
 
@@ -92,6 +104,13 @@ def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: to
     """Return a loader of everything once, in order; batch_size None yields the data set's own batches."""
     collate = _unchanged if batch_size is None else None
     return _Loader(dataset, num_workers, device, batch_size=batch_size, collate_fn=collate)
+
+
+def batches_on_device(dataset, num_workers: int, device: torch.device, description: str) -> Iterator:
+    """Yield (ids, images, pixels) of a MultiScaleDataset with a progress bar, the pixels moved to the device."""
+    loader = ordered_loader(dataset, None, num_workers, device)
+    for ids, images, pixels in progress(loader, description):
+        yield ids, images, [scaled.to(device, non_blocking=True) for scaled in pixels]
 
 
 def _unchanged(sample):

@@ -72,7 +72,7 @@ class Run:
 
         with Run(args, loader, model, optimizer, schedule, meta={'architecture': ...}, labels=...) as run:
             for epoch in run.epochs():
-                for batch in run.batches():
+                for batch in run.batches(device):
                     loss = ...
                     run.step(loss)
                 run.end_epoch('val mIoU', score)
@@ -102,6 +102,7 @@ class Run:
         self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
         inputs |= {'images': list_hash(loader.dataset.ids), 'weights_file': weights_hash(args.weights)}
+        inputs |= {'classes': meta['classes']}
         self.fingerprint = fingerprint(args, **inputs)
 
         # Everything that resumes.
@@ -189,11 +190,12 @@ class Run:
             self.epoch = epoch
             yield epoch
 
-    def batches(self) -> Iterator[dict]:
-        """Yield the remaining batches of the epoch."""
+    def batches(self, device: torch.device) -> Iterator[dict]:
+        """Yield the remaining batches of the epoch, moved to the device."""
         done = self.iteration % self.per_epoch
         self.loader.sampler.start(self.epoch, done * self.loader.batch_size)
-        yield from progress(self.loader, f'epoch {self.epoch + 1}', lines=False)
+        for batch in progress(self.loader, f'epoch {self.epoch + 1}', lines=False):
+            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def step(self, loss: Tensor, losses: dict[str, Tensor] | None = None, **more: float) -> None:
         """Take a step: gradients, weights, learning rate; then log and save. `losses` and `more` are logged too."""

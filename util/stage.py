@@ -13,13 +13,16 @@ from core import UserError
 
 SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
+WORKER_KILLED = 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'
 
 # Errors of torch that the user can act on: a part of the message, and the line to print.
 TORCH_ERRORS = (
     (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
     ('shared memory', SHARED_MEMORY),
     ('No space left on device', SHARED_MEMORY),
-    ('DataLoader worker', 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'),
+    ('DataLoader worker (pid', WORKER_KILLED),
+    ('Pin memory thread exited', WORKER_KILLED),
+    ('ArrayMemoryError', 'out of memory: lower --batch_size, --image_size or --num_workers'),
     ('DefaultCPUAllocator', 'out of memory: lower --batch_size, --image_size or --num_workers'),
     ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
     ('cuDNN', 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
@@ -57,15 +60,21 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return _last_line(error)
     if isinstance(error, MemoryError):
-        return f'out of memory ({error}): use smaller images, a smaller --batch_size or fewer --num_workers'
+        return f'out of memory ({_last_line(error)}): use smaller images, a smaller --batch_size or fewer --num_workers'
     if isinstance(error, RuntimeError):
         text = f'{error} {error.__cause__ or ""}'
         return next((line for part, line in TORCH_ERRORS if part in text), None)
     return None
 
 
+def warn(image_ids: list[str], all_ids: list[str], what: str) -> None:
+    """Print a warning with a count if there are such images."""
+    if image_ids:
+        print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
+
+
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:

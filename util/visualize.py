@@ -1,5 +1,7 @@
 """Pictures for people: heat maps and masks over images, grids of them. All are (h, w, 3) uint8 RGB."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -29,12 +31,17 @@ def letterbox(picture: np.ndarray, side: int) -> np.ndarray:
     return canvas
 
 
-def image_grid(rows: list[list[np.ndarray]], pad: int = 4) -> np.ndarray:
-    """Put rows of pictures of one size together as one picture; short rows are filled with white."""
+def image_grid(rows: list[list[np.ndarray]], titles: Sequence[str] = (), pad: int = 4) -> np.ndarray:
+    """Put rows of pictures of one size together as one picture, under a title per column; gaps are white."""
     h, w = rows[0][0].shape[:2]
     columns = max(map(len, rows))
-    canvas = np.full((len(rows) * (h + pad), columns * (w + pad), 3), 255, np.uint8)
+    head = 24 if titles else 0
+    canvas = np.full((head + len(rows) * (h + pad), columns * (w + pad), 3), 255, np.uint8)
+    for j, title in enumerate(titles):
+        font, place = cv2.FONT_HERSHEY_SIMPLEX, (j * (w + pad) + 2, 17)
+        (width, _), _ = cv2.getTextSize(title, font, 0.45, 1)
+        cv2.putText(canvas, title, place, font, 0.45 * min(1, (w - 4) / max(width, 1)), (0, 0, 0), 1, cv2.LINE_AA)
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
-            canvas[i * (h + pad) :, j * (w + pad) :][: picture.shape[0], : picture.shape[1]] = picture
+            canvas[head + i * (h + pad) :, j * (w + pad) :][: picture.shape[0], : picture.shape[1]] = picture
     return canvas

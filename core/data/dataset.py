@@ -32,8 +32,11 @@ class Dataset:
         """Number of foreground classes, C."""
         return len(self.class_names)
 
-    def ids(self, domain: str) -> list[str]:
-        """Return the image ids of a list. Raises UserError if the list is unknown, empty or malformed."""
+    def ids(self, domain: str, with_images: bool = False) -> list[str]:
+        """Return the image ids of a list.
+
+        Raises UserError if the list is unknown, empty or malformed, and with_images also if an image is missing.
+        """
         if domain not in self.lists:
             raise UserError(f'domain {domain!r}: the data set "{self.name}" has the lists {", ".join(self.lists)}')
         path = self.lists[domain]
@@ -53,6 +56,8 @@ class Dataset:
             if image_id in seen:
                 raise UserError(f'{path}: duplicate image id {image_id!r} (expected one id per line)')
             seen.add(image_id)
+        if with_images:
+            _check_files([self.image_path(image_id) for image_id in ids])
         return ids
 
     def image_path(self, image_id: str) -> Path:
@@ -84,7 +89,7 @@ class Dataset:
                 raise UserError(f'{path}: object {name!r} is not a class of the data set "{self.name}"')
             labels[self.class_names.index(name)] = 1
         if not labels.any():
-            raise UserError(f'{path}: no object of any class, so there is no image-level label (remove the id)')
+            raise UserError(f'{path}: no object of any class, and so without an image-level label (remove the id)')
         return labels
 
     def read_mask(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -98,10 +103,6 @@ class Dataset:
     def encode_label_map(self, label: np.ndarray) -> bytes:
         """Encode a label map (h, w) as a PNG with this data set's palette."""
         return images.encode_label_map(label, self.palette)
-
-    def check_images(self, ids: Iterable[str]) -> None:
-        """Raise UserError naming the first image that is missing."""
-        _check_files([self.image_path(image_id) for image_id in ids])
 
     def has_masks(self, ids: Iterable[str]) -> bool:
         """Return whether any of the images has a mask."""
@@ -168,5 +169,5 @@ def _check_files(paths: list[Path]) -> None:
         return
     first = missing[0]
     similar = sorted(path.name for path in first.parent.glob('*') if path.stem.lower() == first.stem.lower())
-    found = f', but {", ".join(similar[:3])} exists: rename it' if similar else ': check --data_dir'
+    found = f', but {", ".join(similar[:3])} exists: rename it' if similar else ': check the folder of the data set'
     raise UserError(f'{first}: no such file ({len(missing)} of {len(paths)} are missing){found}')

@@ -20,6 +20,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (h, w) of the upright image from its header. Raises UserError naming the file."""
     try:
         with Image.open(path) as image:
+            if image.format == 'TIFF':
+                image.load()  # Pillow turns these upright itself
             size = image.height, image.width
             return size[::-1] if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else size
     except UNREADABLE as error:

@@ -29,8 +29,7 @@ class ImageDataset:
         seed: int = 0,
     ):
         self.dataset, self.transform, self.read_mask, self.seed = dataset, transform, read_mask, seed
-        self.ids = dataset.ids(domain)
-        dataset.check_images(self.ids)
+        self.ids = dataset.ids(domain, with_images=True)
         self.labels = np.stack([dataset.read_labels(image_id) for image_id in self.ids]) if with_labels else None
 
     def __len__(self) -> int:

@@ -181,3 +181,23 @@ class ResizeMask:
         if mask is not None:
             mask = F.interpolate(mask[None, None], (self.size, self.size), mode='nearest-exact')[0, 0]
         return image, mask
+
+
+def training_pipeline(
+    longer_side: tuple[int, int],
+    crop_size: int,
+    backend: str = 'pillow',
+    augmentations: list[str] | None = None,
+    mask_size: int | None = None,
+) -> Pipeline:
+    """Return the augmentation of the trainers: random longer side, flip, colours, random crop.
+
+    `augmentations` are names of AUGMENTATIONS. A mask goes through the same crops, and to mask_size if it is given.
+    """
+    operations = [
+        RandomResizeLong(*longer_side, backend),
+        RandomFlip(),
+        Augment(augmentations or []),
+        RandomCrop(crop_size),
+    ]
+    return Pipeline(*operations, *([ResizeMask(mask_size)] if mask_size else []))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core import UserError
 from core.models.network import Network, kaiming
 
 Norm = Callable[[int], nn.Module]
@@ -68,10 +69,15 @@ class DeepLabV3Plus(Network):
 
 @torch.no_grad()
 def multi_scale_logits(model: nn.Module, images: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Sum logits over scales and mirror image: normalised images (N, 3, h_s, w_s) -> (N, C+1, h, w)."""
+    """Sum logits over scales and mirror image: normalised images (N, 3, h_s, w_s) -> (N, C+1, h, w).
+
+    Raises UserError if they are not finite.
+    """
     total = 0
     for batch in images:
         logits = model(torch.cat([batch, batch.flip(-1)])).float()
         logits, mirrored = F.interpolate(logits, size, mode='bilinear', align_corners=False).chunk(2)
         total = total + logits + mirrored.flip(-1)
+    if not torch.isfinite(total).all():
+        raise UserError('the logits are not finite: the model has diverged, train it again')
     return total

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.models.backbones import build_backbone
+from core.models.batchnorm import fold_batchnorm
 
 MODES = ('normal', 'fix')
 
@@ -39,6 +40,10 @@ class Network(nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def for_inference(self) -> 'Network':
+        """Fold BatchNorm and return the network in evaluation mode. Call it after loading: the state dict changes."""
+        return fold_batchnorm(self)
 
 
 def kaiming(module: nn.Module) -> None:

@@ -3,13 +3,21 @@
 import warnings
 import zipfile
 from pathlib import Path
-from urllib.error import URLError
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from core import UserError
 from core.models.backbones import BACKBONES
+
+
+class WeightFile(NamedTuple):
+    """Tensors by name, the metadata of a model of this repository ({} of other files), and the form they were found in."""
+
+    state: dict[str, Tensor]
+    meta: dict
+    form: str
 
 
 def load_weights(backbone: nn.Module, name: str, source: str) -> None:
@@ -24,7 +32,8 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     if source == 'imagenet':
         state, where = _download(name), f'the ImageNet weights of {name}'
     else:
-        state, where = read_state_dict(Path(source))[0], source
+        file = read_state_dict(Path(source))
+        state, where = file.state, f'{source} ({file.form})'
     if any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
     own = backbone.state_dict()
@@ -40,17 +49,19 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
 def _download(name: str) -> dict[str, Tensor]:
     url = BACKBONES[name].url
     if url is None:
-        raise UserError(f'no ImageNet weights are published for {name}: pass none or a local file')
+        raise UserError(f'weights imagenet: no ImageNet weights are published for {name}: pass none or a local file')
     file = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[1]
     remedy = f'download {url} elsewhere and pass the local file'
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location='cpu', progress=False, check_hash=True, weights_only=True
         )
-    except (URLError, OSError) as error:
-        raise UserError(f'imagenet: {file.name} cannot be downloaded ({error}): {remedy}') from None
-    except Exception as error:  # a wrong hash, or whatever a damaged file raises in the unpickler
-        raise UserError(f'imagenet: {file} is damaged ({type(error).__name__}): delete it, or {remedy}') from None
+    except Exception as error:  # of the network or the disk, a wrong hash, or whatever a damaged file raises
+        kind = type(error).__name__
+        if file.is_file():
+            raise UserError(f'weights imagenet: {file} is damaged ({kind}): delete it, or {remedy}') from None
+        reason = str(error).splitlines()[:1] or [kind]
+        raise UserError(f'weights imagenet: {file.name} cannot be downloaded ({reason[0]}): {remedy}') from None
 
 
 def read_torch(path: Path) -> object:
@@ -67,30 +78,29 @@ def read_torch(path: Path) -> object:
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
-def read_state_dict(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """Return the tensors by name and the metadata ({} if there is none) of a weight file.
+def read_state_dict(path: Path) -> WeightFile:
+    """Return the content of a weight file of any common form.
 
     Reads a bare state dict, one under 'model' (with 'meta', as this repository writes it) or 'state_dict', and names
     behind 'module.' (nn.DataParallel). Raises UserError naming the file if it is none of these.
     """
     try:
         content = read_torch(path)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
-    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler
+    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler, another OSError for one
         raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
-    meta = {}
-    if isinstance(content, dict):
-        for key in ('model', 'state_dict'):
-            if isinstance(content.get(key), dict):
-                meta = content.get('meta', {})
-                content = content[key]
-                break
-    is_state_dict = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    state, meta, form = content, {}, 'a bare state dict'
+    for key in ('model', 'state_dict'):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            state, meta, form = content[key], content.get('meta', {}), f'a state dict under "{key}"'
+            break
+    is_state_dict = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     )
-    if not is_state_dict or not content or not isinstance(meta, dict):
+    if not is_state_dict or not state or not isinstance(meta, dict):
         raise UserError(f'{path}: is not a state dict (tensors by name, bare or under "model" or "state_dict")')
-    if all(name.startswith('module.') for name in content):
-        content = {name.removeprefix('module.'): value for name, value in content.items()}
-    return dict(content), meta
+    if all(name.startswith('module.') for name in state):
+        state = {name.removeprefix('module.'): value for name, value in state.items()}
+        form += ', names behind "module."'
+    return WeightFile(dict(state), meta, form)

@@ -1,0 +1,1 @@
+"""Timings of each stage next to a reference implementation: python3 -m benchmarks.run"""

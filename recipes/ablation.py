@@ -1,0 +1,320 @@
+"""The paper's Table 1 and the choices around it at small scale, each over several seeds.
+
+Reads   --on drawn: nothing (the quickstart's scenes are drawn into experiments/demo);
+        --on photographs: a VOC root (--data_dir) and a file of ImageNet weights (--weights)
+Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.json, what the stages write on the way,
+        their messages in experiments/logs/{name}@{run}@seed={seed}.out, and experiments/{name}.png
+
+    python3 -m recipes.ablation
+    python3 -m recipes.ablation --on photographs --data_dir VOC_ROOT --weights MOBILENET_V2_IMAGENET_FILE
+
+A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is not repeated, and
+one that was stopped resumes. The tables come at the end, from tools.summarize. Each run has one thread unless
+OMP_NUM_THREADS is set: the number of threads changes the results.
+
+To try something else in the same way, use --name, --architecture, --scales and --more, for instance
+
+    python3 -m recipes.ablation --name fix --tables pair --seeds 0 --more='--mode fix --alpha 1'
+
+The variables of the former recipes/ablation.sh are flags now: ON, SEEDS, JOBS, NAME, SCALES and MORE in lower case,
+WHAT is --tables, NET is --architecture, D is --data_dir, W is --weights. Same defaults, same runs, same names.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import train_classification_with_puzzle as stage1
+from core import UserError
+from util import artifacts, flags, stage
+from util.files import make_folder, write_bytes, write_json
+
+TITLES = {
+    'losses': 'Loss (paper: Table 1, ResNet-50 on VOC)',
+    'alpha': 'alpha',
+    'level': 'level',
+    'option': 're_loss_option',
+    'images': '{count} images, as many steps',
+    'steps': 'A third of the steps',
+    'pieces': 'num_pieces (300 scenes, 192 pixels)',
+    'pair': 'Loss',
+}
+PUBLISHED = {'cl': '47.82', 'cl_pcl': '47.70', 'cl_re': '49.21', 'cl_pcl_re': '51.53'}  # mIoU of the table `losses`
+DRAWN = 'experiments/demo'
+PHOTOGRAPHS = Path('data/voc2012_2007.json')
+
+
+class Setting(NamedTuple):
+    """What the runs on some data share. Strings of flags are quoted for a shell."""
+
+    name: str
+    architecture: str
+    scales: str  # of stage 2
+    epochs: int
+    alpha: int
+    data: str  # flags of every stage
+    train: str  # flags of stage 1
+    other_images: int  # number of images in the table `images`
+    other_dataset: str  # flag of stage 1 for it
+    other_epochs: int
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    data = parser.groups['data']
+    on = 'drawn scenes, or the VOC photographs of 2007'
+    data.add_argument('--on', default='drawn', choices=('drawn', 'photographs'), help=on)
+    where = f'VOC root of the photographs (required for them), or folder of the drawn set (default: {DRAWN})'
+    data.add_argument('--data_dir', help=where)
+    model = parser.groups['model']
+    networks = 'backbone (default: resnest14_narrow for drawn, mobilenet_v2 for photographs)'
+    model.add_argument('--architecture', help=networks)
+    weights = 'backbone weights (default: none for drawn; required for photographs)'
+    model.add_argument('--weights', help=weights)
+    scales = 'scales of stage 2 (default: 0.5,1.0,1.5,2.0 for drawn, 0.5,1.0 for photographs)'
+    parser.groups['inference'].add_argument('--scales', type=flags.scales, help=scales)
+    run = parser.groups['run and output']
+    tables = 'default: all but pair for drawn, losses for photographs; pair is cl and cl_pcl_re alone'
+    run.add_argument('--tables', nargs='+', choices=TITLES, metavar='TABLE', help=f'{", ".join(TITLES)} ({tables})')
+    run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
+    run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
+    name = 'first part of every tag (default: ablation for drawn, photographs for photographs)'
+    run.add_argument('--name', type=flags.folder_name, help=name)
+    run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--mode fix'")
+    run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
+    args = parser.parse_args(argv)
+    if args.on == 'photographs' and not (args.data_dir and args.weights):
+        parser.error('--on photographs: also needs --data_dir (a VOC root) and --weights (an ImageNet file)')
+    if args.tables is None:
+        args.tables = ['losses'] if args.on == 'photographs' else [name for name in TITLES if name != 'pair']
+    if args.on == 'photographs' and 'pieces' in args.tables:
+        parser.error('--tables pieces: only with --on drawn')
+    return args
+
+
+# Settings and data --------------------------------------------------------------------------------------------------
+
+
+def drawn_setting(args):
+    """Return the setting of the drawn scenes."""
+    folder = shlex.quote(args.data_dir or DRAWN)
+    sizes = '--image_size 128 --min_image_size 96 --max_image_size 192'
+    epochs = 6
+    return Setting(
+        name=args.name or 'ablation',
+        architecture=args.architecture or 'resnest14_narrow',
+        scales=args.scales or '0.5,1.0,1.5,2.0',
+        epochs=epochs,
+        alpha=4,
+        data=f'--dataset {folder}/dataset.json --data_dir {folder}',
+        train=f'--weights {shlex.quote(args.weights or "none")} --lr 0.02 --batch_size 16 --bn_replicas 1 {sizes}',
+        other_images=300,
+        other_dataset=f'--dataset {folder}/few.json',
+        other_epochs=5 * epochs,
+    )
+
+
+def photographs_setting(args):
+    """Return the setting of the VOC photographs of 2007."""
+    sizes = '--image_size 256 --min_image_size 224 --max_image_size 384'
+    epochs = 8
+    return Setting(
+        name=args.name or 'photographs',
+        architecture=args.architecture or 'mobilenet_v2',
+        scales=args.scales or '0.5,1.0',
+        epochs=epochs,
+        alpha=1,
+        data=f'--dataset {PHOTOGRAPHS} --data_dir {shlex.quote(args.data_dir)}',
+        train=f'--weights {shlex.quote(args.weights)} --mode fix --lr 0.01 --batch_size 8 {sizes}',
+        other_images=632,
+        other_dataset='--dataset experiments/photographs/both.json',
+        other_epochs=epochs // 2,
+    )
+
+
+def draw_command(folder):
+    """Return the command that draws the quickstart's scenes."""
+    return ['-m', 'tools.make_demo_data', '--out', str(folder), '--seed', '0']
+
+
+def draw_scenes(folder):
+    """Draw the scenes if needed, and write few.json: the 300 scored ones, as if there were no others to train on."""
+    if not (folder / 'dataset.json').is_file():
+        execute(draw_command(folder))
+    content = json.loads((folder / 'dataset.json').read_text())
+    content['lists']['train_aug'] = content['lists']['train']
+    write_json(folder / 'few.json', content)
+
+
+def combine_photographs(folder):
+    """Write both.json: twice the photographs to train on, by the image-level labels of val. The same are scored."""
+    make_folder(folder)
+    content = json.loads(PHOTOGRAPHS.read_text())
+    paths = {domain: PHOTOGRAPHS.parent / file for domain, file in content['lists'].items()}
+    write_bytes(folder / 'both.txt', paths['train'].read_bytes() + paths['val'].read_bytes())
+    lists = {domain: os.path.relpath(path, folder) for domain, path in paths.items()}
+    write_json(folder / 'both.json', {**content, 'lists': {**lists, 'train_aug': 'both.txt'}})
+
+
+# Tables and runs ----------------------------------------------------------------------------------------------------
+
+
+def build_tables(setting):
+    """Return {table: {title of the row: (name of the run, flags of stage 1)}}."""
+    both = {'L_cls': 'cl', 'all three': 'cl_pcl_re'}
+    default = ('cl_pcl_re', '--loss_option cl_pcl_re')
+    images = f'images={setting.other_images}'
+    other = f'{setting.other_dataset} --max_epoch {setting.other_epochs}'
+    third = f'--max_epoch {setting.epochs // 3}'
+
+    # 192 is a multiple of 16 g for 1, 2, 3 and 4 tiles per side. On the few scenes, because it takes long.
+    large = '--image_size 192 --min_image_size 144 --max_image_size 288'
+    large += f' {setting.other_dataset} --max_epoch {2 * setting.epochs}'
+    return {
+        'losses': {
+            'L_cls': ('cl', '--loss_option cl'),
+            '+ L_p-cls': ('cl_pcl', '--loss_option cl_pcl'),
+            '+ L_re': ('cl_re', '--loss_option cl_re'),
+            'all three': default,
+        },
+        'alpha': {
+            str(alpha): default if alpha == setting.alpha else (f'alpha={alpha}', f'--alpha {alpha}')
+            for alpha in (0.5, 1, 2, 4, 8)
+        },
+        'level': {'feature': default, 'cam': ('level=cam', '--level cam')},
+        'option': {
+            'masking': default,
+            'none': ('re_loss_option=none', '--re_loss_option none'),
+            'selection': ('re_loss_option=selection', '--re_loss_option selection'),
+        },
+        'images': {title: (f'{images}_{terms}', f'--loss_option {terms} {other}') for title, terms in both.items()},
+        'steps': {title: (f'steps=third_{terms}', f'--loss_option {terms} {third}') for title, terms in both.items()},
+        'pieces': {
+            title: (f'num_pieces={pieces}', f'--num_pieces {pieces} {large}')
+            for title, pieces in {'1 (none)': 1, '4': 4, '9': 9, '16': 16}.items()
+        },
+        'pair': {title: (terms, f'--loss_option {terms}') for title, terms in both.items()},
+    }
+
+
+def plan_runs(args, setting):
+    """Return {tag: commands} of the runs without a result, seed by seed, so that every row has its first one early."""
+    tables, runs = build_tables(setting), {}
+    for seed in args.seeds:
+        for table in args.tables:
+            for run, row in tables[table].values():
+                tag = f'{setting.name}@{run}@seed={seed}'
+                if not artifacts.results_path(f'{tag}@train@scale={setting.scales}@train', 'json').is_file():
+                    runs[tag] = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row), *args.more])
+    return runs
+
+
+def build_commands(setting, tag, seed, row):
+    """Return the commands of a run, without the interpreter: train, infer, evaluate. Flags of the row come last."""
+    data = shlex.split(setting.data)
+    common = [*data, '--num_workers', '1', '--architecture', setting.architecture]
+    recipe = f'--momentum 0.9 {setting.train} --max_epoch {setting.epochs} --alpha {setting.alpha} --select last'
+    cams = f'{tag}@train@scale={setting.scales}'
+    return [
+        ['train_classification_with_puzzle.py', *common, *shlex.split(recipe), *seed, '--tag', tag, *row],
+        ['inference_classification.py', *common, '--tag', tag, '--domain', 'train', '--scales', setting.scales],
+        ['evaluate.py', *data, '--experiment_name', cams],
+    ]
+
+
+def build_summary(setting, table):
+    """Return the command that prints a table."""
+    picture = ['--picture', f'experiments/{setting.name}.png', '--images', '8'] if table == 'losses' else []
+    rows = []
+    for title, (run, _) in build_tables(setting)[table].items():
+        row = [title, f'{setting.name}@{run}@seed=*@train@scale={setting.scales}@train']
+        rows.append(' | '.join([*row, PUBLISHED[run]] if table == 'losses' else row))
+    return ['-m', 'tools.summarize', *shlex.split(setting.data), *picture, *rows]
+
+
+# Running ------------------------------------------------------------------------------------------------------------
+
+
+def execute(command, started=None, **options):
+    """Run a command with this interpreter. Raises UserError if it fails; `started` collects the processes."""
+    environment = {'OMP_NUM_THREADS': '1', **os.environ}
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, env=environment, **options)
+    if started is not None:
+        started.append(process)
+    if process.wait():
+        raise UserError(f'{command[1] if command[0] == "-m" else command[0]} failed')
+
+
+def execute_run(tag, commands, started):
+    """Run the commands of a run up to the first that fails; return whether all succeeded."""
+    log = artifacts.EXPERIMENTS / 'logs' / f'{tag}.out'
+    make_folder(log.parent)
+    with log.open('w') as file:
+        for command in commands:
+            try:
+                execute(command, started, stdout=file, stderr=subprocess.STDOUT)
+            except UserError as error:
+                print(f'{tag}: {error}: see {log}', file=sys.stderr, flush=True)
+                return False
+    return True
+
+
+def execute_runs(runs, jobs):
+    """Execute runs, `jobs` at a time; return the number that failed. Stop the stages if this program is stopped."""
+    started = []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            succeeded = pool.map(lambda tag: execute_run(tag, runs[tag], started), runs)
+            return sum(not success for success in stage.progress(succeeded, 'runs', len(runs)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+            raise
+
+
+def print_commands(args, runs, summaries):
+    """Print what would be run."""
+    commands = [*(command for commands in runs.values() for command in commands), *summaries.values()]
+    if args.on == 'drawn' and not Path(args.data_dir or DRAWN, 'dataset.json').is_file():
+        commands.insert(0, draw_command(args.data_dir or DRAWN))
+    for command in commands:
+        print(f'python3 {shlex.join(command)}')
+
+
+def main(args):
+    setting = drawn_setting(args) if args.on == 'drawn' else photographs_setting(args)
+    runs = plan_runs(args, setting)
+    summaries = {table: build_summary(setting, table) for table in args.tables}
+
+    # Check the flags of every run before the first one starts.
+    for train, *_ in runs.values():
+        stage1.parse_args(train[1:])
+    if args.dry_run:
+        print_commands(args, runs, summaries)
+        return
+
+    # Write the data sets, execute the runs, print the tables.
+    if args.on == 'drawn':
+        draw_scenes(Path(args.data_dir or DRAWN))
+    else:
+        combine_photographs(Path('experiments/photographs'))
+    failed = execute_runs(runs, args.jobs)
+    for table, command in summaries.items():
+        print(f'\n{TITLES[table].format(count=setting.other_images)}', flush=True)
+        try:
+            execute(command)
+        except UserError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+    if failed:
+        raise UserError('not everything succeeded: see the lines above')
+
+
+if __name__ == '__main__':
+    stage.run(main, parse_args)

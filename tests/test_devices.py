@@ -1,0 +1,64 @@
+"""Devices, precision, GPUs that share a batch, seeds."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core import UserError
+from core.models import Classifier
+from util.devices import devices_for, parallel, pick_device, seed_everything, to_device, unwrap
+
+NARROW = 'resnest14_narrow'
+
+
+def test_pick_device():
+    assert pick_device('cpu') == torch.device('cpu')
+    assert pick_device('auto').type in ('cpu', 'cuda')
+    for name in ('nonsense', 'cuda:99', 'cpu:x', '', 'meta', 'meta:-3'):
+        with pytest.raises(UserError, match='--device') as error:
+            pick_device(name)
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'visible, replicas, devices', [(1, 4, 1), (2, 4, 2), (3, 4, 2), (4, 4, 4), (8, 4, 4), (2, 3, 1)]
+)
+def test_replicas_are_shared_among_gpus(monkeypatch, visible, replicas, devices):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: visible)
+    assert devices_for(replicas, torch.device('cuda')) == devices
+    assert devices_for(replicas, torch.device('cuda:0')) == 1
+    assert devices_for(replicas, torch.device('cpu')) == 1
+
+
+def test_moving_a_model_does_not_change_its_outputs():
+    model = Classifier(NARROW, 5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(images)
+        moved = parallel(model, torch.device('cpu'), 1)
+        torch.testing.assert_close(moved(images), expected, rtol=1e-4, atol=1e-4)
+    assert moved is model
+
+
+@pytest.mark.parametrize('wrap', [False, True])
+def test_unwrap(wrap):
+    model = nn.Linear(2, 3)
+    assert unwrap(nn.DataParallel(model) if wrap else model) is model
+
+
+def test_precision_is_that_of_the_flag():
+    cpu, allowed = torch.device('cpu'), {}
+    for precision in ('tf32', 'bf16', 'fp32'):
+        model = to_device(Classifier(NARROW, 5), cpu, precision)
+        allowed[precision] = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, model.bf16
+    assert allowed == {'tf32': (True, True, False), 'bf16': (False, False, True), 'fp32': (False, False, False)}
+
+
+def test_seeds():
+    def drawn(seed):
+        seed_everything(seed)
+        return [float(torch.rand(())), float(np.random.rand())]
+
+    assert drawn(1) == drawn(1)
+    assert all(a != b for a, b in zip(drawn(1), drawn(2), strict=True))

@@ -1,0 +1,90 @@
+"""Fingerprints: equal exactly when options and inputs that affect the result are."""
+
+import hashlib
+import json
+import subprocess
+from argparse import Namespace
+from importlib.metadata import version
+
+import pytest
+
+from core import UserError
+from util.fingerprint import (
+    check_fingerprint,
+    digest,
+    file_hash,
+    fingerprint,
+    list_hash,
+    versions,
+    weights_hash,
+)
+
+
+def test_fingerprint_contains_what_affects_the_result():
+    one = fingerprint(Namespace(lr=0.1, num_workers=1), model='a')
+    check_fingerprint('x', one, fingerprint(Namespace(lr=0.1, num_workers=8), model='a'))
+    for other in (
+        fingerprint(Namespace(lr=0.2, num_workers=1), model='a'),
+        fingerprint(Namespace(lr=0.1, num_workers=1), model='b'),
+        fingerprint(Namespace(lr=0.1, wd=0, num_workers=1), model='a'),
+        fingerprint(Namespace(num_workers=1), model='a'),
+    ):
+        with pytest.raises(UserError, match='exists with different settings'):
+            check_fingerprint('x', one, other)
+
+
+@pytest.mark.parametrize('name', ['data_dir', 'dataset', 'device', 'domain', 'overwrite', 'pred_dir', 'print_ratio',
+                                  'num_workers', 'repair', 'save_interval', 'weights'])  # fmt: skip
+def test_options_that_do_not_affect_the_result_are_ignored(name):
+    assert fingerprint(Namespace(lr=0.1, **{name: 1})) == {'lr': 0.1}
+
+
+def test_ignored_options_of_a_caller():
+    assert fingerprint(Namespace(lr=0.1, batch_size=4), ('batch_size',), model='a') == {'lr': 0.1, 'model': 'a'}
+    assert fingerprint(Namespace(lr=0.1, batch_size=4), model='a') == {'lr': 0.1, 'batch_size': 4, 'model': 'a'}
+
+
+def test_fingerprint_is_as_read_back_from_json():
+    made = fingerprint(Namespace(lr=0.1, use_gn=True, threshold=None), classes=('bus', 'cow'))
+    assert made['classes'] == ['bus', 'cow']
+    assert json.loads(json.dumps(made)) == made
+
+
+def test_every_difference_is_listed():
+    old, new = {'alpha': 4.0, 'lr': 0.1, 'model': 'a' * 64, 'gone': 1}, {'alpha': 1.0, 'lr': 0.1, 'model': 'b' * 64}
+    with pytest.raises(UserError) as error:
+        check_fingerprint('experiments/x', old, new)
+    assert str(error.value) == (
+        'experiments/x exists with different settings (alpha: 4.0, requested 1.0; gone: 1, requested None; '
+        f'model: {"a" * 12}..., requested {"b" * 12}...): pass --overwrite to regenerate it, or another name'
+    )
+
+
+def test_digest_does_not_depend_on_the_order():
+    assert digest({'a': 1, 'b': 2}) == digest({'b': 2, 'a': 1})
+    assert digest({'a': 1, 'b': 2}) != digest({'a': 2, 'b': 1})
+
+
+def test_hashes_of_files_lists_and_weights(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / 'a').write_bytes(content)
+    assert file_hash(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
+    assert weights_hash(str(tmp_path / 'a')) == file_hash(tmp_path / 'a')
+    assert (weights_hash('imagenet'), weights_hash('none')) == ('imagenet', 'none')
+    assert list_hash(['a', 'b']) != list_hash(['b', 'a'])
+    assert list_hash(['a', 'b']) != list_hash(['ab'])
+    for missing in (lambda: file_hash(tmp_path / 'b'), lambda: weights_hash(str(tmp_path / 'b'))):
+        with pytest.raises(UserError, match=r'b: cannot be read \(No such file or directory\)'):
+            missing()
+
+
+def test_versions(monkeypatch):
+    found = versions()
+    assert {'code', 'python', 'torch', 'torchvision', 'numpy', 'opencv-python', 'pillow'} <= found.keys()
+    assert found['numpy'] == version('numpy')
+
+    def no_git(*command, **options):
+        raise FileNotFoundError('git')
+
+    monkeypatch.setattr(subprocess, 'run', no_git)
+    assert versions() == {**found, 'code': 'unknown'}

@@ -1,0 +1,73 @@
+"""Types of flags, and the parser."""
+
+import argparse
+
+import pytest
+
+from core import UserError
+from util import flags
+
+
+@pytest.mark.parametrize(
+    'kind, good, bad',
+    [
+        (flags.boolean, {'True': True, 'false': False, '1': True, '0': False, 'yes': True}, ['', 'maybe', '2']),
+        (flags.integer(1), {'1': 1, '32': 32}, ['0', '-1', '1.5', 'x', '', 'nan']),
+        (flags.integer(0, 16), {'0': 0, '16': 16}, ['17', '-1']),
+        (flags.real(0), {'0': 0, '1e-4': 1e-4, '5': 5}, ['-0.1', 'nan', 'inf', 'x', '']),
+        (flags.real(0, 1), {'0.40': 0.4, '1': 1}, ['1.01', '-1', 'nan']),
+        (flags.square, {'1': 1, '4': 4, '144': 144}, ['0', '-4', '2', '3', '8', '4.0', 'x', '']),
+        (flags.scales, {'0.5,1.0': '0.5,1.0', '1': '1'}, ['', '0', '-1', '0.5,', 'a', 'nan', 'inf', '0.5;1', '1e9']),
+        (flags.folder_name, {'A@b=0.5,1.0+': 'A@b=0.5,1.0+'}, ['', 'a/b', '..', '.x', 'a\\b', '/', 'a\nb', 'a\tb']),
+    ],
+)
+def test_types_of_flags(kind, good, bad):
+    for text, value in good.items():
+        assert kind(text) == value
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
+
+
+def test_scales_are_kept_as_typed_and_read_as_numbers():
+    assert flags.floats(flags.scales('0.50,1,2.0')) == [0.5, 1, 2]
+    assert flags.scales('0.50,1,2.0') == '0.50,1,2.0'
+
+
+def test_parsers_take_no_abbreviations():
+    parser = flags.Parser('text')
+    parser.add_argument('--threshold')
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--thresh', '1'])
+
+
+def test_errors_are_one_line_with_status_2(capsys):
+    parser = flags.Parser('text')
+    for report in (lambda: parser.error('wrong'), lambda: parser.parse_args(['--wrong'])):
+        with pytest.raises(SystemExit) as ended:
+            report()
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_user_errors_can_be_blamed_on_a_flag(capsys):
+    parser = flags.Parser('text')
+    with pytest.raises(SystemExit) as ended, parser.blaming('--radius'):
+        raise UserError('radius 10 is too large')
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f'{parser.prog}: error: --radius: radius 10 is too large\n'
+    with pytest.raises(ZeroDivisionError), parser.blaming('--radius'):
+        raise ZeroDivisionError
+
+
+def test_help_lists_groups_and_defaults():
+    parser = flags.Parser('First line.\n\n    a command')
+    parser.groups['data'].add_argument('--needed', required=True, help='a folder')
+    parser.groups['data'].add_argument('--optional', help='another folder')
+    parser.groups['loss'].add_argument('--alpha', default=4.0, help='a weight')
+    text = parser.format_help()
+    assert 'First line.\n\n    a command' in text
+    assert [title for title in flags.GROUPS if f'\n{title}:\n' in text] == ['data', 'loss']  # the others are empty
+    assert 'a folder (required)' in text
+    assert 'a weight (default: 4.0)' in text
+    assert 'None' not in text

@@ -1,0 +1,78 @@
+"""The log of a run: lines, curves, pictures."""
+
+import argparse
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from core import UserError
+from util.log import Averages, Log
+
+ARGS = argparse.Namespace(tag='tag', print_ratio=0.5, max_epoch=2)
+
+
+def test_averages():
+    averages = Averages()
+    averages.add({'loss': torch.tensor(1.0), 're': torch.tensor(4.0)})
+    averages.add({'loss': torch.tensor(2.0), 're': torch.tensor(0.0)})
+    assert averages.take() == {'loss': 1.5, 're': 2.0}
+    averages.add({'loss': torch.tensor(7.0)})
+    assert averages.take() == {'loss': 7.0}
+
+
+def test_averages_resume():
+    averages, resumed = Averages(), Averages()
+    averages.add({'loss': torch.tensor(1.0)})
+    resumed.load_state_dict(averages.state_dict())
+    for each in (averages, resumed):
+        each.add({'loss': torch.tensor(2.0)})
+        assert each.take() == {'loss': 1.5}
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_loss_that_is_not_finite_ends_the_run(in_tmp, value):
+    with Log(ARGS, 10) as log, pytest.raises(UserError, match='not finite at iteration 5 .*--lr'):
+        log.iteration(5, 0.05, {'loss': torch.tensor(value)})
+
+
+def test_lines_and_curves(in_tmp):
+    with Log(ARGS, 10) as log:
+        log.iteration(4, 0.06, {'loss': torch.tensor(1.0)}, alpha=1.0)
+        log.iteration(5, 0.05, {'loss': torch.tensor(1.5)}, alpha=2.0)
+        log.epoch(10, 1, 'val mIoU', 0.5, True)
+        log.epoch(20, 2, 'val mIoU', 0.25, False)
+        log.picture(10, 'CAMs', np.zeros((4, 5, 3), np.uint8))
+        assert not (in_tmp / 'experiments/data').exists()
+        log.save_curves()
+    lines = (in_tmp / 'experiments/logs/tag.txt').read_text().splitlines()
+    assert json.loads(lines[0])['options'] == vars(ARGS)
+    assert lines[1].startswith('iteration 5/20, lr 0.05000, loss 1.2500, alpha 2.0000, ')
+    assert lines[2].startswith('epoch 1: val mIoU 50.00 % (best so far), time 0:0')
+    assert lines[3].startswith('epoch 2: val mIoU 25.00 %, time 0:0')
+    content = json.loads((in_tmp / 'experiments/data/tag.json').read_text())
+    assert content == {
+        'options': vars(ARGS),
+        'curves': {'lr': [[5, 0.05]], 'loss': [[5, 1.25]], 'alpha': [[5, 2.0]], 'mIoU': [[10, 50.0], [20, 25.0]]},
+    }
+
+
+def test_points_after_the_last_checkpoint_are_dropped(in_tmp):
+    with Log(ARGS, 4) as log:
+        for i in range(1, 3):
+            log.iteration(2 * i, 0.1, {'loss': torch.tensor(float(i))})
+        state = json.loads(json.dumps(log.state_dict()))
+        log.iteration(6, 0.1, {'loss': torch.tensor(9.0)})  # not saved: the run is killed
+    resumed = Log(ARGS, 4)
+    resumed.load_state_dict(state)
+    with resumed as log:
+        log.iteration(6, 0.1, {'loss': torch.tensor(3.0)})
+        log.save_curves()
+    curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
+    assert curves['loss'] == [[2, 1.0], [4, 2.0], [6, 3.0]]
+    events = EventAccumulator(str(in_tmp / 'experiments/tensorboards/tag'))
+    events.Reload()
+    assert [(point.step, point.value) for point in events.Scalars('loss')] == [(2, 1), (4, 2), (6, 3)]
