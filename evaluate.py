@@ -58,7 +58,9 @@ def open_outputs(args, dataset, ids):
     path = artifacts.PREDICTIONS / args.experiment_name
     if not path.is_dir():
         raise UserError(f'--experiment_name {args.experiment_name}: {path} not found; run {kind.script} first')
-    mode = args.mode or detect_mode(path, ids[0], kind)
+    mode = detect_mode(path, ids[0], kind)
+    if args.mode not in (None, mode):
+        raise UserError(f'--mode {args.mode}: {path} contains files of mode {mode}; it is detected without --mode')
     if mode == 'png' and args.threshold is not None:
         raise UserError(f'--threshold {args.threshold}: {path} contains label maps, which have no scores')
     if mode == 'png':

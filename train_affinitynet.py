@@ -78,7 +78,7 @@ def main(args):
                 run.step(affinity_loss(affinity, *pairs))
 
             if not any(value for _, value in run.log.curves['loss']):
-                raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}, nothing to learn')
+                raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
             run.end_epoch(edges=draw_edges(batch, logits, dataset.palette))
 
 

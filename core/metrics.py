@@ -73,9 +73,7 @@ class ThresholdSweep:
             raise UserError(f'maps of {maps.shape[1:]} cannot be scored on a mask of {target.shape}')
         wrong = (target >= self.num_classes) & (target != IGNORE)
         if wrong.any():
-            raise UserError(
-                f'target contains class {target[wrong].max()}, the classes are 0 to {self.num_classes - 1}'
-            )
+            raise UserError(f'target contains class {target[wrong].max()}, the classes are 0 to {self.num_classes - 1}')
 
         # Work on bands of rows that stay in the cache: half the time of the whole image at once.
         for y in range(0, len(target), 32):

@@ -9,8 +9,9 @@ Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.
     python3 -m recipes.ablation --on photographs --data_dir VOC_ROOT --weights MOBILENET_V2_IMAGENET_FILE
 
 A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is not repeated, and
-one that was stopped resumes. The tables come at the end, from tools.summarize. Each run has one thread unless
-OMP_NUM_THREADS is set: the number of threads changes the results.
+one that was stopped resumes. The tables come at the end, from tools.summarize. Tables that compare with the default
+settings run those too. Each run has one thread unless OMP_NUM_THREADS is set: the number of threads changes the
+results.
 
 To try something else in the same way, use --name, --architecture, --scales and --more, for instance
 

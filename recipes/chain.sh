@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Table 2 on photographs: the whole chain learned from train_2007, scored on it and on val_2007:
+# Table 2 on photographs: the nine stages, trained on train_2007 and scored on train_2007 and val_2007:
 #   D=VOC_ROOT W=MOBILENET_V2_IMAGENET_FILE bash recipes/chain.sh
-#   LOSS='--loss_option cl' (flags of stage 1, such as '--loss_option cl_pcl_re --alpha 1')  NAME=chain
-# Steps that are done are not repeated. Tables and a picture come at the end, from tools/summarize.py.
+# Optional variables, with their defaults:
+#   LOSS='--loss_option cl'                         flags of stage 1, such as '--loss_option cl_pcl_re --alpha 1'
+#   NAME=chain                                      first part of every tag
+#   THRESHOLDS='0.25 0.35 0.40 0.55 0.45'           thresholds of stage 6; stage 7 trains on the last one
+# Finished steps are not repeated, except stage 6. Tables and pictures come at the end, from tools.summarize.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 : "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
 NAME=${NAME:-chain} LOSS=${LOSS:---loss_option cl} SCALES=0.5,1.0,1.5
@@ -18,7 +21,7 @@ for domain in train val; do
     python evaluate.py $INFER --experiment_name $NAME@cls@$domain@scale=$SCALES --domain $domain
 done
 
-# A walk needs an AffinityNet that has learned: 190 steps here, 990 of twice the batch in the paper.
+# AffinityNet trains for 190 steps here; the paper's is trained for 990 steps with twice the batch.
 CAM=$NAME@cls@train@scale=$SCALES
 python make_affinity_labels.py $INFER --experiment_name $CAM --fg_threshold 0.30 --bg_threshold 0.10
 python train_affinitynet.py $TRAIN --architecture $NET --lr 0.05 --label_name $CAM@aff_fg=0.30_bg=0.10 \
@@ -29,7 +32,7 @@ for domain in train val; do
     python evaluate.py $INFER --experiment_name $NAME@aff@$domain@beta=10@exp_times=8@rw --domain $domain --max_th 0.8
 done
 
-# The threshold has no part in the name of pseudo-labels: the last one stays.
+# The name of the pseudo-labels does not contain the threshold, so those of the last threshold stay.
 for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     for threshold in ${THRESHOLDS:-0.25 0.35 0.40 0.55 0.45}; do
@@ -50,5 +53,6 @@ for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     rows=("CAM | $NAME@cls@$domain@scale=$SCALES@$domain" "+ RW | $RW@$domain" "+ RW + dCRF | $RW@crf=1@$domain")
     [ $domain = val ] && rows+=("DeepLabv3+ | $NAME@seg@val@scale=0.6@iteration=10@val")
-    python tools/summarize.py $DATA --thresholds --domain $domain --picture experiments/$NAME@$domain.png --images 8 "${rows[@]}"
+    python -m tools.summarize $DATA --thresholds --domain $domain --picture experiments/$NAME@$domain.png --images 8 \
+        "${rows[@]}"
 done

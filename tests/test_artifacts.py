@@ -442,7 +442,7 @@ def with_nan():
         (np.array([1, 3, 20]), HR_CAMS, 'keys'),
         (np.array([0, 20, 3]), HR_CAMS, 'keys'),
         (np.array([0, 3, 3]), HR_CAMS, 'keys'),
-        (np.array([0, 3, 21]), HR_CAMS, 'up to 20: it is of another data set'),
+        (np.array([0, 3, 21]), HR_CAMS, 'up to 20: it belongs to another data set: check --dataset'),
         (np.array([0, -3, 3]), HR_CAMS, 'keys'),
         (KEYS, with_nan(), 'contains non-finite values'),
         (KEYS, np.full((2, 9, 14), np.inf), 'contains non-finite values'),

@@ -1,8 +1,7 @@
-"""Bad inputs, each with the one line that answers it; nothing that exists is changed or lost.
+"""Invalid inputs and the line that each one ends with; nothing that exists is changed or lost.
 
-A row: what is damaged (a function of the folder that holds data/ and experiments/), the stage that meets it, further
-flags, the line. {D} is the data set's folder, {cams}, {labels}, ... are folders of predictions; a * stands for the words
-of another library.
+A row: the damage (a function of the folder of data/ and experiments/), the stage that meets it, more flags, and the
+line. {D} is the folder of the data set, {cams}, {labels}, ... are folders of predictions; * is text of another library.
 """
 
 import json
@@ -14,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, WALKED, commands, copy, made  # noqa: F401
+from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands, copy, finished  # noqa: F401
 from test_resume import FOLDERS
-from tools.files import write_cam
 
-from core import InputError
-from tools import stage
+from util import stage
+from util.artifacts import write_npz
 
 ID = 'train_00000'
 
@@ -78,17 +76,43 @@ def picture(path, array, mode=None):
 
 def cams(keys, maps):
     def damage(folder):
-        maps_ = np.asarray(maps, np.float32)
-        write_cam(folder / f'experiments/predictions/{CAMS}/{ID}.npz', np.asarray(keys), maps_, maps_)
+        array = np.asarray(maps, np.float16)
+        write_npz(folder / CAM, keys=np.asarray(keys), cam=array, hr_cam=array)
 
     return damage
 
 
 def arrays(**content):
-    return lambda folder: np.savez(folder / f'experiments/predictions/{CAMS}/{ID}.npz', **content)
+    return lambda folder: np.savez(folder / CAM, **content)
 
 
-def all_unsure(folder):
+def rename(path, name):
+    return lambda folder: (folder / path).rename((folder / path).with_name(name))
+
+
+def copied(folder_name, name):
+    """Return a damage that copies a folder of predictions under another name."""
+
+    def damage(folder):
+        predictions = folder / 'experiments/predictions'
+        shutil.copytree(predictions / folder_name, predictions / name)
+
+    return damage
+
+
+def broken_link(folder):
+    shutil.rmtree(folder / 'experiments')
+    (folder / 'experiments').symlink_to('nowhere')
+
+
+def masks_without_objects(folder):
+    """Two values, 0 and 255, as many tools write the masks of two classes."""
+    for path in (folder / 'data/SegmentationClass').glob('*.png'):
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask > 0, 255, 0).astype(np.uint8)).save(path)
+
+
+def all_ignored(folder):
     for path in (folder / f'experiments/predictions/{AFFINITY_LABELS}').glob('*.png'):
         Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
 
@@ -96,8 +120,8 @@ def all_unsure(folder):
 def model(name, change_state):
     def damage(folder):
         path = folder / f'experiments/models/{name}.pth'
-        state = torch.load(path, weights_only=True)
-        torch.save(change_state(state), path)
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, 'model': change_state(content['model'])}, path)
 
     return damage
 
@@ -117,9 +141,19 @@ ZEROS = np.zeros((9, 7))
 
 CASES = [
     # flags
-    (untouched, 'cls', '--num_pieces 3', '--num_pieces 3 is no square number: 1, 4, 9, 16, ... are'),
-    (untouched, 'cls', '--num_pieces 9', '--image_size 64 is no multiple of 48 = 16 x sqrt(--num_pieces 9)'),
-    (untouched, 'cls', '--image_size 50', '--image_size 50 is no multiple of 32 = 16 x sqrt(--num_pieces 4)'),
+    (untouched, 'cls', '--num_pieces 3', 'argument --num_pieces: 3 is not a perfect square (1, 4, 9, 16, ...)'),
+    (
+        untouched,
+        'cls',
+        '--num_pieces 9',
+        '--image_size: image_size 64 is not a multiple of 48 = 16 x sqrt(num_pieces 9)',
+    ),
+    (
+        untouched,
+        'cls',
+        '--image_size 50',
+        '--image_size: image_size 50 is not a multiple of 32 = 16 x sqrt(num_pieces 4)',
+    ),
     (untouched, 'cls', '--image_size 0', 'argument --image_size: 0 is out of range: 32 to 16384'),
     (untouched, 'cls', '--min_image_size 90 --max_image_size 80', '--min_image_size 90 is above --max_image_size 80'),
     (untouched, 'cls', '--architecture vgg16', 'argument --architecture: invalid choice: *vgg16* (choose from *)'),
@@ -127,24 +161,24 @@ CASES = [
     (untouched, 'cls', '--lr -1', 'argument --lr: -1.0 is out of range: 0 or more'),
     (untouched, 'cls', '--seed 4294967296', 'argument --seed: 4294967296 is out of range: 0 to 4294967295'),
     (untouched, 'cls', '--momentum 0', '--nesterov True needs --momentum above 0'),
-    (untouched, 'cls', '--augment blur', '--augment blur: knows colorjitter and randaugment'),
+    (untouched, 'cls', '--augment blur', '--augment blur: choose from colorjitter and randaugment'),
     (untouched, 'cls', '--tag a/b', "argument --tag: 'a/b' is not a name (no slashes, no leading dot)"),
-    (untouched, 'cls', '--batch_size 5', '--batch_size 5 is no multiple of --bn_replicas 2'),
-    (untouched, 'cls', '--batch_size 2', '--batch_size 2 is below 2 images for each of --bn_replicas 2'),
+    (untouched, 'cls', '--batch_size 5', '--batch_size 5 is not a multiple of --bn_replicas 2'),
+    (untouched, 'cls', '--batch_size 2', '--batch_size 2: --bn_replicas 2 needs at least 2 images each'),
     (untouched, 'cls', '--batch_size 20', '--batch_size 20: the training list has only 12 images'),
     (
         untouched,
         'cls',
         '--weights nowhere.pth',
-        '--weights nowhere.pth: cannot be read (No such file or directory); or pass imagenet or none',
+        'nowhere.pth: cannot be read (No such file or directory)',
     ),
     (
         untouched,
         'cls',
         '--weights imagenet',
-        '--weights imagenet: no ImageNet file is published for resnest14_narrow: pass none or a local file',
+        'weights imagenet: no ImageNet weights are published for resnest14_narrow: pass none or a local file',
     ),
-    (untouched, 'cls', '--device tpu', '--device tpu: cannot be used here; auto finds what there is'),
+    (untouched, 'cls', '--device tpu', '--device tpu: not usable here; auto picks an available device'),
     (untouched, 'cls', '--nesterov maybe', "argument --nesterov: 'maybe' is neither True nor False"),
     (untouched, 'cls', '--unknown 1', 'unrecognized arguments: --unknown 1'),
     (
@@ -157,104 +191,119 @@ CASES = [
         untouched,
         'cams',
         '--domain nowhere',
-        '--domain nowhere: the data set "drawn scenes" has the lists train_aug, train, val',
+        'domain \'nowhere\': the data set "drawn scenes" has the lists train_aug, train, val',
     ),
     (untouched, 'affinity_labels', '--fg_threshold 0.05', '--fg_threshold 0.05 is below --bg_threshold 0.1'),
     (untouched, 'affinity_labels', '--fg_threshold 1.5', 'argument --fg_threshold: 1.5 is out of range: 0 to 1'),
-    (untouched, 'aff', '--radius 10', '--radius 10 does not fit a 16x16 edge map (see --image_size)'),
-    (untouched, 'walk', '--exp_times 17', 'argument --exp_times: 17 is out of range: 0 to 16'),
+    (untouched, 'aff', '--radius 10', '--radius: radius 10 is too large for a 16x16 edge map'),
+    (untouched, 'random_walk', '--exp_times 17', 'argument --exp_times: 17 is out of range: 0 to 12'),
     (
         untouched,
-        'walk',
-        f'--cam_dir {WALKED}',
-        '{walked}/train_00000.npz: no npz file with "keys" and "cam", or damaged (*); its stage makes it again with --repair',
+        'random_walk',
+        f'--cam_dir {RANDOM_WALKS}',
+        '{random_walks}/train_00000.npz: not an npz file with "keys" and "cam", or damaged (*); run its stage with --repair to regenerate it',
     ),
     (
         untouched,
         'pseudo',
         f'--experiment_name {CAMS}',
-        '{cams}/train_00000.npz: no npz file with "keys" and "rw", or damaged (*); its stage makes it again with --repair',
+        '{cams}/train_00000.npz: not an npz file with "keys" and "rw", or damaged (*); run its stage with --repair to regenerate it',
     ),
     (
         untouched,
         'seg',
         '--mode normal --batch_size 1',
-        '--mode normal needs --batch_size 2 or more, not 1: BatchNorm trains',
+        '--batch_size 1: --mode normal trains BatchNorm and needs 2 or more',
     ),
     (
         untouched,
         'predictions',
         '--use_gn False',
-        'experiments/models/seg.pth: was trained as DeepLabv3+ resnest14_narrow GN, not as DeepLabv3+ resnest14_narrow',
+        'experiments/models/seg.pth: was trained as DeepLabv3+ resnest14_narrow GN, requested DeepLabv3+ resnest14_narrow: correct the flags',
     ),
-    (untouched, 'evaluate', '--threshold 0.3', '--threshold 0.3: {predictions} holds label maps, which have no scores'),
+    (
+        untouched,
+        'evaluate',
+        '--threshold 0.3',
+        '--threshold 0.3: {predictions} contains label maps, which have no scores',
+    ),
     (
         untouched,
         'evaluate',
         '--mode npy',
-        '{predictions}/val_00000.npz is not there (4 of 4 are missing); inference_segmentation.py makes it',
+        '--mode npy: {predictions} contains files of mode png; it is detected without --mode',
     ),
     # lists and the data set's JSON
     (
         remove(LIST),
         'cls',
         '',
-        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" of --dataset cannot be read (FileNotFoundError)',
+        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" cannot be read (FileNotFoundError)',
     ),
     (
         write(LIST, ''),
         'cls',
         '',
-        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" of --dataset is empty',
+        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" is empty',
     ),
     (
         write(LIST, b'\xff\xfe\x00'),
         'cls',
         '',
-        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" of --dataset cannot be read (UnicodeDecodeError)',
+        '{D}/ImageSets/Segmentation/train_aug.txt: the list "train_aug" cannot be read (UnicodeDecodeError)',
     ),
     (
         write(LIST, f'{ID}\n{ID}\n'),
         'cls',
         '',
-        '{D}/ImageSets/Segmentation/train_aug.txt: *train_00000* stands there twice (one image id a line is expected)',
+        "{D}/ImageSets/Segmentation/train_aug.txt: duplicate image id 'train_00000' (expected one id per line)",
     ),
     (
         write(LIST, '../secret\n'),
         'cams',
         '',
-        "{D}/ImageSets/Segmentation/train_aug.txt: '../secret' is no image id (a file name without folder and ending)",
+        "{D}/ImageSets/Segmentation/train_aug.txt: '../secret' is not a valid image id (file name without directory or extension)",
     ),
-    (write(LIST, 'nobody\n'), 'cams', '', '{D}/Annotations/nobody.xml: no such annotation (check --data_dir)'),
-    (remove('data/dataset.json'), 'cls', '', '--dataset {D}/dataset.json: cannot be read (No such file or directory)'),
-    (write('data/dataset.json', '{'), 'cls', '', '--dataset {D}/dataset.json: is no JSON (*)'),
+    (
+        write(LIST, 'nobody\n'),
+        'cams',
+        '',
+        '{D}/JPEGImages/nobody.jpg: no such file (1 of 1 are missing): check the folder of the data set',
+    ),
+    (
+        remove('data/dataset.json'),
+        'cls',
+        '',
+        '{D}/dataset.json: the data set cannot be read (No such file or directory)',
+    ),
+    (write('data/dataset.json', '{'), 'cls', '', '{D}/dataset.json: is not valid JSON (*)'),
     (
         write('data/dataset.json', '[]'),
         'cls',
         '',
-        '--dataset {D}/dataset.json: needs the entries "classes" and "lists"',
+        '{D}/dataset.json: a data set needs the entries "classes" and "lists"',
     ),
     (
         in_json(classes=['bus', 'bus']),
         'cls',
         '',
-        '--dataset {D}/dataset.json: "classes" must be 1 to 254 different names, without the background',
+        '{D}/dataset.json: "classes" must be 1 to 254 different names, without the background',
     ),
     (
         in_json(classes=['bus']),
         'cls',
         '',
-        '{D}/Annotations/train_00000.xml: object \'cow\' is no class of the data set "drawn scenes" (--dataset)',
+        '{D}/Annotations/train_00000.xml: object \'cow\' is not a class of the data set "drawn scenes"',
     ),
     (
         in_json(palette=[[0, 0, 256]]),
         'pseudo',
         '',
-        '--dataset {D}/dataset.json: "palette" must be up to 256 [r, g, b] colours',
+        '{D}/dataset.json: "palette" must be up to 256 [r, g, b] colours',
     ),
-    (in_json(lists=[]), 'evaluate', '', '--dataset {D}/dataset.json: "lists" must name a file for each domain'),
+    (in_json(lists=[]), 'evaluate', '', '{D}/dataset.json: "lists" must name a file for each domain'),
     # annotations
-    (remove(XML), 'cams', '', '{D}/Annotations/train_00000.xml: no such annotation (check --data_dir)'),
+    (remove(XML), 'cams', '', '{D}/Annotations/train_00000.xml: no such annotation'),
     (write(XML, 'no XML'), 'cams', '', '{D}/Annotations/train_00000.xml: not a VOC annotation (*)'),
     (
         write(XML, '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'),
@@ -266,26 +315,32 @@ CASES = [
         change(XML, r'<name>\w+</name>', '<name>unicorn</name>'),
         'cams',
         '',
-        '{D}/Annotations/train_00000.xml: object \'unicorn\' is no class of the data set "drawn scenes" (--dataset)',
+        '{D}/Annotations/train_00000.xml: object \'unicorn\' is not a class of the data set "drawn scenes"',
     ),
     (
         change(XML, r'<xmax>\d+</xmax>', '<xmax>wide</xmax>'),
         'cams',
         '',
-        '{D}/Annotations/train_00000.xml: not a VOC annotation (*)',
+        "{D}/Annotations/train_00000.xml: <bndbox/xmax> is 'wide', not a number",
     ),
     (
         change(XML, r'(?s)<object>.*</object>', ''),
         'cls',
         '',
-        '{D}/Annotations/train_00000.xml: no object of any class: an image-level label is needed (take the id out of the list)',
+        '{D}/Annotations/train_00000.xml: no object of any class, and so without an image-level label (remove the id)',
+    ),
+    (
+        change(XML, r'<width>\d+</width>', '<width>99</width>'),
+        'cams',
+        '',
+        '{D}/Annotations/train_00000.xml: <size> is 99x61, the image is 64x61: correct it',
     ),
     # images
     (
         remove(JPEG),
         'affinity_labels',
         '',
-        '{D}/JPEGImages/train_00000.jpg: no such file (1 of 12 are missing): check --data_dir',
+        '{D}/JPEGImages/train_00000.jpg: no such file (1 of 12 are missing): check the folder of the data set',
     ),
     (write(JPEG, ''), 'cams', '', '{D}/JPEGImages/train_00000.jpg: not a readable image (*)'),
     (cut(JPEG), 'pseudo', '', '{D}/JPEGImages/train_00000.jpg: not a readable image (*)'),
@@ -296,39 +351,51 @@ CASES = [
         '',
         '{cams}/train_00000.npz: "hr_cam" is 64x61, the image is 7x9',
     ),
+    (
+        rename(JPEG, 'train_00000.JPG'),
+        'cams',
+        '',
+        '{D}/JPEGImages/train_00000.jpg: no such file (1 of 12 are missing), but train_00000.JPG exists: rename it',
+    ),
     # masks and label maps
+    (
+        masks_without_objects,
+        'evaluate',
+        '',
+        '{D}/SegmentationClass: the 4 masks of the list contain only the values [0, 255], so no object: pixels of class k must have the value k, from 1 to 6 (255 is ignored)',
+    ),
     (
         remove(MASK),
         'cls',
         '',
-        '{D}/SegmentationClass/train_00000.png: no such file (1 of 6 are missing): an earlier stage or the data set should hold it',
+        '{D}/SegmentationClass/train_00000.png: no such file (1 of 6 are missing): check the folder of the data set',
     ),
-    (picture(MASK, ZEROS), 'cls', '', '{D}/SegmentationClass/train_00000.png: a mask of 7x9 for an image of 64x61'),
+    (picture(MASK, ZEROS), 'cls', '', '{D}/SegmentationClass/train_00000.png: the mask is 7x9, the image is 64x61'),
     (
         picture(MASK, np.zeros((9, 7, 3))),
         'evaluate cams',
         '',
-        '{D}/SegmentationClass/train_00000.png: a mask must be an 8-bit palette or grey PNG of class indices, not RGB',
+        '{D}/SegmentationClass/train_00000.png: a mask must be an 8-bit palette or grey PNG of class indices, not mode RGB',
     ),
-    (picture(LABEL, ZEROS), 'aff', '', '{labels}/train_00000.png: a mask of 7x9 for an image of 64x61'),
+    (picture(LABEL, ZEROS), 'aff', '', '{labels}/train_00000.png: the mask is 7x9, the image is 64x61'),
     (
-        all_unsure,
+        all_ignored,
         'aff',
         '',
-        f'--label_name {AFFINITY_LABELS}: all its labels are 255: nothing to learn',
+        f'--label_name {AFFINITY_LABELS}: all its labels are 255: check stage 3',
     ),
     (
         remove(LABEL),
         'aff',
         '',
-        '{labels}/train_00000.png is not there (1 of 12 are missing); make_affinity_labels.py makes it',
+        '{labels}/train_00000.png not found (1 of 12 are missing); run make_affinity_labels.py first',
     ),
-    (picture(PREDICTION, ZEROS), 'evaluate', '', '{predictions}/val_00000.png: a mask of 7x9 for an image of 60x64'),
+    (picture(PREDICTION, ZEROS), 'evaluate', '', '{predictions}/val_00000.png: the mask is 7x9, the image is 60x64'),
     (
         picture(PREDICTION, ZEROS + 77),
         'evaluate',
         '',
-        '{predictions}/val_00000.png: a mask of 7x9 for an image of 60x64',
+        '{predictions}/val_00000.png: contains class 77, the largest class is 6 (255: ignore)',
     ),
     (cut(PREDICTION), 'evaluate', '', '{predictions}/val_00000.png: not a readable mask (*)'),
     # CAM files
@@ -336,49 +403,49 @@ CASES = [
         remove(CAM),
         'affinity_labels',
         '',
-        '{cams}/train_00000.npz is not there (1 of 12 are missing); inference_classification.py makes it',
+        '{cams}/train_00000.npz not found (1 of 12 are missing); run inference_classification.py first',
     ),
     (
         write(CAM, ''),
         'affinity_labels',
         '',
-        '{cams}/train_00000.npz: no npz file with "keys" and "hr_cam", or damaged (*); its stage makes it again with --repair',
+        '{cams}/train_00000.npz: not an npz file with "keys" and "cam", or damaged (*); run its stage with --repair to regenerate it',
     ),
     (
         cut(CAM),
         'evaluate cams',
         '',
-        '{cams}/train_00000.npz: holds neither "rw" nor "hr_cam", or is damaged; inference_classification.py makes it',
+        '{cams}/train_00000.npz: contains neither "rw" nor "hr_cam"; run its stage with --repair to regenerate it',
     ),
     (
         pickled(CAM),
-        'walk',
+        'random_walk',
         '',
-        '{cams}/train_00000.npz: no npz file with "keys" and "cam", or damaged (*); its stage makes it again with --repair',
+        '{cams}/train_00000.npz: not an npz file with "keys" and "cam", or damaged (*); run its stage with --repair to regenerate it',
     ),
     (
         arrays(keys=np.array([0, 1]), cam=np.array([None, 1], object)),
-        'walk',
+        'random_walk',
         '',
-        '{cams}/train_00000.npz: no npz file with "keys" and "cam", or damaged (*); its stage makes it again with --repair',
+        '{cams}/train_00000.npz: not an npz file with "keys" and "cam", or damaged (*); run its stage with --repair to regenerate it',
     ),
     (
         cams([0, 2, 1], np.zeros((2, 9, 7))),
         'affinity_labels',
         '',
-        '{cams}/train_00000.npz: keys [0, 2, 1] are not 0 and rising classes up to 6 (--dataset)',
+        '{cams}/train_00000.npz: keys [0, 2, 1] are not 0 followed by increasing classes up to 6: it belongs to another data set: check --dataset',
     ),
     (
         cams([0, 77], np.zeros((1, 9, 7))),
         'affinity_labels',
         '',
-        '{cams}/train_00000.npz: keys [0, 77] are not 0 and rising classes up to 6 (--dataset)',
+        '{cams}/train_00000.npz: keys [0, 77] are not 0 followed by increasing classes up to 6: it belongs to another data set: check --dataset',
     ),
     (
         cams([0], np.zeros((1, 9, 7))),
-        'walk',
+        'random_walk',
         '',
-        '{cams}/train_00000.npz: "cam" of float16(1, 9, 7) does not go with "keys" of int64(1,)',
+        '{cams}/train_00000.npz: "cam" float16(1, 9, 7) does not match "keys" int64(1,); run its stage with --repair to regenerate it',
     ),
     (
         cams([0, 1], np.zeros((1, 9, 7))),
@@ -387,86 +454,136 @@ CASES = [
         '{cams}/train_00000.npz: "hr_cam" is 7x9, the image is 64x61',
     ),
     (
-        arrays(keys=np.array([0, 1]), hr_cam=np.full((1, 9, 7), np.inf, np.float32)),
+        arrays(keys=np.array([0, 1]), cam=ZEROS[None], hr_cam=np.full((1, 9, 7), np.inf)),
         'affinity_labels',
         '',
-        '{cams}/train_00000.npz: "hr_cam" holds values that are not finite; its stage makes it again with --repair',
+        '{cams}/train_00000.npz: "hr_cam" contains non-finite values; run its stage with --repair to regenerate it',
     ),
     # models
     (
         remove('experiments/models/cls.pth'),
         'cams',
         '',
-        '--tag: experiments/models/cls.pth is not there; train_classification_with_puzzle.py makes it',
+        '--tag: experiments/models/cls.pth not found; run train_classification_with_puzzle.py first',
     ),
-    (cut('experiments/models/cls.pth'), 'cams', '', 'experiments/models/cls.pth: damaged, or no model file (*)'),
-    (pickled('experiments/models/aff.pth'), 'walk', '', 'experiments/models/aff.pth: damaged, or no model file (*)'),
+    (
+        cut('experiments/models/cls.pth'),
+        'cams',
+        '',
+        'experiments/models/cls.pth: damaged, or not a file of weights (*)',
+    ),
+    (
+        pickled('experiments/models/aff.pth'),
+        'random_walk',
+        '',
+        'experiments/models/aff.pth: damaged, or not a file of weights (*)',
+    ),
     (
         model('seg', lambda state: [1]),
         'predictions',
         '',
-        'experiments/models/seg.pth: does not fit DeepLabv3+ resnest14_narrow GN: *',
+        'experiments/models/seg.pth: is not a state dict (tensors by name, bare or under "model" or "state_dict")',
     ),
     (
         untouched,
         'cams',
         '--architecture resnest14',
-        'experiments/models/cls.pth: was trained as resnest14_narrow, not as resnest14',
+        'experiments/models/cls.pth: was trained as resnest14_narrow, requested resnest14: correct the flags',
     ),
     (
         model('cls', lambda state: {k: v[:1] for k, v in state.items() if v.ndim}),
         'cams',
         '',
-        'experiments/models/cls.pth: does not fit resnest14_narrow: *',
+        'experiments/models/cls.pth (a state dict under "model"): does not fit resnest14_narrow: *',
+    ),
+    (
+        untouched,
+        'cams',
+        f'--tag {"t" * 252}',
+        f'--tag: {"t" * 40}... would have 256 bytes, the limit is 255: shorten it',
     ),
     # folders
     (
         remove(f'experiments/predictions/{CAMS}'),
         'affinity_labels',
         '',
-        '--experiment_name cls@train@scale=0.5,1.0: {cams} is not there; inference_classification.py makes it',
+        '--experiment_name cls@train@scale=0.5,1.0: {cams} not found; run inference_classification.py first',
     ),
     (
         remove(f'experiments/predictions/{PSEUDO}'),
         'seg',
         '',
-        '--label_name aff@train@beta=10@exp_times=8@rw@crf=1: {pseudo} is not there; make_pseudo_labels.py makes it',
+        '--label_name aff@train@beta=10@exp_times=8@rw@crf=1: {pseudo} not found; run make_pseudo_labels.py first',
     ),
     (
         remove(f'experiments/predictions/{PREDICTIONS}'),
         'evaluate',
         '',
-        '--experiment_name seg@val@scale=0.5,1.0@iteration=10: {predictions} is not there; inference_segmentation.py makes it',
+        '--experiment_name seg@val@scale=0.5,1.0@iteration=10: {predictions} not found; run inference_segmentation.py first',
     ),
     (
         remove(f'experiments/predictions/{PSEUDO}/args.json'),
         'pseudo',
         '',
-        '{pseudo} holds files without args.json, so nobody knows what made them: pass --overwrite',
+        '{pseudo} contains files but no valid args.json, so their settings are unknown: pass --overwrite',
     ),
+    (
+        write(f'experiments/predictions/{PSEUDO}/args.json', '{"options": '),
+        'pseudo',
+        '',
+        '{pseudo} contains files but no valid args.json, so their settings are unknown: pass --overwrite',
+    ),
+    *(
+        (
+            untouched,
+            name,
+            f'--tag {"t" * 247}',
+            f'--tag: {"t" * 40}... would have 256 bytes, the limit is 255: shorten it',
+        )
+        for name in ('cls', 'aff', 'seg')
+    ),
+    (
+        untouched,
+        'affinity_labels',
+        f'--experiment_name {"x" * 256}',
+        f'--experiment_name: {"x" * 40}... would have 256 bytes, the limit is 255: shorten it',
+    ),
+    (
+        copied(PREDICTIONS, 'x' * 247),
+        'evaluate',
+        f'--experiment_name {"x" * 247}',
+        f'--experiment_name: {"x" * 40}... would have 256 bytes, the limit is 255: shorten it',
+    ),
+    (
+        copied(CAMS, 'x' * 238),
+        'affinity_labels',
+        f'--experiment_name {"x" * 238}',
+        f'the name of the output folder: {"x" * 40}... would have 258 bytes, the limit is 255: shorten it',
+    ),
+    (broken_link, 'cls', '', 'experiments: is a broken link: remove it or name another folder'),
     (
         remove('data/JPEGImages'),
         'cams',
         '',
-        '{D}/JPEGImages/train_00000.jpg: no such file (12 of 12 are missing): check --data_dir',
+        '{D}/JPEGImages/train_00000.jpg: no such file (12 of 12 are missing): check the folder of the data set',
     ),
     (
         remove('experiments/checkpoints/cls.pth'),
         'cls',
         '',
-        '--tag cls: experiments/models/cls.pth is there but not experiments/checkpoints/cls.pth: pass --overwrite to train anew',
+        '--tag cls: experiments/models/cls.pth exists without experiments/checkpoints/cls.pth: pass --overwrite to train again',
     ),
     (
         write('experiments/checkpoints/cls.pth', 'no state'),
         'cls',
         '',
-        'experiments/checkpoints/cls.pth: damaged (*): pass --overwrite to train anew',
+        'experiments/checkpoints/cls.pth: damaged (*): pass --overwrite to train again',
     ),
 ]
 
 
 def forget(folder, name):
-    """Remove what a stage has made."""
+    """Remove the outputs of a stage."""
     if name in FOLDERS:
         shutil.rmtree(folder / 'experiments/predictions' / FOLDERS[name], ignore_errors=True)
     for kind in ('models', 'checkpoints'):
@@ -476,29 +593,36 @@ def forget(folder, name):
 
 
 def state_of(folder) -> dict:
-    """Every file but logs, which grow."""
+    """Return every file except logs, which grow, and locks."""
     paths = [path for path in folder.rglob('*') if path.is_file() and not {'tensorboards', 'logs'} & {*path.parts}]
+    paths = [path for path in paths if not path.name.endswith('.lock')]
     return {path: path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize('damage, name, more, line', CASES, ids=range(len(CASES)))
-def test_one_line_answers_it(copy, tmp_path, capsys, damage, name, more, line):  # noqa: F811
-    itself = ('--tag cls', 'experiments/checkpoints/cls.pth', '{walked}/train_00000.npz')
+def test_invalid_input_ends_with_one_line(copy, tmp_path, capsys, damage, name, more, line):  # noqa: F811
+    itself = ('--tag cls', 'experiments/checkpoints/cls.pth', '{random_walks}/train_00000.npz')
     if line.split(':')[0] not in itself and 'args.json' not in line:
-        forget(tmp_path, name)  # what was made before is no answer
+        forget(tmp_path, name)  # otherwise the stage has nothing to do
     damage(tmp_path)
     before = state_of(tmp_path)
     script, words = commands(copy)[name]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(script.main, script.parse_args([*words, *more.split()]), InputError)
+        stage.run(script.main, lambda: script.parse_args([*words, *more.split()]))
 
-    # A string goes to stderr and makes the status 1; argparse prints its own line and exits with 2.
+    # sys.exit prints a string to stderr and exits with 1; argparse prints its own line and exits with 2.
     status, text = (1, ended.value.code) if isinstance(ended.value.code, str) else (2, '')
     if status == 2:
         assert ended.value.code == 2
         text = capsys.readouterr().err.removesuffix('\n')
-    folders = {'cams': CAMS, 'labels': AFFINITY_LABELS, 'walked': WALKED, 'pseudo': PSEUDO, 'predictions': PREDICTIONS}
+    folders = {
+        'cams': CAMS,
+        'labels': AFFINITY_LABELS,
+        'random_walks': RANDOM_WALKS,
+        'pseudo': PSEUDO,
+        'predictions': PREDICTIONS,
+    }
     for key, folder in {
         **{key: f'experiments/predictions/{value}' for key, value in folders.items()},
         'D': copy,
@@ -506,7 +630,7 @@ def test_one_line_answers_it(copy, tmp_path, capsys, damage, name, more, line): 
         line = line.replace(f'{{{key}}}', str(folder))
     assert re.fullmatch(f'[^:]*: error: {re.escape(line)}'.replace(r'\*', '.*'), text), text
 
-    # What was there is there as it was.
+    # No existing file has changed.
     after = state_of(tmp_path)
     assert {path: after.get(path) for path in before} == before
 

@@ -1,13 +1,16 @@
 """Model files: state dict and metadata, read back or refused in one line."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from torch import nn
 
 from core import UserError
+from core.models import Classifier
 from core.models.weights import read_state_dict, read_torch
 from util.artifacts import model_path
-from util.checkpoint import check_finite, load_model, save_model, save_torch
+from util.checkpoint import check_finite, load_for_inference, load_model, save_model, save_torch
 from util.fingerprint import file_hash
 
 NARROW = 'resnest14_narrow'
@@ -102,11 +105,11 @@ def test_flipped_bytes_of_tensors_are_refused(in_tmp):
 
 def test_models_of_another_architecture_are_refused(in_tmp):
     save_model(net(), model_path('a'), architecture='resnet50')
-    with pytest.raises(UserError, match=f'a.pth: was trained as resnet50, requested {NARROW}'):
+    with pytest.raises(UserError, match=f'a.pth: was trained as resnet50, requested {NARROW}: correct the flags'):
         load(net())
     for outputs in (3, None):
         save_model(net(outputs=outputs) if outputs else nn.Bilinear(2, 2, 2), model_path('b'))
-        with pytest.raises(UserError, match=fr'b.pth \(a state dict under "model"\): does not fit {NARROW}') as error:
+        with pytest.raises(UserError, match=rf'b.pth \(a state dict under "model"\): does not fit {NARROW}') as error:
             load(net(), 'b')
         assert '\n' not in str(error.value)
 
@@ -120,6 +123,28 @@ def test_models_that_are_not_finite_are_not_saved(in_tmp, value, wrap):
         save_model(nn.DataParallel(model) if wrap else model, model_path('a'))
     assert not list(in_tmp.iterdir())
     check_finite(net())
+
+
+def test_load_for_inference(in_tmp):
+    """In evaluation mode, with BatchNorm folded, on the device of --device, in --precision."""
+    network, images = Classifier(NARROW, 3), torch.randn(2, 3, 32, 32)
+    save_model(network, model_path('a'), architecture=NARROW)
+    with torch.no_grad():
+        expected = network.eval()(images)
+    for precision in ('fp32', 'bf16'):
+        args, source = Namespace(device='cpu', precision=precision), ('a', '--tag', 'train.py', NARROW)
+        model, device, fingerprint = load_for_inference(Classifier(NARROW, 3), args, *source)
+        assert (device, fingerprint) == (torch.device('cpu'), file_hash(model_path('a')))
+        assert model.bf16 == (precision == 'bf16')
+        assert not model.training
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        if precision == 'fp32':
+            with torch.no_grad():
+                torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
+    for name, device, line in (('a', 'nonsense', '--device nonsense'), ('b', 'cpu', '--tag: .*b.pth not found; run')):
+        with pytest.raises(UserError, match=line):
+            args = Namespace(device=device, precision='fp32')
+            load_for_inference(Classifier(NARROW, 3), args, name, '--tag', 'train.py', NARROW)
 
 
 def test_saving_is_atomic(in_tmp, monkeypatch):

@@ -60,5 +60,9 @@ def test_seeds():
         seed_everything(seed)
         return [float(torch.rand(())), float(np.random.rand())]
 
-    assert drawn(1) == drawn(1)
+    def drawn_after_picking(seed):
+        assert pick_device('cpu', seed) == torch.device('cpu')
+        return [float(torch.rand(())), float(np.random.rand())]
+
+    assert drawn(1) == drawn(1) == drawn_after_picking(1)
     assert all(a != b for a, b in zip(drawn(1), drawn(2), strict=True))

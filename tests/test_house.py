@@ -11,7 +11,9 @@ CORE = sorted((REPOSITORY / 'core').rglob('*.py'))
 UTIL = sorted((REPOSITORY / 'util').rglob('*.py'))
 TOOLS = sorted((REPOSITORY / 'tools').rglob('*.py'))
 SCRIPTS = [REPOSITORY / f'{stage}.py' for stage in STAGES]
-OTHERS = [path for folder in ('demo_data', 'benchmarks', 'recipes') for path in sorted((REPOSITORY / folder).glob('*.py'))]
+OTHERS = [
+    path for folder in ('demo_data', 'benchmarks', 'recipes') for path in sorted((REPOSITORY / folder).glob('*.py'))
+]
 OURS = [*SCRIPTS, *CORE, *UTIL, *TOOLS, *OTHERS]
 NAMES = {path: str(path.relative_to(REPOSITORY)) for path in OURS}
 DOCUMENTS = [REPOSITORY / 'README.md', REPOSITORY / 'NOTES.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
@@ -134,9 +136,9 @@ def test_imports_go_one_way():
 
 
 def test_only_one_module_imports_pydensecrf():
-    assert [NAMES[path] for path in OURS if 'pydensecrf' in packages(path) and path in CORE + UTIL + TOOLS + SCRIPTS] == [
-        'core/crf.py'
-    ]
+    assert [
+        NAMES[path] for path in OURS if 'pydensecrf' in packages(path) and path in CORE + UTIL + TOOLS + SCRIPTS
+    ] == ['core/crf.py']
 
 
 @pytest.mark.parametrize('name', FORKING)

@@ -9,7 +9,7 @@ import torch
 from conftest import subprocess_environment
 
 from core import UserError
-from util.loaders import EpochSampler, ordered_loader, training_loader
+from util.loaders import EpochSampler, batches_on_device, ordered_loader, training_loader
 
 CPU = torch.device('cpu')
 
@@ -48,6 +48,17 @@ def test_loaders():
     assert list(ordered_loader(['a', ('b',)], None, 0, CPU)) == ['a', ('b',)]
     with pytest.raises(UserError, match='--batch_size 11.*10 images'):
         training_loader(list(range(10)), 11, 0, 0, CPU)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_batches_of_several_scales(num_workers, capsys):
+    batches = [(['a', 'b'], ['image a', 'image b'], [torch.zeros(2, 3), torch.ones(2, 4)]), (['c'], ['image c'], [])]
+    found = list(batches_on_device(batches, num_workers, CPU, 'batches of CAMs'))
+    assert [(ids, images) for ids, images, _ in found] == [(ids, images) for ids, images, _ in batches]
+    for (*_, pixels), (*_, expected) in zip(found, batches, strict=True):
+        assert len(pixels) == len(expected)
+        assert all(map(torch.equal, pixels, expected))
+    assert capsys.readouterr().err.splitlines()[-1].startswith('batches of CAMs: 2/2')
 
 
 class Keys(list):

@@ -641,6 +641,43 @@ def test_images_per_batch_change_only_the_rounding_and_are_recorded(copy):
     assert [entry['options']['batch_size'] for entry in record['history']] == [4]
 
 
+@pytest.mark.parametrize('form', ['plain', 'module.', 'state_dict'])
+def test_models_in_other_common_forms(copy, form):
+    """They give the same CAMs; without metadata the architecture is not checked."""
+    path = Path(f'experiments/predictions/{CAMS}/{first(copy)}.npz')
+    expected, state = path.read_bytes(), state_of('cls')
+    if form == 'module.':
+        state = {f'module.{name}': value for name, value in state.items()}
+    torch.save({form: state} if form == 'state_dict' else state, 'experiments/models/cls.pth')
+    run(copy, 'cams', '--overwrite')
+    assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    'tag, name, layer, line',
+    [
+        ('cls', 'cams', 'classifier.', 'have a CAM that is zero everywhere: the classifier does not see the class'),
+        (
+            'aff',
+            'random_walk',
+            'head.classify.',
+            'have an almost constant edge map, so nothing stops the random walk: check AffinityNet',
+        ),
+    ],
+)
+def test_models_that_see_nothing_are_warned_of(copy, capsys, tag, name, layer, line):
+    state = {key: 0 * value if key.startswith(layer) else value for key, value in state_of(tag).items()}
+    torch.save(state, f'experiments/models/{tag}.pth')
+    run(copy, name, '--overwrite')
+    assert f'warning: 12 of 12 images (train_00000, ...) {line}\n' in capsys.readouterr().err
+
+
+def test_predictions_fork_before_a_gpu_is_in_use(copy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    with pytest.raises(AssertionError, match='fork the workers before a GPU is in use'):
+        run(copy, 'predictions', '--num_workers', '1')
+
+
 def test_losses_by_hand():
     """--level cam compares CAMs, but L_p-cls reads the class maps at either level."""
     torch.manual_seed(0)
@@ -848,10 +885,10 @@ def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, c
         ('predictions', '--architecture Seg_Model', 'Seg_Model'),
         ('predictions', '--domain train_aug --data_dir nowhere', 'nowhere'),
         ('evaluate', '--domain test', "domain 'test'"),
-        ('evaluate', '--mode npy', '.npz'),
+        ('evaluate', '--mode npy', '--mode npy'),
         ('evaluate', '--data_dir nowhere', 'nowhere'),
-        ('evaluate cams', '--mode rw', '"rw"'),
-        ('evaluate cams', '--mode png', '.png'),
+        ('evaluate cams', '--mode rw', '--mode rw'),
+        ('evaluate cams', '--mode png', '--mode png'),
         ('evaluate', '--threshold 0.3', '--threshold 0.3'),
     ],
 )

@@ -1,14 +1,14 @@
 """Killed at any moment and started again with the same command, every stage ends with the same bytes.
 
-Each stage runs in a process of its own, forked from a server that has done the imports, and is killed for real.
+Each stage runs in its own process, forked from a server that has done the imports, and is killed with SIGKILL.
 """
 
-import fcntl
 import io
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -17,19 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import fault_of
-from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, WALKED, commands
-from tools.checkpoint import ModelKeeper
-from tools.files import read_maps
+from test_files import held, refusal
+from test_pipeline import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands
 
-from core import InputError
-from tools import experiment, stage
+from util import stage
+from util.artifacts import read_args, read_maps
+from util.run import BestAndLast
 
-STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'walk', 'pseudo', 'seg', 'predictions')
-ALL = (*STAGES, 'evaluate')  # the last one keeps nothing to go on from
+STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'random_walk', 'pseudo', 'seg', 'predictions')
+ALL = (*STAGES, 'evaluate')  # the last one starts over
 FOLDERS = {
     'cams': CAMS,
     'affinity_labels': AFFINITY_LABELS,
-    'walk': WALKED,
+    'random_walk': RANDOM_WALKS,
     'pseudo': PSEUDO,
     'predictions': PREDICTIONS,
 }
@@ -45,11 +45,11 @@ def line_of(data, name: str, *more: str) -> list[str]:
 
 
 def run_stage(data, name: str, folder: str, more: tuple[str, ...]) -> None:
-    """In a child: a stage as its guard runs it."""
+    """Run a stage as a program does, in a child process."""
     os.chdir(folder)
     torch.set_num_threads(1)
     script = commands(data)[name][0]
-    stage.run(script.main, script.parse_args(line_of(data, name, *more)), InputError)
+    stage.run(script.main, lambda: script.parse_args(line_of(data, name, *more)))
 
 
 def start(data, name: str, folder, *more: str):
@@ -59,7 +59,7 @@ def start(data, name: str, folder, *more: str):
 
 
 def finish(data, name: str, folder, *more: str) -> float:
-    """Run to the end; the seconds it took."""
+    """Run to the end; return the seconds it took."""
     begun = time.monotonic()
     process = start(data, name, folder, *more)
     process.join()
@@ -68,15 +68,15 @@ def finish(data, name: str, folder, *more: str) -> float:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every output that must be the same: all but logs, which tell times."""
+    """Return every output that must be equal: all but logs, which contain times."""
     kinds = ('models', 'checkpoints', 'data', 'predictions', 'results')
     paths = [path for kind in kinds for path in (folder / 'experiments' / kind).rglob('*') if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def copy_without(made: Path, target: Path, name: str) -> None:
-    """What a stage finds: the outputs of the others."""
-    shutil.copytree(made / 'experiments', target / 'experiments')
+def copy_without(source: Path, target: Path, name: str) -> None:
+    """Copy all outputs except those of a stage."""
+    shutil.copytree(source / 'experiments', target / 'experiments')
     remove_output(target, name)
 
 
@@ -92,19 +92,19 @@ def remove_output(folder: Path, name: str) -> None:
 
 @pytest.fixture(scope='module')
 def undisturbed(demo, tmp_path_factory):
-    """A directory in which all stages have run to the end, and how long each took."""
+    """A directory in which all stages have run to the end, and the seconds that each took."""
     folder = tmp_path_factory.mktemp('undisturbed')
-    # Starting the server of processes, with its imports, is no part of what a stage takes.
+    # Start the server of processes first: its imports do not count.
     first = SERVER.Process(target=int)
     first.start()
     first.join()
     return folder, {name: finish(demo, name, folder) for name in ALL}
 
 
-def kill_and_go_on(demo, undisturbed, folder, name, kills, seed):
-    """Kill a stage so many times, each time after a random part of what it takes, then let it end."""
-    made, seconds = undisturbed
-    copy_without(made, folder, name)
+def kill_and_resume(demo, undisturbed, folder, name, kills, seed):
+    """Kill a stage so many times, each time after a random part of its duration, then let it end."""
+    expected, seconds = undisturbed
+    copy_without(expected, folder, name)
     moments = random.Random(seed)
     killed = 0
     for _ in range(kills):
@@ -115,18 +115,18 @@ def kill_and_go_on(demo, undisturbed, folder, name, kills, seed):
             killed += 1
         process.join()
     finish(demo, name, folder)
-    assert contents(folder) == contents(made)
+    assert contents(folder) == contents(expected)
     return killed
 
 
 @pytest.mark.parametrize('name', ALL)
 @pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name, kills):
-    """However often, until so many kills have come before the end (on a machine of a changing load some do not)."""
+    """Repeated until so many kills have come before the end: under a changing load some come too late."""
     killed = 0
     for seed in range(5 * kills):
         (tmp_path / str(seed)).mkdir()
-        killed += kill_and_go_on(demo, undisturbed, tmp_path / str(seed), name, 2 + seed % 3, f'{name} {seed}')
+        killed += kill_and_resume(demo, undisturbed, tmp_path / str(seed), name, 2 + seed % 3, f'{name} {seed}')
         if killed >= kills:
             return
     raise AssertionError(f'only {killed} kills came before the end')
@@ -135,53 +135,74 @@ def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name
 @pytest.mark.parametrize('name', TRAINERS)
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits(demo, undisturbed, tmp_path, name, number):
-    made, _ = undisturbed
-    copy_without(made, tmp_path, name)
+    expected, _ = undisturbed
+    copy_without(expected, tmp_path, name)
     process = start(demo, name, tmp_path)
     checkpoint = tmp_path / f'experiments/checkpoints/{name}.pth'
-    while not checkpoint.exists():  # the end of the first epoch: training is under way
+    while not checkpoint.exists():  # written on starting: training is under way
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode in (0, 1)  # 0 where the signal came after the last iteration
     finish(demo, name, tmp_path)
-    assert contents(tmp_path) == contents(made)
+    assert contents(tmp_path) == contents(expected)
 
 
 @pytest.mark.parametrize('name', ['cls', 'seg'])
-def test_killed_after_the_first_model_and_before_the_first_state(demo, undisturbed, tmp_path, monkeypatch, name):
+def test_killed_after_the_first_model_and_before_its_checkpoint(demo, undisturbed, tmp_path, monkeypatch, name):
     copy_without(undisturbed[0], tmp_path, name)
     monkeypatch.chdir(tmp_path)
 
-    def keep_and_be_killed(self, *arguments, keep=ModelKeeper.keep):
-        keep(self, *arguments)
+    def save_and_be_killed(self, *arguments, save=BestAndLast.save, **meta):
+        save(self, *arguments, **meta)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ModelKeeper, 'keep', keep_and_be_killed)
+        patch.setattr(BestAndLast, 'save', save_and_be_killed)
         again(demo, name, '--save_interval', '1000')
     assert (tmp_path / f'experiments/models/{name}.pth').is_file()
     finish(demo, name, tmp_path)
     assert contents(tmp_path) == contents(undisturbed[0])
 
 
-def test_workers_change_nothing(demo, undisturbed, tmp_path):
-    made, _ = undisturbed
+def without_options(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Leave out the files that contain all options."""
+    return {
+        path: content
+        for path, content in found.items()
+        if not path.endswith('args.json') and not path.startswith('experiments/data/')
+    }
+
+
+def test_workers_do_not_change_results(demo, undisturbed, tmp_path):
     for name in ('cls', 'cams', 'affinity_labels'):
         finish(demo, name, tmp_path, '--num_workers', '2')
-    found, expected = contents(tmp_path), contents(made)
-    ignored = {path for path in found if path.endswith('args.json') or path.startswith('experiments/data/')}
-    assert {path: found[path] for path in found if path not in ignored} == {
-        path: expected[path] for path in found if path not in ignored
-    }
+    found, expected = without_options(contents(tmp_path)), contents(undisturbed[0])
+    assert found == {path: expected[path] for path in found}
+
+
+@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'predictions'])
+def test_killed_stages_with_workers_resume_at_once(demo, undisturbed, tmp_path, name):
+    """Their workers end with them, and the lock is free."""
+    copy_without(undisturbed[0], tmp_path, name)
+    folder = 'checkpoints' if name in TRAINERS else f'predictions/{FOLDERS[name]}'
+    pattern = f'{name}.pth' if name in TRAINERS else '*_*'
+    process = start(demo, name, tmp_path, '--num_workers', '2')
+    while not list((tmp_path / 'experiments' / folder).glob(pattern)):
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    finish(demo, name, tmp_path, '--num_workers', '2')
+    assert without_options(contents(tmp_path)) == without_options(contents(undisturbed[0]))
 
 
 # In this process ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def at(demo, undisturbed, tmp_path, monkeypatch):
-    """A copy of what was made, to change."""
+def experiments(demo, undisturbed, tmp_path, monkeypatch):
+    """A copy of all outputs; tests may change it."""
     shutil.copytree(undisturbed[0] / 'experiments', tmp_path / 'experiments')
     monkeypatch.chdir(tmp_path)
     return tmp_path / 'experiments'
@@ -191,27 +212,27 @@ def again(demo, name: str, *more: str) -> None:
     script = commands(demo)[name][0]
     try:
         script.main(script.parse_args(line_of(demo, name, *more)))
-    except SystemExit as end:  # of a trainer that is finished
+    except SystemExit as end:  # a finished trainer
         assert end.code is None
 
 
-def refusal(demo, name: str, capsys, *more: str) -> str:
-    """The line with which a stage refuses to go on, nothing having changed."""
+def refused(demo, name: str, capsys, *more: str) -> str:
+    """Return the line with which a stage refuses to start, after checking that nothing has changed."""
     before = contents(Path())
     script = commands(demo)[name][0]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(script.main, script.parse_args(line_of(demo, name, *more)), InputError)
+        stage.run(script.main, lambda: script.parse_args(line_of(demo, name, *more)))
     assert contents(Path()) == before
     assert '\n' not in ended.value.code
     return ended.value.code
 
 
 @pytest.mark.parametrize('name', STAGES)
-def test_finished_stages_do_nothing(demo, at, capsys, name):
-    before = {path: path.stat().st_mtime_ns for path in at.rglob('*.p[nt]*')}
+def test_finished_stages_do_nothing(demo, experiments, capsys, name):
+    before = {path: path.stat().st_mtime_ns for path in experiments.rglob('*.p[nt]*')}
     again(demo, name)
-    assert {path: path.stat().st_mtime_ns for path in at.rglob('*.p[nt]*')} == before
+    assert {path: path.stat().st_mtime_ns for path in experiments.rglob('*.p[nt]*')} == before
     assert ('finished' if name in TRAINERS else '0 of them new') in capsys.readouterr().out
 
 
@@ -222,62 +243,101 @@ def test_finished_stages_do_nothing(demo, at, capsys, name):
         ('cls', 'seed', '1'),
         ('aff', 'lr', '0.5'),
         ('seg', 'select', 'last'),
-        ('walk', 'image_size', '128'),
+        ('random_walk', 'image_size', '128'),
         ('pseudo', 'threshold', '0.2'),
     ],
 )
-def test_other_options_are_refused_by_name(demo, at, capsys, name, option, value):
-    line = refusal(demo, name, capsys, f'--{option}', value)
-    assert f'{option}: ' in line
-    assert value in line
+def test_other_options_are_refused(demo, experiments, capsys, name, option, value):
+    line = refused(demo, name, capsys, f'--{option}', value)
+    assert f' exists with different settings ({option}: ' in line
+    assert f', requested {value}' in line
     assert '--overwrite' in line
 
 
 @pytest.mark.parametrize('name', ['cls', 'cams'])
-def test_what_was_made_before_an_option_came_is_still_good(demo, at, capsys, name):
+def test_outputs_without_an_option_are_refused(demo, experiments, capsys, name):
+    """Nothing is assumed about an option that was added later."""
     if name == 'cls':
-        path = at / 'checkpoints' / 'cls.pth'
+        path = experiments / 'checkpoints' / 'cls.pth'
         record = torch.load(path, weights_only=True)
-        assert record['identity'].pop('resize') == 'pillow'
+        assert record['fingerprint'].pop('resize') == 'pillow'
         torch.save(record, path)
     else:
-        path = at / 'predictions' / CAMS / 'args.json'
+        path = experiments / 'predictions' / CAMS / 'args.json'
         record = json.loads(path.read_text())
-        assert record['identity'].pop('resize') == 'pillow'
+        assert record['fingerprint'].pop('resize') == 'pillow'
         path.write_text(json.dumps(record))
+    assert '(resize: None, requested pillow)' in refused(demo, name, capsys)
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_options_that_change_no_result_resume_and_are_recorded(demo, experiments, name):
+    folder = experiments / 'predictions' / FOLDERS[name]
+    removed = sorted(folder.glob('*_0*'))[1]
+    expected = removed.read_bytes()
+    removed.unlink()
+    before = read_args(folder)
+    again(demo, name, '--num_workers', '1')
+    assert removed.read_bytes() == expected
+    record = read_args(folder)
+    assert record['fingerprint'] == before['fingerprint']
+    assert (before['options']['num_workers'], record['options']['num_workers']) == (0, 1)
+    assert record['history'] == [{'options': before['options'], 'versions': before['versions']}]
+    again(demo, name, '--num_workers', '1')
+    assert read_args(folder) == record
+
+
+@pytest.mark.parametrize('name', FOLDERS)
+def test_folder_without_outputs_starts_with_any_settings(demo, experiments, name):
+    folder = experiments / 'predictions' / FOLDERS[name]
+    for path in folder.glob('*_0*'):
+        path.unlink()
+    record = read_args(folder)
+    (folder / 'args.json').write_text(json.dumps({**record, 'fingerprint': {**record['fingerprint'], 'lr': 1}}))
     again(demo, name)
-    assert ('finished' if name == 'cls' else '0 of them new') in capsys.readouterr().out
-    assert 'resize: pillow there, torch now' in refusal(demo, name, capsys, '--resize', 'torch')
+    assert read_args(folder) == record
 
 
-def test_overwrite_makes_the_folder_anew(demo, at):
-    before = {path: path.stat().st_mtime_ns for path in at.rglob('*') if path.is_file()}
+@pytest.mark.parametrize('name', [*FOLDERS, *TRAINERS])
+def test_second_process_is_refused(demo, experiments, capsys, name):
+    """Also with --overwrite, which removes nothing."""
+    if name in TRAINERS:
+        lock, what = experiments / f'checkpoints/.{name}.lock', f'the run {name}'
+    else:
+        path = Path('experiments/predictions', FOLDERS[name])
+        lock, what = path / '.lock', path
+    with held(lock.absolute()) as process:
+        for more in ((), ('--overwrite',)):
+            assert re.fullmatch(f'.*: error: {refusal(what, process)}', refused(demo, name, capsys, *more))
+    again(demo, name)
+
+
+def test_overwrite_regenerates_the_folder(demo, experiments):
+    folder = experiments / 'predictions' / PSEUDO
+    before = {path: path.stat().st_mtime_ns for path in experiments.rglob('*') if path.is_file()}
     again(demo, 'pseudo', '--threshold', '0.05', '--overwrite')
     changed = {path for path, when in before.items() if path.stat().st_mtime_ns != when}
-    assert changed == {path for path in before if path.parent.name == PSEUDO}
+    assert changed - {folder / '.lock'} == {path for path in folder.iterdir() if path.name != '.lock'}
 
 
-def test_another_model_is_refused(demo, at, capsys):
-    shutil.copy(at / 'models/cls.last.pth', at / 'models/cls.pth')
-    state = torch.load(at / 'models/cls.pth', weights_only=True)
-    state['classifier.weight'] += 1
-    torch.save(state, at / 'models/cls.pth')
-    assert 'model: ' in refusal(demo, 'cams', capsys)
+def test_another_model_is_refused(demo, experiments, capsys):
+    content = torch.load(experiments / 'models/cls.pth', weights_only=True)
+    content['model']['classifier.weight'] += 1
+    torch.save(content, experiments / 'models/cls.pth')
+    assert 'model: ' in refused(demo, 'cams', capsys)
 
 
-def test_stale_inputs_of_inputs_are_refused(demo, at, capsys):
-    """Affinity labels of other CAMs: the folder's name is the same, what is behind it is not."""
+def test_stale_inputs_of_inputs_are_refused(demo, experiments, capsys):
+    """Affinity labels of other CAMs: their folder has the same name but other inputs."""
     again(demo, 'affinity_labels', '--overwrite')
     again(demo, 'pseudo')
-    finishing = commands(demo)['cams'][1]
-    assert finishing
-    again(demo, 'cams', '--overwrite', '--batch_size', '2')
-    assert 'maps: ' in refusal(demo, 'affinity_labels', capsys)
-    assert 'cams: ' in refusal(demo, 'walk', capsys)
+    again(demo, 'cams', '--overwrite', '--resize', 'torch')
+    assert 'maps: ' in refused(demo, 'affinity_labels', capsys)
+    assert 'cams: ' in refused(demo, 'random_walk', capsys)
 
 
-def test_train_and_train_aug_share_a_folder(demo, at):
-    folder = at / 'predictions' / CAMS
+def test_train_and_train_aug_share_a_folder(demo, experiments):
+    folder = experiments / 'predictions' / CAMS
     kept = (folder / 'train_00000.npz').stat().st_mtime_ns
     (folder / 'train_00001.npz').unlink()
     again(demo, 'cams', '--domain', 'train')
@@ -285,57 +345,51 @@ def test_train_and_train_aug_share_a_folder(demo, at):
     assert (folder / 'train_00000.npz').stat().st_mtime_ns == kept
 
 
-def test_leftovers_of_killed_writers_go_and_those_of_others_stay(demo, at):
-    folder = at / 'predictions' / PSEUDO
-    gone = folder / '.train_00000.png.12.tmp'
-    stays = [folder / '.train_00000.png.13.tmp', folder / 'notes.txt']
-    for path in [gone, *stays]:
+@pytest.mark.parametrize('name', FOLDERS)
+def test_leftovers_of_killed_writers_are_removed(demo, experiments, name):
+    folder = experiments / 'predictions' / FOLDERS[name]
+    leftover, other = folder / '.0123456789abcdef.12.tmp', folder / 'notes.txt'
+    for path in (leftover, other):
         path.write_bytes(b'')
-    with stays[0].open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # as its writer does
-        again(demo, 'pseudo')
-    assert not gone.exists()
-    assert all(path.exists() for path in stays)
-
-
-def test_leftovers_of_models_go(demo, at):
-    gone = [at / kind / '.seg.x.12.tmp' for kind in ('models', 'checkpoints', 'data')]
-    for path in gone:
-        path.write_bytes(b'half')
-    again(demo, 'seg')
-    assert not any(path.exists() for path in gone)
+    again(demo, name)
+    assert not leftover.exists()
+    assert other.exists()
 
 
 @pytest.mark.parametrize('name', FOLDERS)
-def test_repair_makes_damaged_files_again(demo, at, capsys, name):
+def test_repair_regenerates_damaged_files(demo, experiments, capsys, name):
     expected = contents(Path())
-    path = sorted((at / 'predictions' / FOLDERS[name]).glob('*_0*'))[1]
+    path = sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))[1]
     path.write_bytes(path.read_bytes()[:50])
     again(demo, name)
-    assert contents(Path()) != expected  # a file that is there is believed
+    assert contents(Path()) != expected  # existing files are not read
+    capsys.readouterr()
     again(demo, name, '--repair')
-    assert contents(Path()) == expected
-    assert path.name in capsys.readouterr().out
+    found, arguments = contents(Path()), f'experiments/predictions/{FOLDERS[name]}/args.json'
+    history = json.loads(found.pop(arguments))['history']
+    assert [entry['options']['repair'] for entry in history] == [False]
+    assert found == {name: content for name, content in expected.items() if name != arguments}
+    assert f'regenerating: {path.relative_to(Path.cwd())}: ' in capsys.readouterr().out
 
 
-def test_files_without_args_are_refused(demo, at, capsys):
-    (at / 'predictions' / PSEUDO / 'args.json').unlink()
-    assert 'without args.json' in refusal(demo, 'pseudo', capsys)
+def test_files_without_args_are_refused(demo, experiments, capsys):
+    (experiments / 'predictions' / PSEUDO / 'args.json').unlink()
+    assert 'contains files but no valid args.json' in refused(demo, 'pseudo', capsys)
 
 
-def test_a_model_without_its_state_is_refused(demo, at, capsys):
-    (at / 'checkpoints/cls.pth').unlink()
-    assert 'pass --overwrite' in refusal(demo, 'cls', capsys)
+def test_model_without_its_checkpoint_is_refused(demo, experiments, capsys):
+    (experiments / 'checkpoints/cls.pth').unlink()
+    assert 'pass --overwrite' in refused(demo, 'cls', capsys)
 
 
 @pytest.mark.parametrize('damage', [b'', b'PK', None])
-def test_a_damaged_state_is_named(demo, at, capsys, damage):
-    path = at / 'checkpoints/aff.pth'
+def test_damaged_checkpoint_is_named(demo, experiments, capsys, damage):
+    path = experiments / 'checkpoints/aff.pth'
     path.write_bytes(path.read_bytes()[:-2000] if damage is None else damage)
-    assert 'checkpoints/aff.pth: damaged' in refusal(demo, 'aff', capsys)
+    assert 'checkpoints/aff.pth: damaged' in refused(demo, 'aff', capsys)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(demo, at, capsys):
+def test_loss_that_is_not_finite_ends_the_run_and_harms_no_other(demo, experiments, capsys):
     before = contents(Path())
     script, line = commands(demo)['cls']
     text = fault_of(script, [*line, '--tag', 'diverging', '--lr', '1e30', '--max_epoch', '3'], capsys)
@@ -345,20 +399,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_good(demo, at, capsy
 
 
 @pytest.mark.parametrize('name', TRAINERS)
-def test_weights_that_are_not_finite_are_never_saved(demo, at, capsys, name):
-    """Neither at an interval nor at the end of an epoch, though no line of the log has seen the loss yet."""
+def test_weights_that_are_not_finite_are_never_saved(demo, experiments, capsys, name):
+    """Neither at an interval nor at the end of an epoch, though no log line has shown the loss yet."""
     script, line = commands(demo)[name]
     options = ['--tag', 'diverging', '--lr', '1e36', '--print_ratio', '1', '--save_interval', '2', '--max_epoch', '1']
-    assert 'not finite' in fault_of(script, [*line, *options], capsys)
-    assert torch.load(at / 'checkpoints/diverging.pth', weights_only=True)['iteration'] == 0
-    for path in [*(at / 'checkpoints').glob('diverging*'), *(at / 'models').glob('diverging*')]:
-        state = torch.load(path, weights_only=True)
-        state = state['parts']['model'] if path.parent.name == 'checkpoints' else state
+    assert 'non-finite' in fault_of(script, [*line, *options], capsys)
+    assert torch.load(experiments / 'checkpoints/diverging.pth', weights_only=True)['iteration'] == 0
+    for path in [*(experiments / 'checkpoints').glob('diverging*'), *(experiments / 'models').glob('diverging*')]:
+        content = torch.load(path, weights_only=True)
+        state = content['parts']['model'] if path.parent.name == 'checkpoints' else content['model']
         assert all(torch.isfinite(value).all() for value in state.values()), path
 
 
-def test_a_full_disk_leaves_no_half_file(demo, at, monkeypatch):
-    folder = at / 'predictions' / CAMS
+def test_full_disk_leaves_no_partial_file(demo, experiments, monkeypatch):
+    folder = experiments / 'predictions' / CAMS
     (folder / 'train_00001.npz').unlink()
 
     class Full(io.FileIO):
@@ -374,20 +428,6 @@ def test_a_full_disk_leaves_no_half_file(demo, at, monkeypatch):
         with pytest.raises(OSError, match='No space'):
             again(demo, 'cams')
     assert not (folder / 'train_00001.npz').exists()
-    assert not list(folder.glob('.*'))
+    assert {path.name for path in folder.glob('.*')} == {'.lock'}
     again(demo, 'cams')
     read_maps(folder / 'train_00001.npz', 'cam', 6)
-
-
-def test_identities_see_what_matters():
-    from argparse import Namespace
-
-    one = experiment.identity_of(Namespace(lr=0.1, num_workers=1), model='a')
-    experiment.check_identity('x', one, experiment.identity_of(Namespace(lr=0.1, num_workers=8), model='a'))
-    for other in (
-        experiment.identity_of(Namespace(lr=0.2, num_workers=1), model='a'),
-        experiment.identity_of(Namespace(lr=0.1, num_workers=1), model='b'),
-        experiment.identity_of(Namespace(lr=0.1, wd=0, num_workers=1), model='a'),
-    ):
-        with pytest.raises(Exception, match='made otherwise'):
-            experiment.check_identity('x', one, other)

@@ -1,5 +1,6 @@
 """Training runs: best and last model, resuming, what is refused, signals, curves."""
 
+import io
 import json
 import math
 import os
@@ -149,6 +150,17 @@ def outputs(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+def equal(a, b) -> bool:
+    """Return whether two checkpoints, or parts of them, are bit-equal."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[name], b[name]) for name in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
 def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     train(options())
     experiments = in_tmp / 'experiments'
@@ -194,7 +206,7 @@ def test_without_scores_the_last_model_and_no_score_is_kept(in_tmp):
 
 @pytest.mark.parametrize('iteration', range(7))
 @pytest.mark.parametrize('save_interval', [1, 2, 200])
-def test_an_interrupted_run_ends_with_the_same_bytes(in_tmp, monkeypatch, iteration, save_interval):
+def test_interrupted_run_ends_with_the_same_bytes(in_tmp, monkeypatch, iteration, save_interval):
     for name, interrupted in (('straight', False), ('resumed', True)):
         (in_tmp / name).mkdir()
         monkeypatch.chdir(in_tmp / name)
@@ -202,7 +214,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(in_tmp, monkeypatch, iterat
             with pytest.raises(ZeroDivisionError):
                 train(options(save_interval=save_interval, print_ratio=0.7), at(iteration, fail))
         train(options(save_interval=save_interval, print_ratio=0.7))
-    assert outputs(in_tmp / 'straight') == outputs(in_tmp / 'resumed')
+    straight, resumed = outputs(in_tmp / 'straight'), outputs(in_tmp / 'resumed')
+    # Of equal checkpoints the bytes can differ: pickle stores a string once for each object that it is.
+    assert equal(*(torch.load(io.BytesIO(found.pop(CHECKPOINT)), weights_only=True) for found in (straight, resumed)))
+    assert straight == resumed
 
 
 def test_finished_run_says_so(in_tmp, capsys):

@@ -55,7 +55,10 @@ SHARED = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the co
             RuntimeError('Caught _ArrayMemoryError in DataLoader worker process 0.\nTraceback\n_ArrayMemoryError: ...'),
             CPU_MEMORY,
         ),
-        (RuntimeError('cuDNN error: CUDNN_STATUS_EXECUTION_FAILED'), f'cuDNN failed: lower --batch_size, or {VERSIONS}'),
+        (
+            RuntimeError('cuDNN error: CUDNN_STATUS_EXECUTION_FAILED'),
+            f'cuDNN failed: lower --batch_size, or {VERSIONS}',
+        ),
         (
             RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
             f'cuBLAS failed: lower --batch_size, or {VERSIONS}',
@@ -166,6 +169,13 @@ def test_flags_are_parsed_inside(capsys):
 
     with pytest.raises(SystemExit, match='parsed'):
         stage.run(None, parse_args)
+
+
+def test_warnings_count_images(capsys):
+    stage.warn([], ['a', 'b', 'c'], 'are blank')
+    assert capsys.readouterr().err == ''
+    stage.warn(['b', 'c'], ['a', 'b', 'c'], 'are blank')
+    assert capsys.readouterr().err == 'warning: 2 of 3 images (b, ...) are blank\n'
 
 
 def test_progress_without_a_terminal_is_ten_lines(capsys):

@@ -124,7 +124,9 @@ def test_weights_of_another_architecture(tmp_path, name):
     other = ResNeSt((2, 2, 2, 2), 16, 16) if name == 'resnest26_narrow' else build_backbone(name)
     torch.save(other.state_dict(), tmp_path / 'file.pth')
     model = narrow(2)
-    with pytest.raises(UserError, match=fr'file.pth \(a bare state dict\): these weights do not fit {NARROW}: .* tensors') as error:
+    with pytest.raises(
+        UserError, match=rf'file.pth \(a bare state dict\): these weights do not fit {NARROW}: .* tensors'
+    ) as error:
         load_weights(model, NARROW, str(tmp_path / 'file.pth'))
     assert '\n' not in str(error.value)
     assert same(model, narrow(2))

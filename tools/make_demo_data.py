@@ -24,7 +24,8 @@ from core.data.images import encode_label_map
 from demo_data.figures import CLASSES
 from demo_data.scenes import DRAWING, draw_scene
 from util import flags, stage
-from util.files import make_folder, remove_all_leftovers, write_bytes
+from util.files import locked, make_folder, remove_all_leftovers, write_bytes
+from util.parallel import exit_with_parent
 
 SPLITS = ['train', 'val']
 # What an interrupted run of this program may have left in its folder.
@@ -98,12 +99,14 @@ def is_complete(out: Path, made_with: dict[str, int]) -> bool:
     return False
 
 
-def main(args):
-    options = ('num_train_aug', 'num_train', 'num_val', 'size', 'seed')
-    made_with = {key: getattr(args, key) for key in options} | {'drawing': DRAWING}
-    if is_complete(args.out, made_with):
-        print(f'{args.out}: the data set already exists with these options')
-        return
+def init_worker() -> None:
+    """Set up a worker: the workers share the cores, and none outlives the program."""
+    cv2.setNumThreads(1)
+    exit_with_parent()
+
+
+def write_dataset(args, made_with):
+    """Draw all scenes and write the lists."""
     for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation'):
         make_folder(args.out / folder)
         for leftover in (args.out / folder).iterdir():
@@ -114,7 +117,7 @@ def main(args):
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
     write = partial(write_sample, args.out, args.seed, args.size)
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(args.num_workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as executor:
+    with ProcessPoolExecutor(args.num_workers, context, initializer=init_worker) as executor:
         for _ in stage.progress(executor.map(write, samples, chunksize=16), 'scenes', len(samples)):
             pass
 
@@ -128,6 +131,16 @@ def main(args):
     info = {'name': 'drawn scenes', 'classes': CLASSES, 'lists': lists, 'made_with': made_with}
     write_bytes(args.out / 'dataset.json', (json.dumps(info, indent=2) + '\n').encode())
     print(f'{args.out}: {args.num_train_aug} scenes to train on, {args.num_val} to score on')
+
+
+def main(args):
+    options = ('num_train_aug', 'num_train', 'num_val', 'size', 'seed')
+    made_with = {key: getattr(args, key) for key in options} | {'drawing': DRAWING}
+    with locked(args.out.with_name(f'.{args.out.name}.lock'), str(args.out)):
+        if is_complete(args.out, made_with):
+            print(f'{args.out}: the data set already exists with these options')
+        else:
+            write_dataset(args, made_with)
 
 
 if __name__ == '__main__':

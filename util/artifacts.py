@@ -286,7 +286,7 @@ def read_maps(
     if keys[0] != 0 or (keys[1:] <= keys[:-1]).any() or keys[-1] > num_classes:
         raise UserError(
             f'{path}: keys {keys.tolist()} are not 0 followed by increasing classes up to {num_classes}: '
-            'it is of another data set'
+            'it belongs to another data set: check --dataset'
         )
     if size is not None and maps.shape[1:] != tuple(size):
         raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')

@@ -11,7 +11,7 @@ from core import UserError
 from core.models.weights import read_state_dict
 from util.artifacts import model_path
 from util.devices import pick_device, to_device, unwrap
-from util.files import write_bytes
+from util.files import check_name, write_bytes
 from util.fingerprint import file_hash
 
 
@@ -43,11 +43,12 @@ def load_model(model: nn.Module, tag: str, flag: str, script: str, architecture:
     or of another architecture.
     """
     path = model_path(tag)
+    check_name(path, flag)
     if not path.is_file():
         raise UserError(f'{flag}: {path} not found; run {script} first')
     state, meta, form = read_state_dict(path)
     if meta.get('architecture', architecture) != architecture:
-        raise UserError(f'{path}: was trained as {meta["architecture"]}, requested {architecture}')
+        raise UserError(f'{path}: was trained as {meta["architecture"]}, requested {architecture}: correct the flags')
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
