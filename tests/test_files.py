@@ -149,6 +149,7 @@ from pathlib import Path
 from util.files import locked
 from util.parallel import BackgroundWriter
 
+holder = os.getpid()
 with locked(Path(sys.argv[1]), 'it'):
     # Keep the lock's file open in forked workers, as versions of filelock do that do not close it after a fork.
     for file in Path('/proc/self/fd').iterdir():
@@ -159,7 +160,6 @@ with locked(Path(sys.argv[1]), 'it'):
         for _ in range(2):
             writer.submit(time.sleep, 600)
     elif sys.argv[2] and os.fork() == 0:  # outlives the holder by so many seconds
-        holder = os.getppid()
         while os.getppid() == holder:
             time.sleep(0.01)
         time.sleep(float(sys.argv[2]))

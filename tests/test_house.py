@@ -122,7 +122,7 @@ def test_every_file_is_in_the_file_tree_of_the_readme():
 
 
 def test_imports_go_one_way():
-    """Scripts and tools import util and core; util imports core's errors and its reader of weight files; core only core."""
+    """Scripts and tools import util and core; util core's errors and reader of weight files; core only core."""
     ours = {'core', 'util', 'tools', 'demo_data', 'benchmarks', 'recipes', 'tests', *STAGES}
     for path in CORE:
         assert packages(path) & ours <= {'core'}, path

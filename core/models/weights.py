@@ -13,7 +13,7 @@ from core.models.backbones import BACKBONES
 
 
 class WeightFile(NamedTuple):
-    """Tensors by name, the metadata of a model of this repository ({} of other files), and the form they were found in."""
+    """Tensors by name, the metadata of a model of this repository ({} for other files), and the form of the file."""
 
     state: dict[str, Tensor]
     meta: dict
