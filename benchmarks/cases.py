@@ -246,7 +246,7 @@ class LastingWriter(parallel.BackgroundWriter):
 
     def __exit__(self, kind, *_):
         while self.waiting and kind is None:
-            self._take()
+            self.waiting.popleft().result()
 
 
 class BusyTime:

@@ -10,11 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 from util.stage import progress
-
-KILLED = 'a worker process was killed (out of memory?): lower --num_workers and run the same command to resume'
 
 
 def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
@@ -27,8 +24,6 @@ def parallel_map(function: Callable, ids: list[str], num_workers: int, descripti
             # Hand out a few ids at a time; of a short list single ones, so that no worker waits for another's last.
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
             yield from progress(pool.map(function, ids, chunksize=chunk), description, len(ids))
-        except BrokenProcessPool:
-            raise OSError(KILLED) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -70,13 +65,7 @@ class BackgroundWriter:
     def submit(self, function: Callable, *arguments) -> None:
         self.waiting.append(self.pool.submit(function, *arguments))
         while len(self.waiting) > self.limit:
-            self._take()
-
-    def _take(self) -> None:
-        try:
             self.waiting.popleft().result()
-        except BrokenProcessPool:
-            raise OSError(KILLED) from None
 
     def __enter__(self) -> 'BackgroundWriter':
         return self
@@ -84,6 +73,6 @@ class BackgroundWriter:
     def __exit__(self, kind, *_) -> None:
         try:
             while self.waiting and kind is None:
-                self._take()
+                self.waiting.popleft().result()
         finally:
             self.pool.shutdown(cancel_futures=True)

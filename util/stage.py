@@ -6,6 +6,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 
 from tqdm import tqdm
 
@@ -61,6 +62,8 @@ def explain(error: Exception) -> str | None:
         return _last_line(error)
     if isinstance(error, MemoryError):
         return f'out of memory ({_last_line(error)}): use smaller images, a smaller --batch_size or fewer --num_workers'
+    if isinstance(error, BrokenExecutor):
+        return 'a worker process was killed (out of memory?): lower --num_workers and run the same command to resume'
     if isinstance(error, RuntimeError):
         text = f'{error} {error.__cause__ or ""}'
         return next((line for part, line in TORCH_ERRORS if part in text), None)
