@@ -1,4 +1,4 @@
-# Sourced: makes .venv beside the scripts, with the packages of the requirements file given, and puts it on the PATH.
+# Source this with a requirements file: creates .venv at the root, installs the packages and puts it on the PATH.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
@@ -11,7 +11,7 @@ command -v c++ >/dev/null || command -v g++ >/dev/null || {
     exit 1
 }
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-# pydensecrf2 asks for a Cython that knows no Python 3.13, but builds with a newer one: so without pip's isolation.
+# pydensecrf2 pins a Cython that does not support Python 3.13 but builds with Cython 3, without pip's build isolation.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'cython>=3.0.11,<4' setuptools wheel
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r "$1"
 export PATH="$PWD/.venv/bin:$PATH"

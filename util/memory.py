@@ -1,4 +1,4 @@
-"""glibc's malloc, told to keep freed memory."""
+"""Settings of glibc's malloc: keep freed memory, or release it before a fork."""
 
 import ctypes
 

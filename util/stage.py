@@ -39,7 +39,7 @@ TORCH_ERRORS = (
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
     """Run a script. What the user can mend (UserError, OSError, memory, devices) is one line on stderr and status 1."""
     args = parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are told
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are shut down
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
@@ -54,7 +54,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
 
 
 def explain(error: Exception) -> str | None:
-    """Return the line that tells the user what went wrong, None if it is a fault of the program."""
+    """Return the error line for the user, or None for a bug in the program."""
     if isinstance(error, UserError):
         # From a data loader's worker it arrives as a traceback whose last line is the message.
         return _last_line(error).removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
