@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -66,6 +67,7 @@ def test_points_after_the_last_checkpoint_are_dropped(in_tmp):
             log.iteration(2 * i, 0.1, {'loss': torch.tensor(float(i))})
         state = json.loads(json.dumps(log.state_dict()))
         log.iteration(6, 0.1, {'loss': torch.tensor(9.0)})  # not saved: the run is killed
+    time.sleep(1.1)  # files of one second are read in the order of a counter as text: 10 before 9
     resumed = Log(ARGS, 4)
     resumed.load_state_dict(state)
     with resumed as log:

@@ -145,6 +145,8 @@ SIGNALLED = """
 import os, signal, time
 from util import stage
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program started in the background ignores it
+
 def main(args):
     try:
         os.kill(os.getpid(), signal.{name})
