@@ -3,9 +3,11 @@
 import multiprocessing.queues
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -55,7 +57,14 @@ def init_worker(worker: int) -> None:
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     exit_with_parent()
+    sys.excepthook = _report_error
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+
+
+def _report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of the thread that serves tensors, unless the main process has gone or stopped fetching them."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _give_up(error: Exception, batch: object) -> None:
