@@ -163,3 +163,40 @@ def test_backbone_that_cannot_be_traced_as_a_whole(size):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * expected.abs().max().item())
         for found, expected in zip(model(images, with_cam=True), before, strict=True):
             assert torch.equal(found, expected)
+
+
+class Optional(nn.Module):
+    """Doubles without a mask: tracing it with the mask as a symbol would fix the other branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = Unit(3, 8)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.unit(x)
+        return x * 2 if mask is None else x * mask
+
+
+class OptionalBackbone(nn.Module):
+    channels = (8, 8, 8, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.block = Optional()
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.block(F.pad(x, (0, max(16 - x.shape[3], 0))))] * 5
+
+
+def test_optional_arguments_keep_their_branch():
+    torch.manual_seed(0)
+    model = Classifier(NARROW, 8)
+    model.backbone, model.classifier = OptionalBackbone(), nn.Conv2d(8, 8, 1, bias=False)
+    model = model.double().eval()
+    randomise_norms(model)
+    images = torch.randn(2, 3, 20, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(images)
+        folded = fold_batchnorm(model)
+        torch.testing.assert_close(folded(images), expected, rtol=1e-12, atol=1e-12)
+    assert not batchnorms(folded)

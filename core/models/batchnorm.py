@@ -1,5 +1,6 @@
 """BatchNorm: folded into convolutions for inference, and with the statistics of several replicas on one device."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,11 +25,19 @@ def _fold(module: nn.Module) -> nn.Module:
     if not any(module.children()):
         return module
     try:
-        return fuse(module)
-    except Exception:  # cannot be traced as a whole, for instance because its forward depends on the input's shape
-        for name, child in module.named_children():
-            setattr(module, name, _fold(child))
-        return module
+        if _takes_one_tensor(module):
+            return fuse(module)
+    except Exception:  # its forward cannot be traced, for instance because it depends on the input's shape
+        pass
+    for name, child in module.named_children():
+        setattr(module, name, _fold(child))
+    return module
+
+
+def _takes_one_tensor(module: nn.Module) -> bool:
+    """Return whether forward has a single argument. Tracing would fix the branches that optional ones decide."""
+    (first, *others) = inspect.signature(module.forward).parameters.values()
+    return not others and first.kind is first.POSITIONAL_OR_KEYWORD
 
 
 @contextmanager
