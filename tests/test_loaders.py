@@ -188,3 +188,16 @@ def test_workers_end_with_a_parent_that_was_killed():
     assert process.stdout.read() == b''
     process.wait()
     process.stdout.close()
+
+
+class EndOfFile:
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int):
+        raise EOFError('a.jpg is truncated')
+
+
+def test_error_of_a_data_set_in_the_main_process_keeps_its_message():
+    with pytest.raises(EOFError, match='^a.jpg is truncated$'):
+        list(ordered_loader(EndOfFile(), None, 0, torch.device('cpu')))

@@ -38,6 +38,7 @@ GPU_MEMORY = 'the GPU is out of memory: lower --batch_size or --image_size, or c
 CPU_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_workers'
 VERSIONS = 'check the driver and the versions of CUDA and torch'
 GPU_FAILED = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
+FILES = 'too many open files: raise the limit (ulimit -n 65536), or lower --num_workers'
 WORKER = 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'
 SHARED = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
 
@@ -65,6 +66,16 @@ SHARED = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the co
         ),
         (RuntimeError('CUDA error: an illegal memory access was encountered'), GPU_FAILED),
         (RuntimeError('CUDA error: unspecified launch failure\nCUDA kernel errors ...'), GPU_FAILED),
+        (RuntimeError('CUDA driver error: device not ready'), GPU_FAILED),
+        (RuntimeError('CUDA unknown error - this may be due to ...'), GPU_FAILED),
+        (RuntimeError('No CUDA GPUs are available'), GPU_FAILED),
+        (
+            RuntimeError('FIND was unable to find an engine to execute this computation'),
+            f'cuDNN failed: lower --batch_size, or {VERSIONS}',
+        ),
+        (RuntimeError('unable to open shared memory object </torch_1_2> in read-write mode: Too many open files (24)'),
+         FILES),
+        (RuntimeError('received 0 items of ancdata'), FILES),
         (RuntimeError('NCCL Error 2: unhandled system error'), 'the GPUs cannot reach one another: choose one with '
          '--device cuda:0'),
         (RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed. '), WORKER),

@@ -43,7 +43,7 @@ class _Loader(DataLoader):
         try:
             yield from super().__iter__()
         except (ConnectionError, FileNotFoundError, EOFError) as error:
-            if 'in DataLoader worker' in str(error):  # raised by the data set
+            if not self.num_workers or 'in DataLoader worker' in str(error):  # raised by the data set
                 raise
             # A batch is fetched through a socket of its worker, which has ended. torch's handler of SIGCHLD raises an
             # error that says how: wait for it.

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
 
 from tqdm import tqdm
@@ -15,29 +15,36 @@ from core import UserError
 SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
 WORKER_KILLED = 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'
+TOO_MANY_FILES = 'too many open files: raise the limit (ulimit -n 65536), or lower --num_workers'
+OUT_OF_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_workers'
+CUDNN = 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'
+GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that the user can act on: a part of the message, and the line to print.
 TORCH_ERRORS = (
+    ('Too many open files', TOO_MANY_FILES),
+    ('items of ancdata', TOO_MANY_FILES),
     (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
     ('shared memory', SHARED_MEMORY),
     ('No space left on device', SHARED_MEMORY),
     ('DataLoader worker (pid', WORKER_KILLED),
     ('Pin memory thread exited', WORKER_KILLED),
-    ('ArrayMemoryError', 'out of memory: lower --batch_size, --image_size or --num_workers'),
-    ('DefaultCPUAllocator', 'out of memory: lower --batch_size, --image_size or --num_workers'),
+    ('ArrayMemoryError', OUT_OF_MEMORY),
+    ('DefaultCPUAllocator', OUT_OF_MEMORY),
     ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
-    ('cuDNN', 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
+    ('cuDNN', CUDNN),
+    ('unable to find an engine', CUDNN),
     ('CUBLAS', 'cuBLAS failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
-    (
-        'CUDA error',
-        'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume',
-    ),
+    ('CUDA error', GPU),
+    ('CUDA driver error', GPU),
+    ('CUDA unknown error', GPU),
+    ('No CUDA GPUs are available', GPU),
     ('NCCL', 'the GPUs cannot reach one another: choose one with --device cuda:0'),
 )
 
 
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
-    """Run a script. What the user can mend (UserError, OSError, memory, devices) is one line on stderr and status 1."""
+    """Run a script. What the user can fix (UserError, OSError, memory, devices) is one line on stderr and status 1."""
     args = parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are shut down
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
@@ -70,7 +77,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def warn(image_ids: list[str], all_ids: list[str], what: str) -> None:
+def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
     """Print a warning with a count if there are such images."""
     if image_ids:
         print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
