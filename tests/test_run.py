@@ -300,6 +300,34 @@ def test_models_without_a_checkpoint_are_refused(in_tmp):
     train(options(overwrite=True))
 
 
+def test_other_model_without_a_checkpoint_is_named(in_tmp):
+    train(options())
+    (in_tmp / CHECKPOINT).unlink()
+    model_path('tag').unlink()
+    with pytest.raises(UserError, match=r'^--tag tag: experiments/models/tag.last.pth exists without'):
+        train(options())
+
+
+@pytest.mark.parametrize('tag', ['tag.last', 'tag.best'])
+def test_tag_that_looks_like_the_other_epoch_is_refused(in_tmp, tag):
+    with pytest.raises(UserError, match=f'^--tag {tag}: .last and .best mark the other epoch'):
+        train(options(tag=tag))
+    assert list(in_tmp.rglob('*.pth')) == []
+
+
+def test_run_of_more_gpus_resumes_on_fewer(in_tmp, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        train(options(save_interval=1), at(2, fail))
+    state = read_torch(in_tmp / CHECKPOINT)
+    torch.save({**state, 'random_cuda': [state['random']] * 4}, in_tmp / CHECKPOINT)
+    restored = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_rng_state_all', restored.extend)
+    train(options(save_interval=1))
+    assert len(restored) == 2
+
+
 @pytest.mark.parametrize('damage', [b'', b'PK', 'cut', 'parts', 'fingerprint'])
 def test_damaged_checkpoint_is_named(in_tmp, damage):
     train(options())

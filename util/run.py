@@ -119,6 +119,8 @@ class Run:
         files = [model_path(self.args.tag, suffix) for suffix in ('', '.last', '.best')]
         for path in files:
             check_name(path, '--tag')
+        if self.args.tag.endswith(('.last', '.best')):
+            raise UserError(f'--tag {self.args.tag}: .last and .best mark the other epoch of a run: choose another tag')
         with ExitStack() as stack:
             stack.enter_context(locked(self.path.with_name(f'.{self.args.tag}.lock'), f'the run {self.args.tag}'))
             remove_leftovers(self.path, *files, EXPERIMENTS / 'data' / f'{self.args.tag}.json')
@@ -148,8 +150,9 @@ class Run:
         has_models = any(path.is_file() for path in files)
         if not self.path.is_file():
             if has_models:
+                found = next(path for path in files if path.is_file())
                 raise UserError(
-                    f'--tag {self.args.tag}: {files[0]} exists without {self.path}: pass --overwrite to train again'
+                    f'--tag {self.args.tag}: {found} exists without {self.path}: pass --overwrite to train again'
                 )
             return
         try:
@@ -168,8 +171,8 @@ class Run:
             for name, part in self.parts.items():
                 part.load_state_dict(state['parts'][name])
             torch.set_rng_state(state['random'])
-            if state['random_cuda'] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state['random_cuda'])
+            if torch.cuda.is_available():  # perhaps with fewer GPUs than before
+                torch.cuda.set_rng_state_all(state['random_cuda'][: torch.cuda.device_count()])
             self.iteration = iteration
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise self._damaged(error) from None
@@ -232,7 +235,7 @@ class Run:
             'iteration': self.iteration,
             'parts': {name: part.state_dict() for name, part in self.parts.items()},
             'random': torch.get_rng_state(),
-            'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         }
         save_torch(state, self.path)
         if self.signal:
