@@ -74,8 +74,7 @@ def read_prediction(folder, image_id, size=None):
     """Return a label map without 255."""
     prediction = folder.read_label(image_id, size)
     if (prediction == IGNORE).any():
-        path = folder.file(image_id)
-        raise UserError(f'{path}: contains {IGNORE} (ignore); affinity labels cannot be scored')
+        raise UserError(f'{folder.file(image_id)}: contains {IGNORE} (ignore); affinity labels cannot be scored')
     return prediction
 
 
@@ -182,15 +181,17 @@ def main(args):
     path = artifacts.results_path(name, 'json')
     files.check_name(path, '--experiment_name')
     mode, folder = open_outputs(args, dataset, ids)
-    files.remove_leftovers(path, artifacts.results_path(name, 'tgz'))
+    upload = artifacts.results_path(name, 'tgz')
+    with files.locked(files.lock_path(path), str(path)):
+        files.remove_leftovers(path, upload)
 
-    # The masks of test are not public: pack the predictions for the server.
-    if args.domain == 'test' and not dataset.has_masks(ids):
-        pack(folder, ids, dataset, artifacts.results_path(name, 'tgz'))
-        return
+        # The masks of test are not public: pack the predictions for the server.
+        if args.domain == 'test' and not dataset.has_masks(ids):
+            pack(folder, ids, dataset, upload)
+            return
 
-    dataset.check_masks(ids)
-    files.write_json(path, score(args, mode, dataset, folder, ids))
+        dataset.check_masks(ids)
+        files.write_json(path, score(args, mode, dataset, folder, ids))
     print(f'written to {path}')
 
 

@@ -56,11 +56,11 @@ def main(args):
 
                 # Write the CAMs of the present classes.
                 for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):
-                    blank += [] if cam.amax((1, 2)).all() else [image_id]
                     if image_id in cams.missing:
+                        blank += [] if cam.amax((1, 2)).all() else [image_id]
                         keys = present_keys(labels[image_id])
                         writer.submit(cams.write_maps, image_id, keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
-    stage.warn(blank, ids, 'have a CAM that is zero everywhere: the classifier does not see the class')
+    stage.warn(blank, cams.missing, 'have a CAM that is zero everywhere: the classifier does not see the class')
 
 
 if __name__ == '__main__':

@@ -54,7 +54,8 @@ def main(args):
     inputs = {'model': model_hash, 'cams': cams.fingerprint}
     flat = []  # images without edges
     with artifacts.create_folder(artifacts.RANDOM_WALK, args, dataset, ids, **inputs) as random_walks:
-        batches = MultiScaleDataset(dataset, ids, random_walks.missing, [1.0], args.batch_size)
+        missing = random_walks.missing
+        batches = MultiScaleDataset(dataset, ids, missing, [1.0], args.batch_size)
         batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
         with parallel.BackgroundWriter(args.num_workers) as writer:
             for batch_ids, images, (pixels,) in batches:
@@ -62,16 +63,16 @@ def main(args):
                 size = strided_size(images[0].shape[:2])
                 edges = affinitynet.predict_edges(model, normalize(pixels), args.image_size)
                 contrast = (edges.amax((1, 2)) - edges.amin((1, 2))).tolist()
-                flat += [image_id for image_id, x in zip(batch_ids, contrast, strict=True) if x < MIN_CONTRAST]
+                flat += [i for i, x in zip(batch_ids, contrast, strict=True) if x < MIN_CONTRAST and i in missing]
 
                 # Propagate each image's CAMs; scale them to a maximum of 1 for float16.
                 for image_id, edge in zip(batch_ids, edges, strict=True):
-                    if image_id in random_walks.missing:
+                    if image_id in missing:
                         keys, cam = cams.read_maps(image_id, 'cam', size)
                         cam = torch.from_numpy(cam).to(device)
                         rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
                         writer.submit(random_walks.write_maps, image_id, keys, rw / (rw.max(initial=0) or 1))
-    stage.warn(flat, ids, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
+    stage.warn(flat, missing, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
 
 
 if __name__ == '__main__':

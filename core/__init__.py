@@ -1,4 +1,4 @@
-"""Models and mathematics of the paper. No flags, paths or printing; everything runs on its input's device."""
+"""Models and mathematics of the paper. No flags or printing; tensors stay on their device."""
 
 IGNORE = 255  # label of pixels left out of losses and scores: VOC's void border, unsure affinity labels, padding
 STRIDE = 16  # image pixels per cell of the class maps: every backbone has output stride 16

@@ -197,3 +197,10 @@ def test_set_of_another_version_of_the_drawing_is_refused(made, monkeypatch):
     monkeypatch.setattr(make_demo_data, 'DRAWING', DRAWING + 1)
     with pytest.raises(UserError, match='already contains other files'):
         make(made)
+
+
+def test_current_folder_can_be_the_output(tmp_path, monkeypatch):
+    (tmp_path / 'set').mkdir()
+    monkeypatch.chdir(tmp_path / 'set')
+    make(Path('.'), '--num_train_aug', '1', '--num_train', '1', '--num_val', '1')
+    assert (tmp_path / 'set' / 'dataset.json').is_file()

@@ -41,6 +41,7 @@ from core.models.weights import read_state_dict
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
 from recipes import gradients, rounding
+from util import files
 from util.artifacts import read_args, read_maps, write_npz
 
 NET = 'resnest14_narrow'
@@ -187,7 +188,7 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
         assert {path.name for path in (experiments / folder).iterdir()} == {f'{tag}.{ending}' for tag in TAGS}
     results = {path.name for path in (experiments / 'results').iterdir()}
     scored = {f'{name}@train.json' for name in (CAMS, RANDOM_WALKS, PSEUDO)} | {f'{PREDICTIONS}@val.json'}
-    assert results == scored
+    assert results == scored | {files.lock_path(Path(name)).name for name in scored}
     assert {path.name for path in experiments.iterdir()} == {
         'predictions', 'models', 'checkpoints', 'logs', 'data', 'tensorboards', 'results',
     }  # fmt: skip
@@ -676,6 +677,26 @@ def test_predictions_fork_before_a_gpu_is_in_use(copy, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
     with pytest.raises(AssertionError, match='fork the workers before a GPU is in use'):
         run(copy, 'predictions', '--num_workers', '1')
+
+
+def test_second_evaluation_of_a_folder_is_refused(copy):
+    result = Path(f'experiments/results/{CAMS}@train.json')
+    before = result.read_bytes()
+    with files.locked(files.lock_path(result), str(result)):
+        with pytest.raises(UserError, match=f'is being written by process {os.getpid()}'):
+            run(copy, 'evaluate cams')
+    assert result.read_bytes() == before
+
+
+def test_warnings_count_the_files_of_this_call(copy, capsys):
+    """Also if an unfinished image shares its batch with finished ones."""
+    state = {key: 0 * value if key.startswith('classifier.') else value for key, value in state_of('cls').items()}
+    torch.save(state, 'experiments/models/cls.pth')
+    run(copy, 'cams', '--overwrite')
+    Path(f'experiments/predictions/{CAMS}/{first(copy)}.npz').unlink()
+    capsys.readouterr()
+    run(copy, 'cams')
+    assert f'warning: 1 of 1 images ({first(copy)}, ...) have a CAM' in capsys.readouterr().err
 
 
 def test_losses_by_hand():

@@ -24,7 +24,7 @@ from core.data.images import encode_label_map
 from demo_data.figures import CLASSES
 from demo_data.scenes import DRAWING, draw_scene
 from util import flags, stage
-from util.files import locked, make_folder, remove_all_leftovers, write_bytes
+from util.files import lock_path, locked, make_folder, remove_all_leftovers, write_bytes
 from util.parallel import exit_with_parent
 
 SPLITS = ['train', 'val']
@@ -136,7 +136,7 @@ def write_dataset(args, made_with):
 def main(args):
     options = ('num_train_aug', 'num_train', 'num_val', 'size', 'seed')
     made_with = {key: getattr(args, key) for key in options} | {'drawing': DRAWING}
-    with locked(args.out.with_name(f'.{args.out.name}.lock'), str(args.out)):
+    with locked(lock_path(args.out.absolute()), str(args.out)):
         if is_complete(args.out, made_with):
             print(f'{args.out}: the data set already exists with these options')
         else:

@@ -49,7 +49,6 @@ RANDOM_WALK = Format(
 )
 PSEUDO_LABEL = Format('pseudo-label', 'make_pseudo_labels.py', '{experiment_name}@crf={crf_iteration}')
 PREDICTION = Format('prediction', 'inference_segmentation.py', '{tag}@{split}@scale={scales}@iteration={iteration}')
-FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, PSEUDO_LABEL, PREDICTION)
 
 # Options of the network stages that change only the rounding of their outputs (docs/method.md, "CAMs").
 ROUNDING_OPTIONS = ('batch_size',)

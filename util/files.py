@@ -73,6 +73,11 @@ def _temporary_stem(path: Path) -> str:
     return hashlib.sha256(path.name.encode()).hexdigest()[:16]
 
 
+def lock_path(path: Path) -> Path:
+    """Return the lock file of a file that is not in a folder of its own."""
+    return path.with_name(f'.{_temporary_stem(path)}.lock')
+
+
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` inside; raises UserError naming the holder if another process has it.
