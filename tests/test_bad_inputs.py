@@ -303,7 +303,7 @@ CASES = [
     ),
     (in_json(lists=[]), 'evaluate', '', '{D}/dataset.json: "lists" must name a file for each domain'),
     # annotations
-    (remove(XML), 'cams', '', '{D}/Annotations/train_00000.xml: no such annotation'),
+    (remove(XML), 'cams', '', '{D}/Annotations/train_00000.xml: no such annotation: check the folder of the data set'),
     (write(XML, 'no XML'), 'cams', '', '{D}/Annotations/train_00000.xml: not a VOC annotation (*)'),
     (
         write(XML, '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'),

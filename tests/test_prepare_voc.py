@@ -110,3 +110,9 @@ def test_download_without_network(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare_voc, 'VOCSegmentation', offline)
     text = fault_of(prepare_voc, ['--out', str(tmp_path / 'new')], capsys)
     assert 'VOC 2012 cannot be downloaded (no network): download VOCtrainval_11-May-2012.tar elsewhere' in text
+
+
+def test_broken_link_is_named(tmp_path, capsys):
+    (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+    line = ['--out', str(tmp_path / 'link'), '--tar', str(tmp_path / 'voc.tar')]
+    assert f'{tmp_path / "link"}: is a broken link' in fault_of(prepare_voc, line, capsys)

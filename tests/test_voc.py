@@ -168,3 +168,14 @@ def test_missing_annotation(tmp_path):
         voc.read_tags(tmp_path / 'nowhere.xml', SIZE)
     with pytest.raises(UserError, match='not a VOC annotation'):
         voc.read_tags(tmp_path, SIZE)
+
+
+def test_missing_annotation_with_a_similar_name(tmp_path):
+    (tmp_path / 'a.XML').write_text('<annotation/>')
+    with pytest.raises(UserError, match='a.xml: no such annotation, but a.XML exists: rename it$'):
+        voc.read_tags(tmp_path / 'a.xml', (30, 40))
+
+
+def test_empty_size_and_box_are_absent(tmp_path):
+    (tmp_path / 'a.xml').write_text('<annotation><size/><object><name>dog</name><bndbox/></object></annotation>')
+    assert voc.read_tags(tmp_path / 'a.xml', (30, 40)) == ['dog']

@@ -17,6 +17,7 @@ from torchvision.datasets import VOCSegmentation
 from core import UserError
 from core.data.dataset import open_dataset
 from util import flags, stage
+from util.files import make_folder
 
 
 def parse_args(argv=None):
@@ -41,7 +42,7 @@ def fetch(out, tar):
     root = out / 'VOCdevkit' / 'VOC2012'
     if root.exists():
         raise UserError(f'--out {out}: {root} already exists: verify it with --check, or delete it')
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         if tar:
             with tarfile.open(tar) as archive:

@@ -168,6 +168,4 @@ def _check_files(paths: list[Path]) -> None:
     if not missing:
         return
     first = missing[0]
-    similar = sorted(path.name for path in first.parent.glob('*') if path.stem.lower() == first.stem.lower())
-    found = f', but {", ".join(similar[:3])} exists: rename it' if similar else ': check the folder of the data set'
-    raise UserError(f'{first}: no such file ({len(missing)} of {len(paths)} are missing){found}')
+    raise UserError(f'{first}: no such file ({len(missing)} of {len(paths)} are missing){voc.similar_names(first)}')

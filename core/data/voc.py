@@ -29,6 +29,12 @@ def mask_path(root: Path, image_id: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), root) / f'{image_id}.png'
 
 
+def similar_names(missing: Path) -> str:
+    """Return the end of an error line: files that differ from a missing one in case or extension, or what to do."""
+    similar = sorted(path.name for path in missing.parent.glob('*') if path.stem.lower() == missing.stem.lower())
+    return f', but {", ".join(similar[:3])} exists: rename it' if similar else ': check the folder of the data set'
+
+
 def palette() -> np.ndarray:
     """Return VOC's colours, (256, 3) uint8: three bits of the index at a time become the top bits of R, G and B."""
     index = np.arange(256)
@@ -52,7 +58,7 @@ def read_tags(path: Path, size: tuple[int, int]) -> list[str]:
             name for name, has_area in (_read_object(path, thing, size) for thing in root.iter('object')) if has_area
         ]
     except FileNotFoundError:
-        raise UserError(f'{path}: no such annotation') from None
+        raise UserError(f'{path}: no such annotation{similar_names(path)}') from None
     except defusedxml.DTDForbidden:
         raise UserError(f'{path}: declares a document type, which VOC annotations do not') from None
     except UserError:
@@ -62,7 +68,7 @@ def read_tags(path: Path, size: tuple[int, int]) -> list[str]:
 
 
 def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
-    if root.find('size') is None:
+    if not root.findall('size/*'):
         return
     stated = tuple(_number(path, root, f'size/{side}') for side in ('height', 'width'))
     if stated != tuple(size):
@@ -72,7 +78,7 @@ def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
 def _read_object(path: Path, thing: Element, size: tuple[int, int]) -> tuple[str, bool]:
     """Return the name of an object, and whether its box has area (an object without a box counts)."""
     name = (thing.findtext('name') or '').strip()
-    if thing.find('bndbox') is None:
+    if not thing.findall('bndbox/*'):
         return name, True
     h, w = size
     x = sorted(_number(path, thing, f'bndbox/{side}') for side in ('xmin', 'xmax'))
