@@ -13,6 +13,7 @@ import tarfile
 from functools import partial
 
 import numpy as np
+from tabulate import tabulate
 
 from core import IGNORE, UserError
 from core.data.dataset import open_dataset
@@ -129,8 +130,7 @@ def report(rows, mode):
         at = '' if threshold is None else f'threshold {threshold:.2f}: '
         print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
     best_threshold, best = max(rows, key=lambda item: item[1]['miou'])
-    for name, iou in best['iou'].items():
-        print(f'  {name:14} {"  -" if iou is None else f"{iou:6.2f}"}')
+    print(tabulate(best['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
     at = '' if best_threshold is None else f' at threshold {best_threshold:.2f}'
     print(f'best mIoU {best["miou"]:.2f} %{at}')
     if mode == 'rw' and len(rows) > 1:

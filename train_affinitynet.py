@@ -30,7 +30,7 @@ def parse_args(argv=None):
     radius = 'radius of the pixel pairs, in pixels of the edge map'
     parser.groups['loss'].add_argument('--radius', type=flags.integer(2), default=10, help=radius)
     args = flags.parse_training(parser, argv)
-    with parser.blaming('--radius'):
+    with parser.checking_values():
         PathIndex(args.radius, strided_size((args.image_size, args.image_size)))
     return args
 

@@ -62,7 +62,7 @@ def parse_args(argv=None):
         parser.error(f'--batch_size {args.batch_size} is not a multiple of --bn_replicas {args.bn_replicas}')
     if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
         parser.error(f'--batch_size {args.batch_size}: --bn_replicas {args.bn_replicas} needs at least 2 images each')
-    with parser.blaming('--image_size'):
+    with parser.checking_values():
         puzzle.check_puzzle(args.image_size, args.num_pieces)
     return args
 

@@ -5,4 +5,8 @@ STRIDE = 16  # image pixels per cell of the class maps: every backbone has outpu
 
 
 class UserError(ValueError):
-    """Invalid user input. The one-line message names the value or file and the remedy."""
+    """Invalid user input. The one-line message names the value or file and the remedy.
+
+    A message about a value begins with its name, such as "domain 'x': ...". Where the name is that of a flag,
+    util/stage.py puts the dashes before it.
+    """

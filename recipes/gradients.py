@@ -16,6 +16,7 @@ from argparse import Namespace
 from itertools import islice
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 import train_classification_with_puzzle as stage1
@@ -81,10 +82,9 @@ def main(args):
         count += 1
 
     print(f'{args.tag} at its {args.at}, {count} batches of {run.batch_size} ({run.mode})')
-    print(f'{"":12}{"value":>10}{"gradient":>10}{"cosine":>10}')
-    for name, title in (('cl', 'L_cls'), ('pcl', 'L_p-cls'), ('re', 'L_re')):
-        value, norm, cosine = (sums[name] / count).tolist()
-        print(f'{title:12}{value:10.4f}{norm:10.4f}{cosine:10.3f}')
+    titles = {'cl': 'L_cls', 'pcl': 'L_p-cls', 're': 'L_re'}
+    rows = [(title, *(sums[name] / count).tolist()) for name, title in titles.items()]
+    print(tabulate(rows, ('', 'value', 'gradient', 'cosine'), tablefmt='pipe', floatfmt=('', '.4f', '.4f', '.3f')))
 
 
 if __name__ == '__main__':

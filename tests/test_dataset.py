@@ -98,7 +98,7 @@ def test_lists_are_relative_to_the_json_and_a_palette_replaces_vocs(tmp_path):
 )
 def test_wrong_entries_of_the_json(tmp_path, entries):
     path = write_json(tmp_path, **entries)
-    with pytest.raises(UserError, match=f'^{path}: "{next(iter(entries))}" must') as error:
+    with pytest.raises(UserError, match=f'^dataset {path}: "{next(iter(entries))}" must') as error:
         open_dataset(path, tmp_path)
     assert_one_line(error)
 
@@ -109,12 +109,12 @@ def test_wrong_entries_of_the_json(tmp_path, entries):
 def test_file_that_is_not_a_data_set(tmp_path, content):
     path = tmp_path / 'set.json'
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f'^{path}: (is not valid JSON|a data set needs the entries)') as error:
+    with pytest.raises(UserError, match=f'^dataset {path}: (is not valid JSON|needs the entries)') as error:
         open_dataset(path, tmp_path)
     assert_one_line(error)
-    with pytest.raises(UserError, match='nowhere.json: the data set cannot be read'):
+    with pytest.raises(UserError, match='^dataset .*nowhere.json: cannot be read'):
         open_dataset(tmp_path / 'nowhere.json', tmp_path)
-    with pytest.raises(UserError, match='the data set cannot be read'):
+    with pytest.raises(UserError, match='^dataset .*: cannot be read'):
         open_dataset(tmp_path, tmp_path)
 
 

@@ -50,13 +50,13 @@ def test_errors_are_one_line_with_status_2(capsys):
         assert capsys.readouterr().err.count('\n') == 1
 
 
-def test_user_errors_can_be_blamed_on_a_flag(capsys):
+def test_errors_of_values_name_their_flag(capsys):
     parser = flags.Parser('text')
-    with pytest.raises(SystemExit) as ended, parser.blaming('--radius'):
+    with pytest.raises(SystemExit) as ended, parser.checking_values():
         raise UserError('radius 10 is too large')
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f'{parser.prog}: error: --radius: radius 10 is too large\n'
-    with pytest.raises(ZeroDivisionError), parser.blaming('--radius'):
+    assert capsys.readouterr().err == f'{parser.prog}: error: --radius 10 is too large\n'
+    with pytest.raises(ZeroDivisionError), parser.checking_values():
         raise ZeroDivisionError
 
 

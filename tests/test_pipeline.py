@@ -320,7 +320,8 @@ def test_gradients_of_the_losses(experiments, capsys, end):
     """At the end of the run, the first batch is compared with separate backward passes."""
     gradients.main(gradients.parse_args(['--tag', 'cls', '--at', end, '--batches', '1', '--device', 'cpu']))
     lines = capsys.readouterr().out.splitlines()
-    found = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in lines[2:]}
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[3:]]
+    found = {name: [float(x) for x in values] for name, *values in rows}
     assert list(found) == ['L_cls', 'L_p-cls', 'L_re']
     assert found['L_cls'][2] == 1
     if end == 'end':
@@ -879,24 +880,24 @@ def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, c
     'name, line, part',
     [
         ('cls', '--num_pieces 3', '--num_pieces: 3'),
-        ('cls', '--image_size 50', '--image_size: image_size 50'),
-        ('cls', '--num_pieces 9', '--image_size: image_size 64'),
+        ('cls', '--image_size 50', '--image_size 50'),
+        ('cls', '--num_pieces 9', '--image_size 64'),
         ('cls', '--device nonsense', '--device nonsense'),
         ('cls', '--batch_size 16', '--batch_size 16'),
-        ('cls', '--weights nowhere.pth', 'nowhere.pth: cannot be read'),
+        ('cls', '--weights nowhere.pth', '--weights nowhere.pth: cannot be read'),
         ('cls', '--lr 1e20', '--lr'),
         ('aff', '--lr 1e30', '--lr'),
         ('seg', '--lr 1e20', '--lr'),
-        ('cls', '--weights imagenet', 'weights imagenet: '),
-        ('cls', '--dataset nowhere.json', 'nowhere.json: the data set'),
+        ('cls', '--weights imagenet', '--weights imagenet: '),
+        ('cls', '--dataset nowhere.json', '--dataset nowhere.json: '),
         ('cls', '--data_dir nowhere', 'nowhere'),
         ('cls', '--architecture mobilenet_v2 --weights experiments/models/cls.pth', 'mobilenet_v2'),
-        ('cams', '--domain test', "domain 'test'"),
+        ('cams', '--domain test', "--domain 'test'"),
         ('cams', '--architecture resnest14', 'resnest14'),
-        ('affinity_labels', '--domain nowhere', "domain 'nowhere'"),
+        ('affinity_labels', '--domain nowhere', "--domain 'nowhere'"),
         ('affinity_labels', f'--experiment_name {RANDOM_WALKS}', '"cam"'),
         ('affinity_labels', '--domain val', 'inference_classification.py'),
-        ('aff', '--radius 10', '--radius: radius 10'),
+        ('aff', '--radius 10', '--radius 10 is'),
         ('random_walk', '--architecture resnest14', 'resnest14'),
         ('random_walk', f'--cam_dir {RANDOM_WALKS}', '"cam"'),
         ('pseudo', f'--experiment_name {CAMS}', '"rw"'),
@@ -905,7 +906,7 @@ def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, c
         ('predictions', '--use_gn False', 'seg.pth'),
         ('predictions', '--architecture Seg_Model', 'Seg_Model'),
         ('predictions', '--domain train_aug --data_dir nowhere', 'nowhere'),
-        ('evaluate', '--domain test', "domain 'test'"),
+        ('evaluate', '--domain test', "--domain 'test'"),
         ('evaluate', '--mode npy', '--mode npy'),
         ('evaluate', '--data_dir nowhere', 'nowhere'),
         ('evaluate cams', '--mode rw', '--mode rw'),

@@ -201,3 +201,15 @@ def test_progress_without_a_terminal_is_ten_lines(capsys):
     capsys.readouterr()
     assert list(stage.progress(range(100), 'epoch 1', lines=False)) == list(range(100))
     assert capsys.readouterr().err == ''
+
+
+def test_values_of_flags_get_their_dashes(capsys):
+    """A message that begins with the name of a flag of this script, and no other."""
+
+    def main(args):
+        raise UserError(args.message)
+
+    for message, line in (("domain 'x': unknown", "--domain 'x': unknown"), ('radius 3 is x', 'radius 3 is x')):
+        with pytest.raises(SystemExit) as ended:
+            stage.run(main, lambda message=message: argparse.Namespace(domain='x', message=message))
+        assert ended.value.code == f'{sys.argv[0]}: error: {line}'

@@ -24,12 +24,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f'{self.prog}: error: {message}\n')
 
     @contextmanager
-    def blaming(self, flag: str) -> Iterator[None]:
-        """Report a UserError raised inside as an error of the flag."""
+    def checking_values(self) -> Iterator[None]:
+        """Report a UserError raised inside as an error of the flag whose name the message begins with."""
         try:
             yield
         except UserError as error:
-            self.error(f'{flag}: {error}')
+            self.error(f'--{error}')
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -57,7 +57,8 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
         line = explain(error)
         if line is None:
             raise
-        sys.exit(f'{sys.argv[0]}: error: {line}')
+        is_flag = isinstance(error, UserError) and line.split(' ', 1)[0] in vars(args or Namespace())
+        sys.exit(f'{sys.argv[0]}: error: {"--" if is_flag else ""}{line}')
 
 
 def explain(error: Exception) -> str | None:

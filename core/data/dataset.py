@@ -136,19 +136,19 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
     except OSError as error:
-        raise UserError(f'{path}: the data set cannot be read ({error.strerror})') from None
+        raise UserError(f'dataset {path}: cannot be read ({error.strerror})') from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f'{path}: is not valid JSON ({error})') from None
+        raise UserError(f'dataset {path}: is not valid JSON ({error})') from None
     if not isinstance(content, dict) or not {'classes', 'lists'} <= content.keys():
-        raise UserError(f'{path}: a data set needs the entries "classes" and "lists"')
+        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"')
     classes, lists = content['classes'], content['lists']
     are_names = isinstance(classes, list) and all(
         isinstance(name, str) and name not in ('', 'background') for name in classes
     )
     if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
-        raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background')
+        raise UserError(f'dataset {path}: "classes" must be 1 to 254 different names, without the background')
     if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
-        raise UserError(f'{path}: "lists" must name a file for each domain')
+        raise UserError(f'dataset {path}: "lists" must name a file for each domain')
     palette = voc.palette()
     if 'palette' in content:
         try:
@@ -157,7 +157,7 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
                 raise ValueError
             palette[: len(colours)] = colours.astype(np.uint8)
         except (ValueError, TypeError):
-            raise UserError(f'{path}: "palette" must be up to 256 [r, g, b] colours') from None
+            raise UserError(f'dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None
     files = {domain: path.parent / file for domain, file in lists.items()}
     return Dataset(str(content.get('name', path.stem)), tuple(classes), palette, files, Path(root))
 

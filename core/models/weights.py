@@ -30,10 +30,13 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     if source == 'none':
         return
     if source == 'imagenet':
-        state, where = _download(name), f'the ImageNet weights of {name}'
+        state, where = _download(name), 'weights imagenet'
     else:
-        file = read_state_dict(Path(source))
-        state, where = file.state, f'{source} ({file.form})'
+        try:
+            file = read_state_dict(Path(source))
+        except UserError as error:
+            raise UserError(f'weights {error}') from None
+        state, where = file.state, f'weights {source} ({file.form})'
     if any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
     own = backbone.state_dict()
@@ -42,7 +45,7 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     wrong += [key for key in state if key not in own and not key.startswith(('fc.', 'classifier.'))]  # ImageNet's head
     if wrong:
         count = f'{len(wrong)} tensors are missing, unknown or of another shape'
-        raise UserError(f'{where}: these weights do not fit {name}: {count}, the first is {wrong[0]}')
+        raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}')
     backbone.load_state_dict(fitting, strict=False)
 
 
