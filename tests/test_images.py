@@ -181,3 +181,16 @@ def test_damaged_pictures_give_pixels_or_a_user_error(tmp_path, data):
             except UserError as error:
                 assert 'damaged' in str(error)
                 assert '\n' not in str(error)
+
+
+@pytest.mark.parametrize('orientation', UPRIGHT)
+@pytest.mark.parametrize('mode', ['P', 'L'])
+def test_masks_are_turned_upright_too(tmp_path, orientation, mode):
+    stored = np.random.default_rng(0).integers(0, 4, (5, 7), dtype=np.uint8)
+    picture, exif = Image.fromarray(stored, mode='L'), Image.Exif()
+    if mode == 'P':
+        picture = Image.fromarray(stored, mode='P')
+        picture.putpalette(palette().tobytes())
+    exif[0x0112] = orientation
+    picture.save(tmp_path / 'a.png', exif=exif)
+    assert np.array_equal(read_label_map(tmp_path / 'a.png', 3), UPRIGHT[orientation](stored))

@@ -34,6 +34,11 @@ class Format(NamedTuple):
     maps: tuple[str, ...] = ()
 
     @property
+    def ending(self) -> str:
+        """What the last part of the folder's name begins with, such as 'crf='."""
+        return self.folder.rsplit('@', 1)[-1].split('{')[0]
+
+    @property
     def suffix(self) -> str:
         return '.npz' if self.maps else '.png'
 
@@ -49,6 +54,7 @@ RANDOM_WALK = Format(
 )
 PSEUDO_LABEL = Format('pseudo-label', 'make_pseudo_labels.py', '{experiment_name}@crf={crf_iteration}')
 PREDICTION = Format('prediction', 'inference_segmentation.py', '{tag}@{split}@scale={scales}@iteration={iteration}')
+FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, PSEUDO_LABEL, PREDICTION)
 
 # Options of the network stages that change only the rounding of their outputs (docs/method.md, "CAMs").
 ROUNDING_OPTIONS = ('batch_size',)
@@ -150,8 +156,7 @@ def folder_name(kind: Format, args: Namespace) -> str:
 def format_of(name: str) -> Format:
     """Return the format that a folder's name announces in its last part; CAM if it announces nothing else."""
     last = name.rsplit('@', 1)[-1]
-    endings = {'rw': RANDOM_WALK, 'crf=': PSEUDO_LABEL, 'aff_fg=': AFFINITY_LABEL, 'iteration=': PREDICTION}
-    return next((kind for start, kind in endings.items() if last.startswith(start)), CAM)
+    return next((kind for kind in FORMATS if last.startswith(kind.ending)), CAM)
 
 
 def open_folder(

@@ -34,8 +34,7 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
-            image.load()
-            image = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+            image = _upright(image)
             return image if image.mode == 'RGB' else image.convert('RGB')
     except FileNotFoundError:
         raise UserError(f'{path}: no such image') from None
@@ -57,7 +56,7 @@ def read_label_map(path: Path, num_classes: int, size: tuple[int, int] | None = 
                 raise UserError(
                     f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode}'
                 )
-            label = np.array(image)
+            label = np.array(_upright(image))
     except FileNotFoundError:
         raise UserError(f'{path}: no such mask') from None
     except UserError:
@@ -72,6 +71,12 @@ def read_label_map(path: Path, num_classes: int, size: tuple[int, int] | None = 
             f'{path}: contains class {label[wrong].max()}, the largest class is {num_classes} (255: ignore)'
         )
     return label
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decode an image and turn it by its EXIF orientation."""
+    image.load()
+    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
 
 
 def encode_label_map(label: np.ndarray, palette: np.ndarray) -> bytes:
