@@ -11,12 +11,63 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from core import UserError
-from core.data.images import encode_label_map, image_size, read_image, read_label_map
+from core.data.images import ID_LIMIT, encode_label_map, image_size, make_image_id, read_image, read_label_map
 from core.data.voc import palette
 
 QUICK = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+# Image ids ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'path, image_id',
+    [
+        ('cat.jpg', 'cat'),
+        ('./cat.JPG', 'cat'),
+        ('pets/2024/my cat 1.jpeg', 'pets__2024__my cat 1'),
+        ('pets\\cat.png', 'pets__cat'),
+        ('猫/ねこ.webp', '猫__ねこ'),
+        ('a.b/c.d.tif', 'a.b__c.d'),
+        ('.hidden/cat.bmp', '_.hidden__cat'),
+        ('cat', 'cat'),
+    ],
+)
+def test_image_ids_come_from_paths(path, image_id):
+    assert make_image_id(path) == image_id
+
+
+def test_long_paths_keep_their_end():
+    first, second = (make_image_id(f'{top}/{"猫" * 100}/cat.jpg') for top in 'ab')
+    assert first != second
+    for image_id in (first, second):
+        assert len(image_id.encode()) <= ID_LIMIT
+        assert image_id.endswith('猫__cat')
+
+
+@pytest.mark.parametrize(
+    'path', ['', '.', '/etc/cat.jpg', '../cat.jpg', 'a/../cat.jpg', 'C:/cat.jpg', 'a\nb.jpg', 'a\0.jpg']
+)
+def test_paths_that_are_not_relative_are_refused(path):
+    with pytest.raises(UserError, match='is not a relative path of an image'):
+        make_image_id(path)
+
+
+@QUICK
+@given(path=st.text('ab./\\ 猫é\0', max_size=300))
+def test_image_ids_are_safe_file_names(path):
+    try:
+        image_id = make_image_id(path)
+    except UserError:
+        return
+    assert image_id
+    assert image_id.isprintable()
+    assert not image_id.startswith('.')
+    assert '/' not in image_id
+    assert '\\' not in image_id
+    assert len(image_id.encode()) <= ID_LIMIT
 
 
 # Photographs --------------------------------------------------------------------------------------------------------

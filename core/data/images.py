@@ -4,16 +4,37 @@ Pillow reads photographs itself rather than through imageio, because its images 
 imageio turns grey photographs with an EXIF orientation about the wrong axis.
 """
 
+import hashlib
 import io
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from core import IGNORE, UserError
 
+ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow for damaged files
+
+
+def make_image_id(path: str) -> str:
+    """Return the image id of a relative path: its folders and name joined by '__', without the extension.
+
+    Too long a path keeps its end, after ten digits of its hash. Raises UserError if the path is empty, absolute, leaves
+    its folder or contains control characters.
+    """
+    parts = PurePosixPath(path.replace('\\', '/')).parts
+    if not parts or not path.isprintable() or '..' in parts or parts[0] == '/' or parts[0].endswith(':'):
+        raise UserError(f'{path!r} is not a relative path of an image')
+    image_id = '__'.join([*parts[:-1], PurePosixPath(parts[-1]).stem])
+    if image_id.startswith('.'):
+        image_id = f'_{image_id}'
+    if len(image_id.encode()) > ID_LIMIT:
+        digest = hashlib.sha256(image_id.encode()).hexdigest()[:10]
+        end = image_id.encode()[-(ID_LIMIT - 12) :].decode(errors='ignore')
+        image_id = f'{digest}__{end}'
+    return image_id
 
 
 def image_size(path: Path) -> tuple[int, int]:
