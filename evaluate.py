@@ -64,11 +64,12 @@ def open_outputs(args, dataset, ids):
         raise UserError(f'--mode {args.mode}: {path} contains files of mode {mode}; it is detected without --mode')
     if mode == 'png' and args.threshold is not None:
         raise UserError(f'--threshold {args.threshold}: {path} contains label maps, which have no scores')
-    if mode == 'png':
-        kind = artifacts.PREDICTION._replace(script=kind.script)
-    else:
-        kind = {'npy': artifacts.CAM, 'rw': artifacts.RANDOM_WALK}[mode]
-    return mode, artifacts.open_folder(kind, args.experiment_name, '--experiment_name', dataset, ids)
+    kinds = {
+        'png': artifacts.PREDICTION._replace(script=kind.script),
+        'npy': artifacts.CAM,
+        'rw': artifacts.RANDOM_WALK,
+    }
+    return mode, artifacts.open_folder(kinds[mode], args.experiment_name, '--experiment_name', dataset, ids)
 
 
 def read_prediction(folder, image_id, size=None):
@@ -117,13 +118,6 @@ def summarize(matrix, dataset):
     return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
 
 
-def score_background(matrix):
-    """Return the mIoU in percent of predicting background everywhere."""
-    nothing = ConfusionMatrix(len(matrix.counts))
-    nothing.counts[:, 0] = matrix.counts.sum(1)
-    return 100 * nothing.miou()
-
-
 def report(rows, mode):
     """Print a line per threshold and the IoU per class at the best one; return the best (threshold, metrics)."""
     for threshold, row in rows:
@@ -159,7 +153,7 @@ def score(args, mode, dataset, folder, ids):
     matrices = count_pixels(args, mode, dataset, folder, ids)
     rows = [(threshold, summarize(matrix, dataset)) for threshold, matrix in matrices]
     threshold, best = report(rows, mode)
-    background = score_background(matrices[0][1])
+    background = 100 * matrices[0][1].background_miou()
     print(f'(predicting background everywhere: {background:.2f} %)')
     return {
         'experiment_name': args.experiment_name,
@@ -176,22 +170,24 @@ def score(args, mode, dataset, folder, ids):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids(args.domain)
+    ids, masked = dataset.ids(args.domain), dataset.ids_with_masks(args.domain)
     name = f'{args.experiment_name}@{args.domain}'
     path = artifacts.results_path(name, 'json')
     files.check_name(path, '--experiment_name')
-    mode, folder = open_outputs(args, dataset, ids)
+    mode, folder = open_outputs(args, dataset, masked or ids)
     upload = artifacts.results_path(name, 'tgz')
     with files.locked(files.lock_path(path), str(path)):
         files.remove_leftovers(path, upload)
 
         # The masks of test are not public: pack the predictions for the server.
-        if args.domain == 'test' and not dataset.has_masks(ids):
+        if args.domain == 'test' and not masked:
             pack(folder, ids, dataset, upload)
             return
-
-        dataset.check_masks(ids)
-        files.write_json(path, score(args, mode, dataset, folder, ids))
+        if not masked:
+            expected = f' ({dataset.mask_path(ids[0])}, ...)' if dataset.mask_path(ids[0]) else ''
+            raise UserError(f'domain {args.domain!r}: nothing to compare with: none of its images has a mask{expected}')
+        stage.print_mask_count(dataset, args.domain, masked)
+        files.write_json(path, score(args, mode, dataset, folder, masked))
     print(f'written to {path}')
 
 

@@ -19,6 +19,7 @@ from core.data.transforms import normalize
 from core.maps import present_keys
 from core.models import BACKBONES, Classifier
 from util import artifacts, checkpoint, flags, loaders, parallel, stage
+from util.fingerprint import label_hashes
 
 
 def parse_args(argv=None):
@@ -35,7 +36,7 @@ def main(args):
     # Read the image-level labels: they say which classes get a CAM.
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
-    labels = {image_id: dataset.read_labels(image_id) for image_id in ids}
+    labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
 
     # Load the classifier.
     network = Classifier(args.architecture, dataset.num_classes)
@@ -43,7 +44,8 @@ def main(args):
     model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
 
     blank = []  # images with a CAM that is zero everywhere
-    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, model=model_hash) as cams:
+    inputs = {'model': model_hash, 'labels': label_hashes(labels)}
+    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, **inputs) as cams:
         scales = flags.floats(args.scales)
         batches = MultiScaleDataset(dataset, ids, cams.missing, scales, args.batch_size, args.resize)
         batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of CAMs')

@@ -51,7 +51,7 @@ def main(args):
     source = args.model_name, '--model_name', 'train_affinitynet.py', args.architecture
     model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
 
-    inputs = {'model': model_hash, 'cams': cams.fingerprint}
+    inputs = {'model': model_hash, 'cams': cams}
     flat = []  # images without edges
     with artifacts.create_folder(artifacts.RANDOM_WALK, args, dataset, ids, **inputs) as random_walks:
         missing = random_walks.missing

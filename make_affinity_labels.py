@@ -47,7 +47,7 @@ def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
     cams = artifacts.open_folder(artifacts.CAM, args.experiment_name, '--experiment_name', dataset, ids)
-    with artifacts.create_folder(artifacts.AFFINITY_LABEL, args, dataset, ids, maps=cams.fingerprint) as labels:
+    with artifacts.create_folder(artifacts.AFFINITY_LABEL, args, dataset, ids, maps=cams) as labels:
         labels.write_missing_labels(make_label, args.num_workers, args=args, dataset=dataset, cams=cams)
 
 

@@ -42,7 +42,7 @@ def main(args):
     ids = dataset.ids(args.domain, with_images=True)
     kind = artifacts.RANDOM_WALK
     random_walks = artifacts.open_folder(kind, args.experiment_name, '--experiment_name', dataset, ids)
-    with artifacts.create_folder(artifacts.PSEUDO_LABEL, args, dataset, ids, maps=random_walks.fingerprint) as labels:
+    with artifacts.create_folder(artifacts.PSEUDO_LABEL, args, dataset, ids, maps=random_walks) as labels:
         inputs = {'args': args, 'dataset': dataset, 'random_walks': random_walks}
         labels.write_missing_labels(make_label, args.num_workers, **inputs)
 

@@ -47,7 +47,7 @@ def draw_edges(batch, logits, palette):
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids, kind = dataset.ids('train_aug'), artifacts.AFFINITY_LABEL
+    ids, kind = dataset.ids('train_aug', with_images=True), artifacts.AFFINITY_LABEL
     label_maps = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
     device = devices.pick_device(args.device, args.seed)
 
@@ -55,7 +55,7 @@ def main(args):
     edge_size = strided_size((args.image_size, args.image_size))
     sizes = (args.min_image_size, args.max_image_size)
     transform = training_pipeline(sizes, args.image_size, args.resize, mask_size=edge_size[0])
-    train_set = ImageDataset(dataset, 'train_aug', transform, read_mask=label_maps.read_label, seed=args.seed)
+    train_set = ImageDataset(dataset, ids, transform, read_mask=label_maps.read_label, seed=args.seed)
     loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
     path_index = PathIndex(args.radius, edge_size)
 
@@ -68,7 +68,7 @@ def main(args):
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': args.architecture, 'classes': dataset.class_names}
-    with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps.fingerprint) as run:
+    with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps) as run:
         for _ in run.epochs():
             for batch in run.batches(device):
                 # Label each pair by its two ends; its affinity is 1 - the largest edge between them.

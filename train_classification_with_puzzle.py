@@ -1,6 +1,7 @@
 """Stage 1: train a classifier on image-level labels with the puzzle module.
 
-Reads   {data_dir}: images and annotations of the list train_aug; also masks of the list train, to score its CAMs
+Reads   images and labels of the list train_aug; masks of the list train, if there are any, to score its CAMs; images
+        and labels of the list val (or train), to score the predicted classes
 Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.last.pth or {tag}.best.pth (the other),
         experiments/logs/{tag}.txt, data/{tag}.json, tensorboards/{tag}/
 
@@ -13,13 +14,12 @@ The CAMs of stage 2 should then score 61.85 mIoU on train (paper, Table 2).
 import numpy as np
 import torch
 
-from core import STRIDE, puzzle
+from core import STRIDE, metrics, puzzle
 from core.cam import make_cam
+from core.data import transforms
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
-from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
 from core.losses import alpha_at, classification_loss, confidence_loss, reconstruction_loss
-from core.metrics import ThresholdSweep
 from core.models import BACKBONES, Classifier, load_weights
 from core.models.batchnorm import forward_in_replicas
 from util import devices, flags, loaders, optim, stage, visualize
@@ -52,7 +52,7 @@ def parse_args(argv=None):
 
     augment = 'colorjitter, randaugment or both, comma-separated'
     parser.groups['augmentation'].add_argument('--augment', default='', help=augment)
-    select = 'epoch to keep; best: by the mIoU of CAMs on the masks of train'
+    select = 'epoch to keep; best: by the mIoU of CAMs on the masks of train (without masks: last)'
     parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
 
     args = flags.parse_training(parser, argv)
@@ -68,17 +68,25 @@ def parse_args(argv=None):
 
 
 def build_loaders(args, dataset, device):
-    """Return the batches to train on, and those whose CAMs are scored after each epoch."""
+    """Return the batches to train on, those whose CAMs are scored after each epoch, and those whose tags are."""
     sizes, augmentations = (args.min_image_size, args.max_image_size), args.augment.split(',')
-    transform = training_pipeline(sizes, args.image_size, args.resize, augmentations)
-    train_set = ImageDataset(dataset, 'train_aug', transform, with_labels=True, seed=args.seed)
+    transform = transforms.training_pipeline(sizes, args.image_size, args.resize, augmentations)
+    ids = dataset.ids('train_aug', with_images=True)
+    train_set = ImageDataset(dataset, ids, transform, dataset.read_all_labels(ids), seed=args.seed)
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
-    # CAMs are scored on the top-left crop against ground-truth masks.
-    dataset.check_masks(dataset.ids('train'))
-    crop = Pipeline(TopLeftCrop(args.image_size))
-    score_set = ImageDataset(dataset, 'train', crop, with_labels=True, read_mask=dataset.read_mask)
-    return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+    # CAMs are scored on the top-left crop of the images that have a ground-truth mask.
+    ids, crop = dataset.ids_with_masks('train'), transforms.Pipeline(transforms.TopLeftCrop(args.image_size))
+    mask_set = ImageDataset(dataset, ids, crop, dataset.read_all_labels(ids), read_mask=dataset.read_mask)
+
+    # Tags are scored on whole images.
+    ids, whole = (
+        dataset.ids(dataset.tag_domain, with_images=True),
+        transforms.whole_image_pipeline(args.image_size, args.resize),
+    )
+    tag_set = ImageDataset(dataset, ids, whole, dataset.read_all_labels(ids))
+    scored = [loaders.ordered_loader(s, args.batch_size, args.num_workers, device) for s in (mask_set, tag_set)]
+    return train_loader, *scored
 
 
 def compute_losses(model, images, labels, args, replicas_per_device):
@@ -102,29 +110,45 @@ def compute_losses(model, images, labels, args, replicas_per_device):
 
 @torch.no_grad()
 def score_cams(model, loader, dataset, device):
-    """Return the best threshold and its mIoU for single-scale CAMs at 1/16, and CAM pictures of the first batch."""
+    """Return the best threshold and its mIoU for single-scale CAMs at 1/16."""
     model.eval()
-    sweep = ThresholdSweep(dataset.num_classes + 1, THRESHOLDS)
-    rows = []
+    sweep = metrics.ThresholdSweep(dataset.num_classes + 1, THRESHOLDS)
     for batch in stage.progress(loader, 'scoring CAMs'):
-        _, maps = model(normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
+        _, maps = model(transforms.normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
         cams = make_cam(maps.float()).cpu().numpy() * batch['labels'].numpy()[:, :, None, None]
         masks = batch['masks'][:, ::STRIDE, ::STRIDE].numpy()
         for cam, mask in zip(cams, masks, strict=True):
             sweep.update(cam, np.arange(dataset.num_classes + 1), mask)
-        if not rows:
-            for image, cam in zip(batch['images'].pixels[:8].numpy(), cams, strict=False):
-                rows.append([image, *(visualize.overlay_heatmap(image, score) for score in cam if score.any())])
     model.train()
     mious = [matrix.miou() for matrix in sweep.matrices()]
     best = int(np.argmax(mious))
-    return THRESHOLDS[best], mious[best], visualize.image_grid(rows)
+    return THRESHOLDS[best], mious[best]
+
+
+@torch.no_grad()
+def score_tags(model, loader, device):
+    """Return the average precision and F1 score (at probability 0.5) per class, and pictures of the first CAMs."""
+    model.eval()
+    probabilities, rows = [], []
+    for batch in stage.progress(loader, 'scoring tags'):
+        logits, maps = model(transforms.normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
+        probabilities.append(torch.sigmoid(logits.float()).cpu().numpy())
+        if not rows:
+            cams = make_cam(maps[:8].float()).cpu().numpy() * batch['labels'][:8].numpy()[:, :, None, None]
+            for image, cam in zip(batch['images'].pixels[:8].numpy(), cams, strict=True):
+                rows.append([image, *(visualize.overlay_heatmap(image, score) for score in cam if score.any())])
+    model.train()
+    probabilities, labels = np.concatenate(probabilities), loader.dataset.labels
+    scores = metrics.average_precision(probabilities, labels), metrics.f1_score(probabilities > 0.5, labels)
+    return *scores, visualize.image_grid(rows)
 
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
     device = devices.pick_device(args.device, args.seed)
-    train_loader, score_loader = build_loaders(args, dataset, device)
+    train_loader, mask_loader, tag_loader = build_loaders(args, dataset, device)
+    masked = mask_loader.dataset.ids
+    stage.print_mask_count(dataset, 'train', masked)
 
     # Share the BatchNorm replicas of a batch among the GPUs; each GPU runs its own one after the other.
     replicas = args.bn_replicas if args.mode == 'normal' else args.batch_size
@@ -140,10 +164,10 @@ def main(args):
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': args.architecture, 'classes': dataset.class_names}
-    with Run(args, train_loader, model, optimizer, schedule, meta) as run:
-        for _ in run.epochs():
+    with Run(args, train_loader, model, optimizer, schedule, meta, masked) as run:
+        for epoch in run.epochs():
             for batch in run.batches(device):
-                images, labels = normalize(batch['images']), batch['labels']
+                images, labels = transforms.normalize(batch['images']), batch['labels']
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf
                 losses = compute_losses(model, images, labels, args, replicas_per_device)
@@ -151,9 +175,15 @@ def main(args):
                 loss = sum(alpha * value if name == 're' else value for name, value in losses.items())
                 run.step(loss, losses, **({'alpha': alpha} if 're' in losses else {}))
 
-            # Score the CAMs; keep the best and the last epoch.
-            threshold, miou, grid = score_cams(model, score_loader, dataset, device)
-            run.end_epoch(f'train CAM mIoU at threshold {threshold:.2f}', miou, CAMs=grid)
+            # Score the tags, and the CAMs if there are masks; keep the best and the last epoch.
+            precision, f1, pictures = score_tags(model, tag_loader, device)
+            run.log.scores(run.iteration, f'epoch {epoch + 1}: tags of {dataset.tag_domain}', mAP=precision, F1=f1)
+            if masked:
+                threshold, miou = score_cams(model, mask_loader, dataset, device)
+                run.end_epoch(f'train CAM mIoU at threshold {threshold:.2f}', miou, CAMs=pictures)
+            else:
+                run.end_epoch(CAMs=pictures)
+        run.log.table('class', dataset.class_names, {'AP %': 100 * precision, 'F1 %': 100 * f1})
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Stage 7: train DeepLabv3+ on the pseudo-labels.
 
 Reads   images of the list train_aug; experiments/predictions/{label_name}/{id}.png of stage 6; images and masks of the
-        list val, to score each epoch
+        list val, if there are any masks, to score each epoch
 Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.last.pth or {tag}.best.pth (the other),
         experiments/logs/{tag}.txt, data/{tag}.json, tensorboards/{tag}/
 
@@ -29,7 +29,7 @@ def parse_args(argv=None):
     flags.add_training(parser, lr=0.007, wd=4e-5, momentum=4e-5, epochs=50, sizes=(256, 1024))
     flags.add_segmenter(parser, SEGMENTERS, BACKBONES)
     flags.add_label_name(parser, 'pseudo-labels (stage 6)')
-    select = 'epoch to keep; best: by the mIoU on the masks of val'
+    select = 'epoch to keep; best: by the mIoU on the masks of val (without masks: last)'
     parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
     args = flags.parse_training(parser, argv)
     if args.mode == 'normal' and args.batch_size < 2:
@@ -38,35 +38,42 @@ def parse_args(argv=None):
 
 
 def build_loaders(args, dataset, pseudo_labels, device):
-    """Return the batches to train on, and those of val that are scored after each epoch."""
+    """Return the batches to train on, and those of val with masks that are scored after each epoch."""
     transform = training_pipeline((args.min_image_size, args.max_image_size), args.image_size, args.resize)
-    train_set = ImageDataset(dataset, 'train_aug', transform, read_mask=pseudo_labels.read_label, seed=args.seed)
+    ids = dataset.ids('train_aug', with_images=True)
+    train_set = ImageDataset(dataset, ids, transform, read_mask=pseudo_labels.read_label, seed=args.seed)
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
     # val is scored on its top-left crop against ground-truth masks.
-    dataset.check_masks(dataset.ids('val'))
-    score_set = ImageDataset(dataset, 'val', Pipeline(TopLeftCrop(args.image_size)), read_mask=dataset.read_mask)
+    ids, crop = dataset.ids_with_masks('val'), Pipeline(TopLeftCrop(args.image_size))
+    score_set = ImageDataset(dataset, ids, crop, read_mask=dataset.read_mask)
     return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+
+
+def draw_predictions(images, masks, predictions, palette):
+    """Return a grid with a row of image, mask and prediction for the first images of a batch."""
+    rows = []
+    for image, *maps in zip(images[:8], masks[:8], predictions[:8], strict=True):
+        rows.append([image, *(visualize.overlay_mask(image, label, palette) for label in maps)])
+    return visualize.image_grid(rows)
 
 
 @torch.no_grad()
 def score_predictions(model, loader, dataset, device):
-    """Return the mIoU on the top-left crops of val, and pictures (image, mask, prediction) of the first batch."""
+    """Return the mIoU on the top-left crops of val, and pictures of the first batch."""
     model.eval()
     matrix = ConfusionMatrix(dataset.num_classes + 1)
-    rows = []
+    grid = None
     for batch in stage.progress(loader, 'scoring val'):
         masks = batch['masks'].numpy()
         logits = model(normalize(batch['images'].to(device, non_blocking=True))).float()
         logits = F.interpolate(logits, masks.shape[1:], mode='bilinear', align_corners=False)
         predictions = logits.argmax(1).cpu().numpy()
         matrix.update(predictions, masks)
-        if not rows:
-            images = batch['images'].pixels[:8].numpy()
-            for image, *maps in zip(images, masks, predictions, strict=False):
-                rows.append([image, *(visualize.overlay_mask(image, label, dataset.palette) for label in maps)])
+        if grid is None:
+            grid = draw_predictions(batch['images'].pixels.numpy(), masks, predictions, dataset.palette)
     model.train()
-    return matrix.miou(), visualize.image_grid(rows)
+    return matrix.miou(), grid
 
 
 def main(args):
@@ -75,6 +82,8 @@ def main(args):
     pseudo_labels = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
     device = devices.pick_device(args.device, args.seed)
     train_loader, score_loader = build_loaders(args, dataset, pseudo_labels, device)
+    masked = score_loader.dataset.ids
+    stage.print_mask_count(dataset, 'val', masked)
 
     # Build the network on an ImageNet backbone.
     model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
@@ -85,7 +94,7 @@ def main(args):
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'architecture': flags.segmenter_name(args), 'classes': dataset.class_names}
-    with Run(args, train_loader, model, optimizer, schedule, meta, labels=pseudo_labels.fingerprint) as run:
+    with Run(args, train_loader, model, optimizer, schedule, meta, masked, labels=pseudo_labels) as run:
         for _ in run.epochs():
             for batch in run.batches(device):
                 logits, labels = model(normalize(batch['images'])), batch['masks'].long()
@@ -95,9 +104,13 @@ def main(args):
                     labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
                 run.step(F.cross_entropy(logits, labels, ignore_index=IGNORE))
 
-            # Score the crops of val; keep the best and the last epoch.
-            miou, grid = score_predictions(model, score_loader, dataset, device)
-            run.end_epoch('val mIoU', miou, predictions=grid)
+            # Score the crops of val if there are masks; keep the best and the last epoch.
+            if masked:
+                miou, grid = score_predictions(model, score_loader, dataset, device)
+                run.end_epoch('val mIoU', miou, predictions=grid)
+            else:
+                images, *maps = (x.cpu().numpy() for x in (batch['images'].pixels, labels, logits.argmax(1)))
+                run.end_epoch(predictions=draw_predictions(images, *maps, dataset.palette))
 
 
 if __name__ == '__main__':

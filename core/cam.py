@@ -30,6 +30,9 @@ def multi_scale_cam(
     h, w = size
     rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
     image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
+    if not len(image_of):  # images of background alone
+        empty = labels.new_zeros(0, *strided_size(size)), labels.new_zeros(0, h, w)
+        return [empty] * len(labels)
     cam, hr_cam = 0, 0
     for batch in images:
         _, maps = classifier(torch.cat([batch, batch.flip(-1)]), with_cam=True)

@@ -44,6 +44,12 @@ class ConfusionMatrix:
         """Return the mean IoU over the classes that occur."""
         return _mean(self.iou())
 
+    def background_miou(self) -> float:
+        """Return the mIoU of predicting background everywhere."""
+        nothing = ConfusionMatrix(self.num_classes)
+        nothing.counts[:, 0] = self.counts.sum(1)
+        return nothing.miou()
+
     def fp(self) -> float:
         """Return the mean over the foreground classes of (P - TP) / (T + P - TP)."""
         return _mean(((self.counts.sum(0) - np.diag(self.counts)) / self._union())[1:])
@@ -51,6 +57,30 @@ class ConfusionMatrix:
     def fn(self) -> float:
         """Return the mean over the foreground classes of (T - TP) / (T + P - TP)."""
         return _mean(((self.counts.sum(1) - np.diag(self.counts)) / self._union())[1:])
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class: scores (N, C), labels (N, C) multi-hot -> (C,).
+
+    The area under the precision-recall curve without interpolation, sum_k (R_k - R_{k-1}) P_k over the distinct scores
+    in decreasing order. NaN for a class without a positive image.
+    """
+    result = np.full(labels.shape[1], np.nan)
+    for c, (score, label) in enumerate(zip(scores.T, labels.T, strict=True)):
+        if not label.any():
+            continue
+        order = np.argsort(-score, kind='stable')
+        last_of_ties = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+        hits = np.cumsum(label[order] > 0)[last_of_ties]
+        result[c] = np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (last_of_ties + 1))
+    return result
+
+
+def f1_score(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return 2 TP / (2 TP + FP + FN) of each class: bool (N, C) twice -> (C,); NaN if neither has the class."""
+    counts = (predictions.astype(np.int64) + labels.astype(np.int64)).sum(0)
+    both = 2 * (predictions.astype(bool) & labels.astype(bool)).sum(0)
+    return np.where(counts > 0, both / np.maximum(counts, 1), np.nan)
 
 
 class ThresholdSweep:

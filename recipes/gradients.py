@@ -60,7 +60,7 @@ def main(args):
     # Repeat the set-up of the run.
     run = run_options(args.tag, args.device)
     dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
-    train_loader, _ = stage1.build_loaders(run, dataset, device)
+    train_loader, *_ = stage1.build_loaders(run, dataset, device)
     model = Classifier(run.architecture, dataset.num_classes, run.mode)
     if args.at == 'start':
         load_weights(model.backbone, run.architecture, run.weights)

@@ -87,8 +87,7 @@ def main(args):
     cam_path = artifacts.PREDICTIONS / walk.cam_dir
     cam = read_options(cam_path, artifacts.CAM.script)
     dataset = open_dataset(walk.dataset, walk.data_dir)
-    ids = dataset.ids(args.domain, with_images=True)
-    dataset.check_masks(ids)
+    ids = dataset.ids_with_masks(args.domain)
     cams = artifacts.open_folder(artifacts.CAM, walk.cam_dir, '--cam_dir', dataset, ids)
     random_walks = artifacts.open_folder(artifacts.RANDOM_WALK, args.rw_dir, '--rw_dir', dataset, ids)
     check_unchanged(cam_path, model=file_hash(artifacts.model_path(cam.tag)))

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +44,9 @@ class LabelMaps:
 
     num_classes = 20
     class_names = tuple(f'class {i}' for i in range(1, 21))
+
+    def image_path(self, image_id):
+        return Path(f'{image_id}.jpg')
 
     def read_label_map(self, path, size=None):
         return read_label_map(path, self.num_classes, size)
@@ -284,7 +288,11 @@ def test_overwrite_removes_outputs_and_keeps_other_files(in_tmp):
     (FOLDER / 'notes.txt').write_text('mine')
     with created(overwrite=True) as folder:
         assert folder.missing == {'a', 'b'}
-        assert {path.name for path in FOLDER.glob('*')} - {'.lock', '.lock.json'} == {'args.json', 'notes.txt'}
+        assert {path.name for path in FOLDER.glob('*')} - {'.lock', '.lock.json'} == {
+            'args.json',
+            'inputs.json',
+            'notes.txt',
+        }
 
 
 @pytest.mark.parametrize('kind', [CAM, PREDICTION])

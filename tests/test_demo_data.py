@@ -97,7 +97,7 @@ def test_set_opens_as_a_data_set(made):
     for domain, number in {'train_aug': 20, 'train': 8, 'val': 3}.items():
         ids = dataset.ids(domain, with_images=True)
         assert len(ids) == number
-        dataset.check_masks(ids)
+        assert dataset.ids_with_masks(domain) == ids
         for image_id in ids:
             mask = dataset.read_mask(image_id, dataset.image_size(image_id))
             assert set((np.flatnonzero(dataset.read_labels(image_id)) + 1).tolist()) == set(np.unique(mask)) - {0, 255}

@@ -24,7 +24,7 @@ def check(root) -> list[str]:
 def test_complete_folder(root, capsys):
     run_stage(prepare_voc, check(root))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[:-1]] == [
+    assert [line.split() for line in lines[:3]] == [
         ['train_aug', '12', 'images:', 'complete'],
         ['train', '6', 'images:', 'complete'],
         ['val', '4', 'images:', 'complete'],
@@ -40,7 +40,7 @@ def test_missing_or_damaged_file_is_named(root, capsys, folder, ending, damage):
     image_id = (root / 'ImageSets' / 'Segmentation' / 'val.txt').read_text().split()[0]
     path = root / folder / f'{image_id}.{ending}'
     path.unlink() if damage == 'missing' else path.write_bytes(b'damaged')
-    with pytest.raises(UserError, match=f'^{root} is incomplete: 1 error, listed above$'):
+    with pytest.raises(UserError, match=f'^{root}: 1 error, listed above$'):
         run_stage(prepare_voc, check(root))
     assert str(path) in capsys.readouterr().out
     if damage == 'damaged':

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +92,8 @@ class Points:
     """Twelve samples of a linear problem."""
 
     ids = tuple(f'{i:05d}' for i in range(12))
+    labels = None
+    dataset = SimpleNamespace(image_path=lambda image_id: Path(f'{image_id}.jpg'))
 
     def __len__(self):
         return 12

@@ -16,6 +16,7 @@ from torchvision.datasets import VOCSegmentation
 
 from core import UserError
 from core.data.dataset import open_dataset
+from tools.check_dataset import check
 from util import flags, stage
 from util.files import make_folder
 
@@ -60,58 +61,10 @@ def fetch(out, tar):
     return root
 
 
-def find_errors(dataset, domain, image_id, quick):
-    """Return a line per error of an image, its annotation and its mask."""
-    paths = [dataset.image_path(image_id)]
-    if domain != 'test':
-        paths.append(dataset.xml_path(image_id))
-    if domain in ('train', 'val'):
-        paths.append(dataset.mask_path(image_id))
-    errors = [f'{path}: no such file' for path in paths if not path.is_file()]
-    if errors or quick:
-        return errors
-    try:
-        image = dataset.read_image(image_id)
-        if domain != 'test':
-            dataset.read_labels(image_id)
-        if domain in ('train', 'val'):
-            dataset.read_mask(image_id, image.size[::-1])
-    except UserError as error:
-        errors.append(str(error))
-    return errors
-
-
-def in_words(count):
-    return f'{count} error' if count == 1 else f'{count} errors'
-
-
-def check(dataset, quick):
-    """Check every file of the lists; raise UserError if there are errors (the test images may be absent)."""
-    if not dataset.root.is_dir():
-        raise UserError(f'--check {dataset.root}: no such folder')
-    count = 0
-    for domain in dataset.lists:
-        ids = dataset.ids(domain)
-        if domain == 'test' and not dataset.image_path(ids[0]).is_file():
-            print(f'{domain:10} {len(ids):6} images: absent (they come from the VOC server)')
-            continue
-        errors = [e for image_id in stage.progress(ids, domain) for e in find_errors(dataset, domain, image_id, quick)]
-        if not errors and not quick and domain in ('train', 'val'):
-            dataset.check_masks(ids)
-        print(f'{domain:10} {len(ids):6} images: {in_words(len(errors)) if errors else "complete"}')
-        for error in errors[:20]:
-            print(f'  {error}')
-        if len(errors) > 20:
-            print(f'  ... and {len(errors) - 20} more')
-        count += len(errors)
-    if count:
-        raise UserError(f'{dataset.root} is incomplete: {in_words(count)}, listed above')
-    print(f'{dataset.root} is complete: pass it as --data_dir')
-
-
 def main(args):
     root = fetch(args.out, args.tar) if args.out else args.check
-    check(open_dataset(args.dataset, root), args.quick)
+    # Forked workers may not follow torchvision's threads: verify in this process.
+    check(open_dataset(args.dataset, root), num_workers=0, needs_masks=('train', 'val'), quick=args.quick)
 
 
 if __name__ == '__main__':

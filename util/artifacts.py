@@ -5,6 +5,7 @@ To add an output format, add a row here. No torch: stages 3, 6 and 9 import this
 
 import io
 import json
+import sys
 import zipfile
 import zlib
 from argparse import Namespace
@@ -18,7 +19,15 @@ import numpy as np
 
 from core import UserError
 from util.files import check_name, locked, make_folder, remove_all_leftovers, write_bytes, write_json
-from util.fingerprint import check_fingerprint, digest, fingerprint, versions
+from util.fingerprint import (
+    changed_ids,
+    check_fingerprint,
+    digest,
+    file_hashes,
+    fingerprint,
+    list_changes,
+    versions,
+)
 from util.parallel import parallel_map
 
 EXPERIMENTS = Path('experiments')
@@ -81,6 +90,8 @@ class LabelMaps(Protocol):
     class_names: tuple[str, ...]
     num_classes: int
 
+    def image_path(self, image_id: str) -> Path: ...
+
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray: ...
 
     def encode_label_map(self, label: np.ndarray) -> bytes: ...
@@ -107,6 +118,22 @@ class Folder:
     def fingerprint(self) -> str:
         """Hash of the options and inputs behind the folder, whose inputs are hashes in turn."""
         return digest(read_args(self.path).get('fingerprint', {}))
+
+    def digests(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return a hash of what each image's file was made from, '' where inputs.json does not say."""
+        parts = _read_json(self.path / 'inputs.json')
+        made_from = ([part.get(image_id, '') for part in parts.values()] for image_id in ids)
+        return {i: digest(hashes)[:16] if any(hashes) else '' for i, hashes in zip(ids, made_from, strict=True)}
+
+    def check_images(self, images: dict[str, str]) -> None:
+        """Raise UserError if an image (hashes by id) has changed since its file was made."""
+        old = _read_json(self.path / 'inputs.json').get('images', {})
+        changes = list_changes({'images': old}, {'images': images}, self.image_name)
+        if changes:
+            raise UserError(f'{self.path}: {changes[0]}; run {self.kind.script} again')
+
+    def image_name(self, image_id: str) -> str:
+        return self.dataset.image_path(image_id).name
 
     def read_label(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return a label map (h, w) uint8 of the size (h, w). Raises UserError naming the file."""
@@ -180,28 +207,53 @@ def open_folder(
 
 
 @contextmanager
-def create_folder(kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequence[str], **inputs) -> Iterator[Folder]:
+def create_folder(
+    kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequence[str], **inputs: str | dict[str, str] | Folder
+) -> Iterator[Folder]:
     """Create or resume the output folder of a stage, and hold its lock inside.
 
-    args.json in it holds the fingerprint (options, classes and fingerprints of `inputs`), all options and the versions.
-    The same command resumes where it was stopped. Other settings raise UserError if there are outputs, unless
-    --overwrite removes them first. --repair reads every existing file and regenerates those that are damaged. Prints a
-    summary at the end.
+    `inputs` are hashes, dicts of a hash by image id, and folders of earlier stages; the images are always an input.
+    args.json in the folder holds the fingerprint (options, classes and inputs), all options and the versions;
+    inputs.json holds the hashes by image id. The same command resumes where it was stopped, and regenerates the files
+    of images whose inputs have changed. Other settings raise UserError if there are outputs, unless --overwrite removes
+    them first. --repair reads every existing file and regenerates those that are damaged. Prints a summary at the end.
     """
     folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, ids)
     check_name(folder.path, 'the name of the output folder')
+    inputs, hashes = identify_inputs(dataset, ids, inputs)
     with locked(folder.path / '.lock', str(folder.path)):
         remove_all_leftovers(folder.path)
         if args.overwrite:
-            for path in [*folder.path.glob(f'*{kind.suffix}'), folder.path / 'args.json']:
+            records = [folder.path / name for name in ('args.json', 'inputs.json')]
+            for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
                 path.unlink(missing_ok=True)
         _record(folder, args, fingerprint(args, ROUNDING_OPTIONS, classes=dataset.class_names, **inputs))
+        _remove_outdated(folder, hashes)
         folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
         if args.repair:
             existing = set(ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
         yield folder
     print(folder.summary())
+
+
+def identify_inputs(
+    dataset: LabelMaps, ids: Sequence[str], inputs: dict[str, str | dict[str, str] | Folder]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return what identifies the inputs of an output: hashes by name, and hashes by name and image id.
+
+    An input is a hash, a dict of a hash by image id, or the folder of an earlier stage; the images are always one.
+    Raises UserError if an image has changed since the file of an earlier stage was made.
+    """
+    single = {name: value for name, value in inputs.items() if isinstance(value, str)}
+    by_image = {'images': file_hashes({image_id: dataset.image_path(image_id) for image_id in ids})}
+    for name, value in inputs.items():
+        if isinstance(value, Folder):
+            value.check_images(by_image['images'])
+            single[name], by_image[name] = value.fingerprint, value.digests(ids)
+        elif isinstance(value, dict):
+            by_image[name] = value
+    return single, by_image
 
 
 def _record(folder: Folder, args: Namespace, settings: dict) -> None:
@@ -223,6 +275,20 @@ def _record(folder: Folder, args: Namespace, settings: dict) -> None:
     write_json(path, record)
 
 
+def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]]) -> None:
+    """Remove the files of images whose inputs have changed, then record the inputs by part and image id."""
+    path = folder.path / 'inputs.json'
+    old = _read_json(path)
+    for line in list_changes(old, hashes, folder.image_name):
+        print(f'{folder.path}: {line}: regenerating', file=sys.stderr)
+    for part, new in hashes.items():
+        for image_id in changed_ids(old.get(part, {}), new):
+            folder.file(image_id).unlink(missing_ok=True)
+    record = {part: {**old.get(part, {}), **new} for part, new in hashes.items()}
+    if record != old:
+        write_json(path, record)
+
+
 def _is_damaged(folder: Folder, image_id: str) -> bool:
     try:
         folder.check(image_id)
@@ -234,8 +300,12 @@ def _is_damaged(folder: Folder, image_id: str) -> bool:
 
 def read_args(folder: Path) -> dict:
     """Return the args.json of an output folder, {} if there is none or it is damaged."""
+    return _read_json(folder / 'args.json')
+
+
+def _read_json(path: Path) -> dict:
     try:
-        content = json.loads((folder / 'args.json').read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

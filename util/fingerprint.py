@@ -2,15 +2,22 @@
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from argparse import Namespace
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from core import UserError
+import numpy as np
 
+from core import UserError
+from util.files import write_json
+from util.stage import progress
+
+CACHE = Path('experiments') / 'cache' / 'files.json'
 # Options that do not affect the content of an output. Files that they name enter the fingerprint by their content.
 IGNORED_OPTIONS = frozenset(
     'data_dir dataset device domain num_workers overwrite pred_dir print_ratio repair save_interval weights'.split()
@@ -32,6 +39,30 @@ def check_fingerprint(what: Path | str, old: dict, new: dict) -> None:
         raise UserError(
             f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, or another name'
         )
+
+
+def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
+    """Raise UserError naming what changed since an output was written: hashes by part ('labels') and image id."""
+    changes = list_changes(old, new, file_name)
+    if changes:
+        raise UserError(f'{what}: {"; ".join(changes)}: pass --overwrite to regenerate it, or another name')
+
+
+def list_changes(old: dict, new: dict, file_name: Callable[[str], str]) -> list[str]:
+    """Return texts such as 'labels of 1 image changed (cat.jpg)'. What either side does not know is not a change."""
+    texts = []
+    for part in new:
+        ids = changed_ids(old.get(part, {}), new[part])
+        if ids:
+            shown = ', '.join(file_name(image_id) for image_id in ids[:3]) + (', ...' if len(ids) > 3 else '')
+            count = f'{len(ids)} image{"s" if len(ids) > 1 else ""}'
+            texts.append(f'{count if part == "images" else f"{part} of {count}"} changed ({shown})')
+    return texts
+
+
+def changed_ids(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return the ids whose hashes differ, where both are known."""
+    return [image_id for image_id, value in new.items() if value and old.get(image_id) not in (None, '', value)]
 
 
 def _short(value) -> str:
@@ -59,6 +90,53 @@ def file_hash(path: Path) -> str:
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     return digest.hexdigest()
+
+
+def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return 16 hex digits of the sha256 of each file, by image id; '' for a file that cannot be read.
+
+    The hashes are kept in experiments/cache/files.json, so a file is read again only if its size or times changed.
+    """
+    try:
+        cache = json.loads(CACHE.read_text())
+    except (OSError, ValueError):
+        cache = {}
+    hashes, unknown = {}, {}
+    for image_id, path in paths.items():
+        try:
+            status = path.stat()
+        except OSError:
+            hashes[image_id] = ''
+            continue
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        name = os.path.abspath(path)
+        if cache.get(name, [])[:3] == stamp:
+            hashes[image_id] = cache[name][3]
+        else:
+            unknown[image_id] = name, stamp
+    if unknown:
+        with ThreadPoolExecutor(8) as pool:  # hashing and reading release the GIL
+            found = pool.map(_short_hash, (name for name, _ in unknown.values()))
+            for (image_id, (name, stamp)), value in zip(
+                unknown.items(), progress(found, 'fingerprints of files', len(unknown)), strict=True
+            ):
+                hashes[image_id] = value
+                if value:
+                    cache[name] = [*stamp, value]
+        write_json(CACHE, cache)
+    return {image_id: hashes[image_id] for image_id in paths}
+
+
+def _short_hash(name: str) -> str:
+    try:
+        return file_hash(Path(name))[:16]
+    except UserError:
+        return ''
+
+
+def label_hashes(labels: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the image-level labels, (C,) multi-hot by image id, as text: the numbers of the classes, or 0."""
+    return {image_id: ' '.join(map(str, np.flatnonzero(label) + 1)) or '0' for image_id, label in labels.items()}
 
 
 def weights_hash(source: str) -> str:

@@ -4,8 +4,10 @@ import json
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 
 import numpy as np
+from tabulate import tabulate
 from torch.utils.tensorboard import SummaryWriter
 
 from core import UserError
@@ -96,6 +98,19 @@ class Log:
         """Log the score of an epoch; miou in [0, 1]."""
         self.line(f'epoch {epoch}: {name} {100 * miou:.2f} %{" (best so far)" if best else ""}, time {self.elapsed()}')
         self.scalars(iteration, mIoU=100 * miou)
+
+    def scores(self, iteration: int, title: str, **values: np.ndarray) -> None:
+        """Log the means over classes of scores in [0, 1], such as AP; NaN marks classes that do not occur."""
+        means = {name: 100 * float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
+        self.line(f'{title}: {", ".join(f"{name} {mean:.2f} %" for name, mean in means.items()) or "no class occurs"}')
+        self.scalars(iteration, **means)
+
+    def table(self, head: str, names: Sequence[str], columns: dict[str, np.ndarray]) -> None:
+        """Log a table of a row per name; NaN is '-'."""
+        cells = [['-' if np.isnan(x) else f'{x:.1f}' for x in column] for column in columns.values()]
+        rows = zip(names, *cells, strict=True)
+        align = ('left', *('right' for _ in columns))
+        self.line(tabulate(rows, (head, *columns), 'pipe', colalign=align, disable_numparse=True))
 
     def scalars(self, step: int, **values: float) -> None:
         for name, value in values.items():

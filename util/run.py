@@ -4,7 +4,7 @@ import math
 import shutil
 import signal
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,11 +17,19 @@ from torch.utils.data import DataLoader
 
 from core import UserError
 from core.models.weights import read_torch
-from util.artifacts import EXPERIMENTS, model_path
+from util.artifacts import EXPERIMENTS, Folder, identify_inputs, model_path
 from util.checkpoint import check_finite, save_model, save_torch
 from util.devices import unwrap
 from util.files import check_name, locked, remove_leftovers
-from util.fingerprint import check_fingerprint, fingerprint, list_hash, weights_hash
+from util.fingerprint import (
+    check_contents,
+    check_fingerprint,
+    file_hashes,
+    fingerprint,
+    label_hashes,
+    list_hash,
+    weights_hash,
+)
 from util.log import Log
 from util.stage import progress
 
@@ -79,9 +87,10 @@ class Run:
 
     It resumes from experiments/checkpoints/{tag}.pth, which holds everything needed and is written atomically at
     --save_interval and after each epoch. Inside the context SIGINT and SIGTERM wait for the end of the iteration, which
-    is then saved. Raises UserError if the run was started with other options or inputs (`inputs`, --weights and the ids
-    of the loader), and if its models exist without it; --overwrite removes all of it first. A finished run says so and
-    exits. `meta` is written to the model files.
+    is then saved. Raises UserError if the run was started with other options or inputs (--weights, the ids and images
+    of the loader, and `inputs`: see util.artifacts.identify_inputs), and if its models exist without it; --overwrite
+    removes all of it first. A finished run says so and exits. `meta` is written to the model files. `masked` are the
+    ids on whose masks epochs are scored; if there are none, --select becomes 'last'.
     """
 
     def __init__(
@@ -92,8 +101,12 @@ class Run:
         optimizer: SGD,
         schedule: PolynomialLR,
         meta: dict,
-        **inputs,
+        masked: Sequence[str] | None = None,
+        **inputs: str | dict[str, str] | Folder,
     ):
+        if masked is not None and not masked:
+            print('no masks to score epochs on: the last epoch is kept')
+            args.select = 'last'
         self.args, self.loader, self.model, self.meta = args, loader, model, meta
         self.optimizer, self.schedule = optimizer, schedule
         self.per_epoch, self.iterations = len(loader), args.max_epoch * len(loader)
@@ -101,9 +114,13 @@ class Run:
         self.log = Log(args, len(loader))
         self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
-        inputs |= {'images': list_hash(loader.dataset.ids), 'weights_file': weights_hash(args.weights)}
-        inputs |= {'classes': meta['classes']}
-        self.fingerprint = fingerprint(args, **inputs)
+        ids, self.dataset = loader.dataset.ids, loader.dataset.dataset
+        if loader.dataset.labels is not None:
+            inputs['labels'] = label_hashes(dict(zip(ids, loader.dataset.labels, strict=True)))
+        inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in masked or ()})
+        hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
+        hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights), 'classes': meta['classes']}
+        self.fingerprint = fingerprint(args, **hashes)
 
         # Everything that resumes.
         self.parts = {
@@ -161,10 +178,12 @@ class Run:
         except Exception as error:
             raise self._damaged(error) from None
         if iteration == 0 and not has_models:
-            if old != self.fingerprint:
+            if old != self.fingerprint or state.get('contents', {}) != self.contents:
                 self.path.unlink()
             return
-        check_fingerprint(f'the run of {self.path}', old, self.fingerprint)
+        what = f'the run of {self.path}'
+        check_fingerprint(what, old, self.fingerprint)
+        check_contents(what, state.get('contents', {}), self.contents, lambda i: self.dataset.image_path(i).name)
         if iteration == 0:  # saved on starting: everything is as initialised
             return
         try:
@@ -217,7 +236,7 @@ class Run:
     def end_epoch(self, name: str | None = None, score: float | None = None, **pictures: np.ndarray) -> None:
         """Save the model, the curves and the checkpoint; log the score in [0, 1] and pictures (h, w, 3).
 
-        Without a score only the last epoch is kept.
+        Without a score only the last epoch is kept, so --select must be 'last'.
         """
         for title, picture in pictures.items():
             self.log.picture(self.iteration, title, picture)
@@ -232,6 +251,7 @@ class Run:
         check_finite(self.model)
         state = {
             'fingerprint': self.fingerprint,
+            'contents': self.contents,
             'iteration': self.iteration,
             'parts': {name: part.state_dict() for name, part in self.parts.items()},
             'random': torch.get_rng_state(),

@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -41,6 +42,15 @@ TORCH_ERRORS = (
     ('No CUDA GPUs are available', GPU),
     ('NCCL', 'the GPUs cannot reach one another: choose one with --device cuda:0'),
 )
+
+
+class Lists(Protocol):
+    """What this module asks of a data set (core.data.dataset.Dataset)."""
+
+    @property
+    def lists(self) -> tuple[str, ...]: ...
+
+    def ids(self, domain: str) -> list[str]: ...
 
 
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
@@ -82,6 +92,13 @@ def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
     """Print a warning with a count if there are such images."""
     if image_ids:
         print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
+
+
+def print_mask_count(dataset: Lists, domain: str, masked: Collection[str]) -> None:
+    """Print how many images of a list are scored if not all have a mask."""
+    total = len(dataset.ids(domain)) if domain in dataset.lists else 0
+    if masked and len(masked) < total:
+        print(f'{len(masked)} of {total} images of the list "{domain}" have a mask: only these are scored')
 
 
 def _last_line(error: Exception) -> str:

@@ -1,20 +1,44 @@
 """A data set: its classes and lists, and the image, image-level label and mask of an id.
 
-One JSON file gives the classes and lists; a root folder in the VOC layout (core/data/voc.py) holds the files. Stages
-ask `Dataset` and know no layout, so a new kind of data set is added here. No torch: stages 3, 6 and 9 import this
-module and fork.
+Stages ask `Dataset` and know no layout. Where the files of an id are is the business of its source, one for each kind
+of file that --dataset takes: `Lists` for JSON (core/data/lists.py), `Table` for CSV (core/data/table.py). A new kind is
+a new source and a row in KINDS. No torch: stages 3, 6 and 9 import this module and fork.
 """
 
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from core import IGNORE, UserError
 from core.data import images, voc
+from core.data.entries import parse_classes, parse_palette
+from core.data.lists import open_lists
+from core.data.table import open_table
+
+KINDS = {'.json': open_lists, '.csv': open_table}
+
+
+class Source(Protocol):
+    """Lists of image ids, and where the files of an id are. Methods raise UserError naming the file."""
+
+    @property
+    def domains(self) -> tuple[str, ...]: ...
+
+    def ids(self, domain: str) -> list[str]: ...
+
+    def image_path(self, image_id: str) -> Path: ...
+
+    def mask_path(self, image_id: str) -> Path | None: ...
+
+    def has_mask(self, image_id: str) -> bool: ...
+
+    def labels_path(self, image_id: str) -> Path | str: ...
+
+    def read_tags(self, image_id: str) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -24,13 +48,19 @@ class Dataset:
     name: str
     class_names: tuple[str, ...]  # foreground only; index 0 of every map is the background
     palette: np.ndarray  # (256, 3) uint8
-    lists: dict[str, Path]
+    mask_values: images.MaskValues | None  # of ground-truth masks that do not contain class indices
     root: Path
+    source: Source
 
     @property
     def num_classes(self) -> int:
         """Number of foreground classes, C."""
         return len(self.class_names)
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Names of the lists."""
+        return self.source.domains
 
     def ids(self, domain: str, with_images: bool = False) -> list[str]:
         """Return the image ids of a list.
@@ -39,35 +69,21 @@ class Dataset:
         """
         if domain not in self.lists:
             raise UserError(f'domain {domain!r}: the data set "{self.name}" has the lists {", ".join(self.lists)}')
-        path = self.lists[domain]
-        try:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(f'{path}: the list "{domain}" cannot be read ({type(error).__name__})') from None
-        ids = [line.strip() for line in lines if line.strip()]
-        if not ids:
-            raise UserError(f'{path}: the list "{domain}" is empty')
-        seen = set()
-        for image_id in ids:
-            if '/' in image_id or '\\' in image_id or image_id.startswith('.') or not image_id.isprintable():
-                raise UserError(
-                    f'{path}: {image_id!r} is not a valid image id (file name without directory or extension)'
-                )
-            if image_id in seen:
-                raise UserError(f'{path}: duplicate image id {image_id!r} (expected one id per line)')
-            seen.add(image_id)
+        ids = self.source.ids(domain)
         if with_images:
             _check_files([self.image_path(image_id) for image_id in ids])
         return ids
 
     def image_path(self, image_id: str) -> Path:
-        return voc.image_path(self.root, image_id)
+        return self.source.image_path(image_id)
 
-    def xml_path(self, image_id: str) -> Path:
-        return voc.xml_path(self.root, image_id)
+    def labels_path(self, image_id: str) -> Path | str:
+        """Return the file of the image-level label, with the line if it is a CSV file."""
+        return self.source.labels_path(image_id)
 
-    def mask_path(self, image_id: str) -> Path:
-        return voc.mask_path(self.root, image_id)
+    def mask_path(self, image_id: str) -> Path | None:
+        """Return the path of the ground-truth mask, which may not exist; None if the data set names none."""
+        return self.source.mask_path(image_id)
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Return (h, w) from the header of the image."""
@@ -78,23 +94,45 @@ class Dataset:
         return images.read_image(self.image_path(image_id))
 
     def read_labels(self, image_id: str) -> np.ndarray:
-        """Return the image-level label, (C,) float32 multi-hot.
+        """Return the image-level label, (C,) float32 multi-hot; all zeros for an image of background alone.
 
-        Raises UserError naming the file if it is missing, names an unknown class or contains no object.
+        Raises UserError naming the file if it is missing or names an unknown class.
         """
-        path = self.xml_path(image_id)
         labels = np.zeros(self.num_classes, np.float32)
-        for name in voc.read_tags(path, self.image_size(image_id)):
+        for name in self.source.read_tags(image_id):
             if name not in self.class_names:
-                raise UserError(f'{path}: object {name!r} is not a class of the data set "{self.name}"')
+                raise UserError(f'{self.labels_path(image_id)}: {name!r} is not a class of the data set "{self.name}"')
             labels[self.class_names.index(name)] = 1
-        if not labels.any():
-            raise UserError(f'{path}: no object of any class, and so without an image-level label (remove the id)')
         return labels
+
+    def read_all_labels(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the image-level labels (N, C). Raises UserError with the first error and their number."""
+        labels, errors = np.zeros((len(ids), self.num_classes), np.float32), []
+        for label, image_id in zip(labels, ids, strict=True):
+            try:
+                label[:] = self.read_labels(image_id)
+            except UserError as error:
+                errors.append(str(error))
+        if len(errors) > 1:
+            raise UserError(
+                f'{errors[0]} ({len(errors)} of {len(ids)} labels are wrong: python3 -m tools.check_dataset lists them)'
+            )
+        if errors:
+            raise UserError(errors[0])
+        return labels
+
+    @property
+    def tag_domain(self) -> str:
+        """The list on which predicted classes are scored: val if it is labelled, else train."""
+        try:
+            self.read_labels(self.ids('val')[0])
+            return 'val'
+        except UserError:
+            return 'train' if 'train' in self.lists else 'train_aug'
 
     def read_mask(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return the ground-truth mask (h, w) uint8: 0..C, 255 void."""
-        return self.read_label_map(self.mask_path(image_id), size)
+        return images.read_label_map(self.mask_path(image_id), self.num_classes, size, self.mask_values)
 
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return a label map of this data set's classes; see core.data.images.read_label_map."""
@@ -104,62 +142,48 @@ class Dataset:
         """Encode a label map (h, w) as a PNG with this data set's palette."""
         return images.encode_label_map(label, self.palette)
 
-    def has_masks(self, ids: Iterable[str]) -> bool:
-        """Return whether any of the images has a mask."""
-        return any(self.mask_path(image_id).is_file() for image_id in ids)
+    def ids_with_masks(self, domain: str) -> list[str]:
+        """Return the ids of a list that have a mask, [] for an unknown list.
 
-    def check_masks(self, ids: Iterable[str]) -> None:
-        """Raise UserError if a mask is missing, or if no mask of the list contains an object.
-
-        Reads masks until one contains an object. Masks of 0 and 255 are written by many tools for two classes; here 255
-        means ignore, so that every score on them would be meaningless.
+        Raises UserError if a mask that the data set names is missing, or if no mask contains an object: masks are read
+        until one does. Masks of 0 and 255 are written by many tools for two classes; here 255 means ignore, so that
+        every score on them would be meaningless.
         """
-        paths = [self.mask_path(image_id) for image_id in ids]
-        _check_files(paths)
+        if domain not in self.lists:
+            return []
+        ids = [image_id for image_id in self.ids(domain) if self.source.has_mask(image_id)]
+        _check_files([self.mask_path(image_id) for image_id in ids])
         values = set()
-        for path in paths:
-            values |= set(np.unique(self.read_label_map(path)).tolist())
+        for image_id in ids:
+            values |= set(np.unique(self.read_mask(image_id)).tolist())
             if values - {0, IGNORE}:
-                return
+                return ids
+        if not ids:
+            return []
         raise UserError(
-            f'{paths[0].parent}: the {len(paths)} masks of the list contain only the values {sorted(values)}, so no '
-            f'object: pixels of class k must have the value k, from 1 to {self.num_classes} ({IGNORE} is ignored)'
+            f'{self.mask_path(ids[0]).parent}: the {len(ids)} masks of the list contain only the values '
+            f'{sorted(values)}, so no object: pixels of class k must have the value k, from 1 to {self.num_classes} '
+            f'({IGNORE} is ignored), or the data set needs the entry "mask_values"'
         )
 
 
 def open_dataset(path: str | Path, root: str | Path) -> Dataset:
-    """Open a data set: {"name", "classes": [...], "lists": {domain: file}, "palette": [[r, g, b]]} and its root folder.
+    """Open a data set: a JSON file (core/data/lists.py) or a CSV file (core/data/table.py), and its root folder.
 
-    "name" and "palette" are optional. List files are relative to the JSON. Raises UserError naming the file.
+    Entries of the JSON, or of a JSON of the same name next to the CSV: "classes", and optionally "name", "palette"
+    [[r, g, b]] and "mask_values" {value or "#rrggbb": class}. Raises UserError naming the file.
     """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))
-    except OSError as error:
-        raise UserError(f'dataset {path}: cannot be read ({error.strerror})') from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'dataset {path}: is not valid JSON ({error})') from None
-    if not isinstance(content, dict) or not {'classes', 'lists'} <= content.keys():
-        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"')
-    classes, lists = content['classes'], content['lists']
-    are_names = isinstance(classes, list) and all(
-        isinstance(name, str) and name not in ('', 'background') for name in classes
-    )
-    if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
-        raise UserError(f'dataset {path}: "classes" must be 1 to 254 different names, without the background')
-    if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
-        raise UserError(f'dataset {path}: "lists" must name a file for each domain')
-    palette = voc.palette()
-    if 'palette' in content:
+    path, root = Path(path), Path(root)
+    where, entries, source = KINDS.get(path.suffix.lower(), open_lists)(path, root)
+    class_names = parse_classes(where, entries['classes'])
+    palette = parse_palette(where, entries.get('palette'))
+    mask_values = None
+    if 'mask_values' in entries:
         try:
-            colours = np.asarray(content['palette'])
-            if colours.dtype.kind != 'i' or colours.shape[1:] != (3,) or colours.min() < 0 or colours.max() > 255:
-                raise ValueError
-            palette[: len(colours)] = colours.astype(np.uint8)
-        except (ValueError, TypeError):
-            raise UserError(f'dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None
-    files = {domain: path.parent / file for domain, file in lists.items()}
-    return Dataset(str(content.get('name', path.stem)), tuple(classes), palette, files, Path(root))
+            mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
+        except ValueError as error:
+            raise UserError(f'dataset {where}: "mask_values" must {error}') from None
+    return Dataset(str(entries.get('name', path.stem)), class_names, palette, mask_values, root, source)
 
 
 def _check_files(paths: list[Path]) -> None:

@@ -6,6 +6,8 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 
 import hashlib
 import io
+import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,6 +58,9 @@ def read_image(path: Path) -> Image.Image:
             if image.mode.startswith(('I', 'F')):
                 raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
             image = _upright(image)
+            if image.has_transparency_data:  # the colours below transparent pixels are arbitrary
+                image = image.convert('RGBA')
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
             return image if image.mode == 'RGB' else image.convert('RGB')
     except FileNotFoundError:
         raise UserError(f'{path}: no such image') from None
@@ -65,19 +70,72 @@ def read_image(path: Path) -> Image.Image:
         raise UserError(f'{path}: not a readable image ({_first_line(error)})') from None
 
 
-def read_label_map(path: Path, num_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return a mask or label map (h, w) uint8 of 0..num_classes and 255, from a palette or grey PNG.
+@dataclass(frozen=True)
+class MaskValues:
+    """What the pixels of ground-truth masks mean where they are not class indices: grey or palette values, or colours.
 
-    Raises UserError naming the file if it is missing or unreadable, contains a class above num_classes, or is not of
-    the size (h, w).
+    A colour is the number 0xrrggbb.
+    """
+
+    indices: dict[int, int]  # 0: background, 255: ignore
+    are_colours: bool
+
+    @classmethod
+    def parse(cls, content: object, class_names: tuple[str, ...]) -> 'MaskValues':
+        """Read {"0": "background", "255": "cat", "128": "ignore"}, or {"#ff0000": "cat", ...} for colours.
+
+        Raises ValueError whose message continues '"mask_values" must'.
+        """
+        if not isinstance(content, dict) or not content:
+            raise ValueError('map values such as "255", or colours such as "#ff0000", to class names')
+        are_colours = all(re.fullmatch('#[0-9a-fA-F]{6}', value) for value in content)
+        if not are_colours and not all(re.fullmatch('[0-9]{1,5}', value) for value in content):
+            raise ValueError('have only whole numbers or only colours such as "#ff0000" as keys')
+        known = {name: k for k, name in enumerate(('background', *class_names))} | {'ignore': IGNORE}
+        for name in content.values():
+            if not isinstance(name, str) or name not in known:
+                raise ValueError(f'name classes, "background" or "ignore", not {name!r}')
+        base = 16 if are_colours else 10
+        return cls({int(value.lstrip('#'), base): known[name] for value, name in content.items()}, are_colours)
+
+    def read(self, image: Image.Image) -> np.ndarray:
+        """Return the label map (h, w) uint8 of a decoded mask. Raises ValueError for a value without meaning."""
+        if self.are_colours:
+            pixels = np.array(image.convert('RGB')).astype(np.int64) @ [1 << 16, 1 << 8, 1]
+        else:
+            pixels = np.array(image)
+            if pixels.ndim == 3:  # grey, stored as colours
+                if (pixels[..., :3] != pixels[..., :1]).any():
+                    raise ValueError('is coloured, but "mask_values" has no colours')
+                pixels = pixels[..., 0]
+        values, where = np.unique(pixels, return_inverse=True)
+        for value in values:
+            if int(value) not in self.indices:
+                text = f'#{value:06x}' if self.are_colours else str(value)
+                raise ValueError(f'contains {text}, which "mask_values" does not name')
+        return np.array([self.indices[int(value)] for value in values], np.uint8)[where].reshape(pixels.shape)
+
+
+def read_label_map(
+    path: Path, num_classes: int, size: tuple[int, int] | None = None, values: MaskValues | None = None
+) -> np.ndarray:
+    """Return a mask or label map (h, w) uint8 of 0..num_classes and 255.
+
+    Its pixels are class indices of a palette or grey PNG, or `values`. Raises UserError naming the file if it is
+    missing or unreadable, contains a class above num_classes, or is not of the size (h, w).
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ('P', 'L'):
+            if values is None and image.mode not in ('P', 'L', '1'):
                 raise UserError(
-                    f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode}'
+                    f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode} '
+                    '(or the data set needs the entry "mask_values")'
                 )
-            label = np.array(_upright(image))
+            image = _upright(image)
+            try:
+                label = np.array(image, np.uint8) if values is None else values.read(image)
+            except ValueError as error:
+                raise UserError(f'{path}: {error}') from None
     except FileNotFoundError:
         raise UserError(f'{path}: no such mask') from None
     except UserError:

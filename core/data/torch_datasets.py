@@ -16,21 +16,20 @@ class ImageDataset:
 
     `transform(image, mask, seed)` turns an RGB image and a mask (or None) into what the loader stacks. A key is a
     position or a pair (epoch, position); augmentation is seeded by (seed, epoch, position), independent of the worker.
-    `read_mask(image_id, size)` returns the mask. Labels are read at once, so a bad annotation stops a run early.
+    `read_mask(image_id, size)` returns the mask; `labels` (N, C) are those of the ids.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        domain: str,
+        ids: list[str],
         transform: Pipeline,
-        with_labels: bool = False,
+        labels: np.ndarray | None = None,
         read_mask: Callable[[str, tuple[int, int]], np.ndarray] | None = None,
         seed: int = 0,
     ):
         self.dataset, self.transform, self.read_mask, self.seed = dataset, transform, read_mask, seed
-        self.ids = dataset.ids(domain, with_images=True)
-        self.labels = np.stack([dataset.read_labels(image_id) for image_id in self.ids]) if with_labels else None
+        self.ids, self.labels = ids, labels
 
     def __len__(self) -> int:
         return len(self.ids)

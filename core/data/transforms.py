@@ -183,6 +183,11 @@ class ResizeMask:
         return image, mask
 
 
+def whole_image_pipeline(size: int, backend: str = 'pillow') -> Pipeline:
+    """Return what fits an image into size x size: resized by its longer side, at the top left of the canvas."""
+    return Pipeline(RandomResizeLong(size, size, backend), TopLeftCrop(size))
+
+
 def training_pipeline(
     longer_side: tuple[int, int],
     crop_size: int,

@@ -1,0 +1,47 @@
+"""Entries of the JSON file of a data set: class names, palette. No torch here: stages 3, 6 and 9 fork."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from core import IGNORE, UserError
+from core.data import voc
+
+
+def read_json(path: Path) -> dict:
+    """Return the entries of the JSON file of a data set. Raises UserError naming it."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
+    except OSError as error:
+        raise UserError(f'dataset {path}: cannot be read ({error.strerror})') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'dataset {path}: is not valid JSON ({error})') from None
+    if not isinstance(content, dict):
+        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"')
+    return content
+
+
+def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
+    """Return the names of the foreground classes. Raises UserError naming the file."""
+    are_names = isinstance(classes, list) and all(
+        isinstance(name, str) and name not in ('', 'background') for name in classes
+    )
+    if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
+        raise UserError(f'dataset {path}: "classes" must be 1 to 254 different names, without the background')
+    return tuple(classes)
+
+
+def parse_palette(path: Path, colours: object) -> np.ndarray:
+    """Return VOC's palette (256, 3) uint8, its first colours replaced by those of the data set, if not None."""
+    palette = voc.palette()
+    if colours is None:
+        return palette
+    try:
+        colours = np.asarray(colours)
+        if colours.dtype.kind != 'i' or colours.shape[1:] != (3,) or colours.min() < 0 or colours.max() > 255:
+            raise ValueError
+        palette[: len(colours)] = colours.astype(np.uint8)
+    except (ValueError, TypeError):
+        raise UserError(f'dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None
+    return palette

@@ -1,0 +1,95 @@
+"""The JSON kind of data set: lists of image ids, and files in the layout of VOC or in one that the JSON describes.
+
+    {"name": "pets", "classes": ["cat", "dog"], "lists": {"train_aug": "train.txt", "train": "train.txt"},
+     "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}
+
+List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. Without the last three the
+layout is VOC's. No torch here: stages 3, 6 and 9 import this module and fork.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from core import UserError
+from core.data import images, table, voc
+from core.data.entries import read_json
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Where the files of an id are. Without templates and table the layout is VOC's."""
+
+    root: Path
+    files: dict[str, Path]
+    image_template: str | None = None
+    mask_template: str | None = None
+    labels: table.Labels | None = None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(self.files)
+
+    def ids(self, domain: str) -> list[str]:
+        """Return the ids of a list, one per line of its file. Raises UserError if it is empty or malformed."""
+        path = self.files[domain]
+        try:
+            lines = path.read_text(encoding='utf-8-sig').splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f'{path}: the list "{domain}" cannot be read ({type(error).__name__})') from None
+        ids = [line.strip() for line in lines if line.strip()]
+        seen = set()
+        for image_id in ids:
+            if '/' in image_id or '\\' in image_id or image_id.startswith('.') or not image_id.isprintable():
+                raise UserError(
+                    f'{path}: {image_id!r} is not a valid image id (file name without directory or extension)'
+                )
+            if image_id in seen:
+                raise UserError(f'{path}: duplicate image id {image_id!r} (expected one id per line)')
+            seen.add(image_id)
+        if not ids:
+            raise UserError(f'{path}: the list "{domain}" is empty')
+        return ids
+
+    def image_path(self, image_id: str) -> Path:
+        if self.image_template is None:
+            return voc.image_path(self.root, image_id)
+        return self.root / self.image_template.replace('{id}', image_id)
+
+    def mask_path(self, image_id: str) -> Path:
+        if self.mask_template is None:
+            return voc.mask_path(self.root, image_id)
+        return self.root / self.mask_template.replace('{id}', image_id)
+
+    def has_mask(self, image_id: str) -> bool:
+        return self.mask_path(image_id).is_file()
+
+    def labels_path(self, image_id: str) -> Path:
+        return voc.xml_path(self.root, image_id) if self.labels is None else self.labels.path
+
+    def read_tags(self, image_id: str) -> list[str]:
+        """Return the names of the classes of an image. Raises UserError naming the file."""
+        if self.labels is not None:
+            relative = PurePosixPath((self.image_template or 'JPEGImages/{id}.jpg').replace('{id}', image_id))
+            return self.labels.of(image_id, str(relative))
+        return voc.read_tags(self.labels_path(image_id), images.image_size(self.image_path(image_id)))
+
+
+def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
+    """Return the JSON file, its entries and its lists. Raises UserError naming the file."""
+    entries = read_json(path)
+    if not {'classes', 'lists'} <= entries.keys():
+        hint = f' (pass {path.with_suffix(".csv")} itself)' if path.with_suffix('.csv').is_file() else ''
+        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"{hint}')
+    lists = entries['lists']
+    if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
+        raise UserError(f'dataset {path}: "lists" must name a file for each domain')
+    templates = [entries.get('images'), entries.get('masks')]
+    for name, template in zip(('images', 'masks'), templates, strict=True):
+        if template is not None and not (isinstance(template, str) and '{id}' in template):
+            raise UserError(f'dataset {path}: "{name}" must be a path with {{id}} in it, such as "{name}/{{id}}.png"')
+    labels = entries.get('labels')
+    if labels is not None and not isinstance(labels, str):
+        raise UserError(f'dataset {path}: "labels" must name a CSV file of image or id and classes')
+    labels = None if labels is None else table.Labels.read(path.parent / labels)
+    files = {domain: path.parent / file for domain, file in lists.items()}
+    return path, entries, Lists(root, files, *templates, labels)

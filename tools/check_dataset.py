@@ -1,0 +1,181 @@
+"""Verify a data set: list every error of its images, labels and masks, and count its classes and sizes.
+
+Reads   all images, labels and masks of the lists of --dataset
+Writes  nothing
+
+    python3 -m tools.check_dataset --dataset labels.csv --data_dir photos
+
+Errors (missing and unreadable files, unknown classes, masks of another size or with unknown values) give exit status 1.
+Warnings do not: images that train and val share, masks whose classes disagree with the labels, classes without images
+to train on, class names that differ only in case.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from core import IGNORE, UserError
+from core.data.dataset import open_dataset
+from util import flags, stage
+from util.parallel import parallel_map
+
+SHOWN = 20  # errors printed per list
+
+
+class Finding(NamedTuple):
+    """What one image is found to be; `labels` and `size` are None where they cannot be read."""
+
+    errors: list[str]
+    size: tuple[int, int] | None = None  # (h, w)
+    labels: np.ndarray | None = None  # (C,) multi-hot
+    mask_classes: frozenset[int] | None = None
+    content: str = ''  # hash of the pixels
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    flags.add_data(parser)
+    flags.add_workers(parser)
+    return parser.parse_args(argv)
+
+
+def inspect(image_id, dataset, with_labels, needs_mask, quick):
+    """Return the Finding of an image. `quick`: look only whether the files exist."""
+    has_mask = dataset.source.has_mask(image_id) or needs_mask
+    if quick:
+        paths = [dataset.image_path(image_id)]
+        paths += [dataset.labels_path(image_id)] if with_labels else []
+        paths += [dataset.mask_path(image_id)] if has_mask else []
+        return Finding([f'{path}: no such file' for path in paths if isinstance(path, Path) and not path.is_file()])
+    found, errors = {}, []
+    readers = {
+        'image': lambda: dataset.read_image(image_id),
+        'labels': lambda: dataset.read_labels(image_id) if with_labels else None,
+        'mask': lambda: dataset.read_mask(image_id, found['image'].size[::-1]) if has_mask else None,
+    }
+    for name, read in readers.items():
+        try:
+            found[name] = read()
+        except UserError as error:
+            errors.append(str(error))
+            if name == 'image':
+                return Finding(errors)
+    image, label_map = np.array(found['image']), found.get('mask')
+    classes = None if label_map is None else frozenset(np.unique(label_map).tolist()) - {0, IGNORE}
+    content = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+    return Finding(errors, image.shape[:2], found.get('labels'), classes, content)
+
+
+def in_words(count):
+    return f'{count} error' if count == 1 else f'{count} errors'
+
+
+def print_errors(domain, findings):
+    """Print a line per list, and its first errors; return their number."""
+    errors = [error for finding in findings.values() for error in finding.errors]
+    print(f'{domain:10} {len(findings):6} images: {in_words(len(errors)) if errors else "complete"}')
+    for error in errors[:SHOWN]:
+        print(f'  {error}')
+    if len(errors) > SHOWN:
+        print(f'  ... and {len(errors) - SHOWN} more')
+    return len(errors)
+
+
+def print_counts(dataset, lists):
+    """Print how many images of each list have each class, and the sizes of the images."""
+    rows = []
+    for name, count in [
+        *((name, partial(_has_class, c)) for c, name in enumerate(dataset.class_names)),
+        ('(background alone)', lambda finding: finding.labels is not None and not finding.labels.any()),
+        ('(with a mask)', lambda finding: finding.mask_classes is not None),
+    ]:
+        rows.append((name, *(sum(map(count, findings.values())) for findings in lists.values())))
+    align = ('left', *('right' for _ in lists))
+    print(tabulate(rows, ('images with', *lists), 'pipe', colalign=align))
+    sizes = sorted({f.size for findings in lists.values() for f in findings.values() if f.size}, key=np.prod)
+    if sizes:
+        shown = [f'{w}x{h}' for h, w in (sizes[0], sizes[len(sizes) // 2], sizes[-1])]
+        print(f'sizes: {shown[0]} to {shown[2]}, {len(sizes)} different ones, the median of them {shown[1]}')
+
+
+def _has_class(c, finding):
+    return finding.labels is not None and bool(finding.labels[c])
+
+
+def list_warnings(dataset, lists):
+    """Return a line per warning."""
+    lines = []
+    trained = {f.content: image_id for image_id, f in lists.get('train_aug', {}).items() if f.content}
+    scored = {domain: lists[domain] for domain in ('val', 'test') if domain in lists}
+    for domain, findings in scored.items():
+        shared = [(trained[f.content], image_id) for image_id, f in findings.items() if f.content in trained]
+        if shared:
+            pair = ' and '.join(str(dataset.image_path(image_id)) for image_id in shared[0])
+            lines.append(f'{len(shared)} images of {domain} are also in train_aug ({pair}, ...): remove them from one')
+    seen = defaultdict(list)
+    for image_id, finding in lists.get('train_aug', {}).items():
+        seen[finding.content].append(image_id)
+    repeated = [ids for content, ids in seen.items() if content and len(ids) > 1]
+    if repeated:
+        pair = ' and '.join(str(dataset.image_path(image_id)) for image_id in repeated[0][:2])
+        lines.append(f'{len(repeated)} images of train_aug are there more than once ({pair}, ...)')
+
+    masked = {i: f for findings in lists.values() for i, f in findings.items() if f.mask_classes is not None}
+    tags = {i: frozenset((np.flatnonzero(f.labels) + 1).tolist()) for i, f in masked.items() if f.labels is not None}
+    for what, disagree in (
+        ('the mask contains a class that the labels do not', lambda i: masked[i].mask_classes - tags[i]),
+        ('the labels contain a class that the mask does not', lambda i: tags[i] - masked[i].mask_classes),
+    ):
+        wrong = [image_id for image_id in tags if disagree(image_id)]
+        if wrong:
+            lines.append(f'in {len(wrong)} of {len(tags)} images {what} ({dataset.image_path(wrong[0])}, ...)')
+
+    labels = [f.labels for f in lists.get('train_aug', {}).values() if f.labels is not None]
+    if labels:
+        without = [name for name, any_ in zip(dataset.class_names, np.any(labels, 0), strict=True) if not any_]
+        if without:
+            lines.append(f'no image of train_aug has the class {", ".join(without)}')
+    folded = Counter(name.casefold() for name in dataset.class_names)
+    alike = [name for name in dataset.class_names if folded[name.casefold()] > 1]
+    if alike:
+        lines.append(f'classes differ only in case: {", ".join(alike)}')
+    return lines
+
+
+def check(dataset, num_workers, needs_masks=(), quick=False):
+    """Print all findings. Raises UserError if there are errors; the images of `test` may be absent altogether."""
+    if not dataset.root.is_dir():
+        raise UserError(f'{dataset.root}: no such folder')
+    count, lists = 0, {}
+    for domain in dataset.lists:
+        ids = dataset.ids(domain)
+        if domain == 'test' and not dataset.image_path(ids[0]).is_file():
+            print(f'{domain:10} {len(ids):6} images: absent')
+            continue
+        options = {'with_labels': domain != 'test', 'needs_mask': domain in needs_masks, 'quick': quick}
+        find = partial(inspect, dataset=dataset, **options)
+        lists[domain] = dict(zip(ids, parallel_map(find, ids, num_workers, domain), strict=True))
+        count += print_errors(domain, lists[domain])
+    if not quick:
+        print_counts(dataset, lists)
+        for line in list_warnings(dataset, lists):
+            print(f'warning: {line}')
+    if count:
+        raise UserError(f'{dataset.root}: {in_words(count)}, listed above')
+    if not quick:
+        for domain in ('train', 'val'):
+            dataset.ids_with_masks(domain)
+    print(f'{dataset.root} is complete: pass it as --data_dir')
+
+
+def main(args):
+    check(open_dataset(args.dataset, args.data_dir), args.num_workers)
+
+
+if __name__ == '__main__':
+    stage.run(main, parse_args)
