@@ -465,13 +465,13 @@ CASES = [
         cut('experiments/models/cls.pth'),
         'cams',
         '',
-        'experiments/models/cls.pth: damaged, or not a file of weights (*)',
+        'experiments/models/cls.pth: damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch',
     ),
     (
         pickled('experiments/models/aff.pth'),
         'random_walk',
         '',
-        'experiments/models/aff.pth: damaged, or not a file of weights (*)',
+        'experiments/models/aff.pth: damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch',
     ),
     (
         model('seg', lambda state: [1]),

@@ -190,6 +190,23 @@ def test_truncated_file(tmp_path, kept, zipped):
     assert_unreadable(file, 'damaged, or not a file of weights')
 
 
+def test_truncated_file_of_torch_before_1_6_always_gives_the_same_line(tmp_path):
+    file, state = tmp_path / 'file.pth', {'a': torch.arange(40.0), 'b': torch.zeros(3), 'c': torch.ones(2, 2).half()}
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    content, lines = file.read_bytes(), set()
+    for length in range(len(content)):
+        file.write_bytes(content[:length])
+        with pytest.raises(UserError) as error:
+            read_state_dict(file)
+        lines.add(str(error.value))
+    assert lines == {
+        f'{file}: damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a '
+        'newer torch'
+    }
+    file.write_bytes(content)
+    assert same_state(read_state_dict(file).state, state)
+
+
 @pytest.mark.parametrize('at', [0.2, 0.5, 0.8])
 def test_flipped_bit(tmp_path, at):
     file = tmp_path / 'file.pth'

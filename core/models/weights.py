@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from core import UserError
 from core.models.backbones import BACKBONES
 
+NOT_ZIPPED = (
+    'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
+)
+
 
 class WeightFile(NamedTuple):
     """Tensors by name, the metadata of a model of this repository ({} for other files), and the form of the file."""
@@ -92,6 +96,8 @@ def read_state_dict(path: Path) -> WeightFile:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     except Exception as error:  # whatever a damaged or foreign file raises in the unpickler, another OSError for one
+        if not zipfile.is_zipfile(path):  # what it raises then depends on where the damage is
+            raise UserError(f'{path}: {NOT_ZIPPED}') from None
         raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
     state, meta, form = content, {}, 'a bare state dict'
     for key in ('model', 'state_dict'):
