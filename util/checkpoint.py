@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core import UserError
-from core.models.weights import read_state_dict
+from core.models.weights import check_not_published, read_state_dict
 from util.artifacts import model_path
 from util.devices import pick_device, to_device, unwrap
 from util.files import check_name, write_bytes
@@ -47,6 +47,7 @@ def load_model(model: nn.Module, tag: str, flag: str, script: str, architecture:
     if not path.is_file():
         raise UserError(f'{flag}: {path} not found; run {script} first')
     state, meta, form = read_state_dict(path)
+    check_not_published(str(path), state)
     if meta.get('architecture', architecture) != architecture:
         raise UserError(f'{path}: was trained as {meta["architecture"]}, requested {architecture}: correct the flags')
     try:

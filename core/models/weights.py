@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.models.backbones import BACKBONES
+from core.models.published import is_published
 
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
@@ -40,6 +41,7 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
             file = read_state_dict(Path(source))
         except UserError as error:
             raise UserError(f'weights {error}') from None
+        check_not_published(f'weights {source}', file.state)
         state, where = file.state, f'weights {source} ({file.form})'
     if any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
@@ -51,6 +53,12 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
         count = f'{len(wrong)} tensors are missing, unknown or of another shape'
         raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}')
     backbone.load_state_dict(fitting, strict=False)
+
+
+def check_not_published(where: str, state: dict[str, Tensor]) -> None:
+    """Raise UserError naming the command that imports it if a state dict is that of the authors' published code."""
+    if is_published(state):
+        raise UserError(f"{where}: is a network of the authors' code: import it with python3 -m tools.import_published")
 
 
 def _download(name: str) -> dict[str, Tensor]:
