@@ -50,7 +50,7 @@ def detect_mode(folder, image_id, kind):
         return 'rw' if 'rw' in names else 'npy'
     if path.with_name(f'{image_id}.png').is_file():
         return 'png'
-    raise UserError(f'{folder} contains neither {image_id}.npz nor {image_id}.png; run {kind.script} first')
+    raise UserError(f'{folder} contains neither {image_id}.npz nor {image_id}.png{artifacts.remedy(kind, path)}')
 
 
 def open_outputs(args, dataset, ids):

@@ -201,9 +201,18 @@ def open_folder(
     missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
     if missing:
         count = f'{len(missing)} of {len(ids)} are missing'
-        raise UserError(f'{folder.file(missing[0])} not found ({count}); run {kind.script} first')
+        path = folder.file(missing[0])
+        raise UserError(f'{path} not found ({count}){remedy(kind, path)}')
     folder.check(ids[0])
     return folder
+
+
+def remedy(kind: Format, path: Path) -> str:
+    """Return the end of the error line about a missing file: import the CAMs of the authors' code, or run the stage."""
+    published = path.with_suffix('.npy')
+    if published.is_file():
+        return f"; {published} is of the authors' code: import its folder with python3 -m tools.import_published"
+    return f'; run {kind.script} first'
 
 
 @contextmanager
