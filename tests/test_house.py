@@ -171,14 +171,12 @@ def test_no_pickle_is_read(path):
 
 def test_one_module_unpickles_and_imports_nothing_for_it():
     """Its unpickler looks names up in a table: it never asks pickle.Unpickler, which would import them."""
-    wanted = {'pickle', '_pickle', 'pickle5', 'cloudpickle', 'pandas'}
-    assert [NAMES[path] for path in OURS if packages(path) & wanted] == ['util/unpickle.py']
+    assert [NAMES[path] for path in OURS if packages(path) & {'pickle', '_pickle'}] == ['util/unpickle.py']
     tree = parse(REPOSITORY / 'util' / 'unpickle.py')
     uses = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {use for use in uses if use.startswith('pickle.')} == {'pickle.Unpickler', 'pickle.UnpicklingError'}
-    bases = [base for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
     (unpickler,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    assert [ast.unparse(base) for base in bases] == ['pickle.Unpickler']
+    assert [ast.unparse(base) for base in unpickler.bases] == ['pickle.Unpickler']
     assert [node.name for node in unpickler.body if isinstance(node, ast.FunctionDef)] == ['find_class']
     assert sum(ast.unparse(node) == 'pickle.Unpickler' for node in ast.walk(tree)) == 1  # the base class
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
