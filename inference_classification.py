@@ -17,7 +17,7 @@ from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import present_keys
-from core.models import BACKBONES, Classifier
+from core.models import BACKBONES, build_network
 from util import artifacts, checkpoint, flags, loaders, parallel, stage
 from util.fingerprint import label_hashes
 
@@ -25,9 +25,8 @@ from util.fingerprint import label_hashes
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_inference(parser)
-    model = parser.groups['model']
-    model.add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
-    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of the classifier')
+    parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
+    flags.add_backbone(parser, 'the classifier', BACKBONES)
     flags.add_scales(parser)
     return parser.parse_args(argv)
 
@@ -39,9 +38,9 @@ def main(args):
     labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
 
     # Load the classifier.
-    network = Classifier(args.architecture, dataset.num_classes)
-    source = args.tag, '--tag', 'train_classification_with_puzzle.py', args.architecture
-    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
+    file = checkpoint.open_model(args.tag, '--tag', 'train_classification_with_puzzle.py')
+    meta = file.resolve(args, dataset, ['Classifier'], architecture='backbone')
+    model, device, model_hash = file.load_for_inference(build_network(meta), args)
 
     blank = []  # images with a CAM that is zero everywhere
     inputs = {'model': model_hash, 'labels': label_hashes(labels)}

@@ -17,7 +17,8 @@ from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import strided_size
-from core.models import BACKBONES, affinitynet
+from core.models import BACKBONES, build_network
+from core.models.affinitynet import predict_edges
 from core.random_walk import random_walk
 from util import artifacts, checkpoint, flags, loaders, parallel, stage
 
@@ -29,9 +30,9 @@ def parse_args(argv=None):
     flags.add_inference(parser)
     data = parser.groups['data']
     data.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)')
-    model = parser.groups['model']
-    model.add_argument('--model_name', type=flags.folder_name, required=True, help='model of stage 4')
-    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='backbone of AffinityNet')
+    model = 'model of stage 4'
+    parser.groups['model'].add_argument('--model_name', type=flags.folder_name, required=True, help=model)
+    flags.add_backbone(parser, 'AffinityNet', BACKBONES)
     inference = parser.groups['inference']
     inference.add_argument('--beta', type=flags.real(0), default=10, help='exponent of the affinities')
     steps = 'the number of random-walk steps is 2^exp_times'
@@ -47,9 +48,9 @@ def main(args):
     cams = artifacts.open_folder(artifacts.CAM, args.cam_dir, '--cam_dir', dataset, ids)
 
     # Load AffinityNet.
-    network = affinitynet.AffinityNet(args.architecture)
-    source = args.model_name, '--model_name', 'train_affinitynet.py', args.architecture
-    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
+    file = checkpoint.open_model(args.model_name, '--model_name', 'train_affinitynet.py')
+    meta = file.resolve(args, dataset, ['AffinityNet'], architecture='backbone')
+    model, device, model_hash = file.load_for_inference(build_network(meta), args)
 
     inputs = {'model': model_hash, 'cams': cams}
     flat = []  # images without edges
@@ -61,7 +62,7 @@ def main(args):
             for batch_ids, images, (pixels,) in batches:
                 # Predict the edges of images of one size.
                 size = strided_size(images[0].shape[:2])
-                edges = affinitynet.predict_edges(model, normalize(pixels), args.image_size)
+                edges = predict_edges(model, normalize(pixels), args.image_size)
                 contrast = (edges.amax((1, 2)) - edges.amin((1, 2))).tolist()
                 flat += [i for i, x in zip(batch_ids, contrast, strict=True) if x < MIN_CONTRAST and i in missing]
 

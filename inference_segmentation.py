@@ -13,7 +13,7 @@ from core.crf import crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
-from core.models import BACKBONES, segmenters
+from core.models import BACKBONES, SEGMENTERS, build_network
 from core.models.deeplab import multi_scale_logits
 from util import artifacts, checkpoint, flags, loaders, parallel, stage
 
@@ -22,7 +22,7 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_inference(parser, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
-    flags.add_segmenter(parser, segmenters.SEGMENTERS, BACKBONES)
+    flags.add_segmenter(parser, SEGMENTERS, BACKBONES, trained=True)
     flags.add_scales(parser)
     iterations = 'dense CRF iterations (0: no CRF)'
     parser.groups['inference'].add_argument('--iteration', type=flags.integer(0), default=10, help=iterations)
@@ -40,10 +40,11 @@ def main(args):
 
     # Load the segmentation network.
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids, num_classes = dataset.ids(args.domain, with_images=True), dataset.num_classes + 1
-    network = segmenters.build_segmenter(args.architecture, args.backbone, num_classes, args.mode, args.use_gn)
-    source = args.tag, '--tag', 'train_segmentation.py', flags.segmenter_name(args)
-    model, device, model_hash = checkpoint.load_for_inference(network, args, *source)
+    ids = dataset.ids(args.domain, with_images=True)
+    file = checkpoint.open_model(args.tag, '--tag', 'train_segmentation.py')
+    options = {'architecture': 'network', 'backbone': 'backbone', 'mode': 'mode', 'use_gn': 'use_gn'}
+    meta = file.resolve(args, dataset, SEGMENTERS, **options)
+    model, device, model_hash = file.load_for_inference(build_network(meta), args)
 
     with artifacts.create_folder(artifacts.PREDICTION, args, dataset, ids, model=model_hash) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing

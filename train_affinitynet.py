@@ -67,7 +67,7 @@ def main(args):
     model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
-    meta = {'architecture': args.architecture, 'classes': dataset.class_names}
+    meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}
     with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps) as run:
         for _ in run.epochs():
             for batch in run.batches(device):

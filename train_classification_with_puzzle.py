@@ -163,7 +163,7 @@ def main(args):
     model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
-    meta = {'architecture': args.architecture, 'classes': dataset.class_names}
+    meta = {'network': 'Classifier', 'backbone': args.architecture, 'mode': args.mode}
     with Run(args, train_loader, model, optimizer, schedule, meta, masked) as run:
         for epoch in run.epochs():
             for batch in run.batches(device):

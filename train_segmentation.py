@@ -93,7 +93,8 @@ def main(args):
     model = devices.parallel(model, device, devices.devices_for(args.batch_size, device), args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
-    meta = {'architecture': flags.segmenter_name(args), 'classes': dataset.class_names}
+    meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
+    meta |= {'use_gn': args.use_gn} if args.architecture == 'DeepLabv3+' else {}
     with Run(args, train_loader, model, optimizer, schedule, meta, masked, labels=pseudo_labels) as run:
         for _ in run.epochs():
             for batch in run.batches(device):

@@ -220,15 +220,16 @@ def set_up_stage(
     line = '--data_dir data --dataset data/some.json --num_workers 2 --tag timed --overwrite'.split()
     line += ['--device', device, '--precision', precision]
     if what == 'cam':
-        script, function, meta = inference_classification, 'multi_scale_cam', network
+        script, function, meta = inference_classification, 'multi_scale_cam', {'network': 'Classifier'}
         args = script.parse_args([*line, '--architecture', network, '--domain', 'train'])
     else:
-        script, function, meta = inference_segmentation, 'multi_scale_logits', f'DeepLabv3+ {network} GN'
+        script, function = inference_segmentation, 'multi_scale_logits'
+        meta = {'network': 'DeepLabv3+', 'use_gn': True}
         args = script.parse_args([*line, '--backbone', network])
         if device.startswith('cuda'):
             writer = LastingWriter(args.num_workers, processes=True)
             parallel.BackgroundWriter = lambda workers, processes: writer
-    save_model(model, artifacts.model_path('timed'), architecture=meta)
+    save_model(model, artifacts.model_path('timed'), backbone=network, **meta)
     busy = BusyTime(device)
     setattr(script, function, busy.watch(getattr(script, function)))
 

@@ -18,6 +18,39 @@ def make_cam(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def multi_scale_maps(classifier: nn.Module, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Run a classifier over N images at each scale, and over their mirror images.
+
+    images: the normalised images (N, 3, h_s, w_s) at each scale. Returns the class probabilities (N, C), the mean of
+    the sigmoids of all logits, and the class maps (N, C, h_s/16, w_s/16) at each scale: ReLU, summed over image and
+    mirror image.
+    """
+    probability, summed = 0, []
+    for batch in images:
+        logits, maps = classifier(torch.cat([batch, batch.flip(-1)]), with_cam=True)
+        probability = probability + torch.stack(torch.sigmoid(logits.float()).chunk(2)).mean(0)
+        maps, mirrored = F.relu(maps.float()).chunk(2)
+        summed.append(maps + mirrored.flip(-1))
+    return probability / len(images), summed
+
+
+def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+    """Sum the class maps of `multi_scale_maps` over scales; the CAMs are those that `multi_scale_cam` returns."""
+    h, w = size
+    rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
+    image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
+    if not len(image_of):  # images of background alone
+        return [(labels.new_zeros(0, *strided_size(size)), labels.new_zeros(0, h, w))] * len(labels)
+    cam, hr_cam = 0, 0
+    for scaled in maps:
+        scaled = scaled[image_of, class_of][None]
+        cam = cam + F.interpolate(scaled, strided_size(size), mode='bilinear', align_corners=False)[0]
+        hr_cam = hr_cam + F.interpolate(scaled, rounded, mode='bilinear', align_corners=False)[0, :, :h, :w]
+    counts = labels.count_nonzero(1).tolist()
+    cam, hr_cam = (x / (x.amax((1, 2), keepdim=True) + EPSILON) for x in (cam, hr_cam))
+    return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))
+
+
 def multi_scale_cam(
     classifier: nn.Module, images: list[Tensor], labels: Tensor, size: tuple[int, int]
 ) -> list[tuple[Tensor, Tensor]]:
@@ -27,19 +60,5 @@ def multi_scale_cam(
     For each image with K present classes: cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its
     maximum + 1e-5.
     """
-    h, w = size
-    rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
-    image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
-    if not len(image_of):  # images of background alone
-        empty = labels.new_zeros(0, *strided_size(size)), labels.new_zeros(0, h, w)
-        return [empty] * len(labels)
-    cam, hr_cam = 0, 0
-    for batch in images:
-        _, maps = classifier(torch.cat([batch, batch.flip(-1)]), with_cam=True)
-        maps, mirrored = F.relu(maps.float()).chunk(2)
-        maps = (maps + mirrored.flip(-1))[image_of, class_of][None]
-        cam = cam + F.interpolate(maps, strided_size(size), mode='bilinear', align_corners=False)[0]
-        hr_cam = hr_cam + F.interpolate(maps, rounded, mode='bilinear', align_corners=False)[0, :, :h, :w]
-    counts = labels.count_nonzero(1).tolist()
-    cam, hr_cam = (x / (x.amax((1, 2), keepdim=True) + EPSILON) for x in (cam, hr_cam))
-    return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))
+    _, maps = multi_scale_maps(classifier, images)
+    return cams_from_maps(maps, labels, size)

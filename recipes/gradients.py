@@ -25,7 +25,7 @@ from core.data.dataset import open_dataset
 from core.data.transforms import normalize
 from core.models import Classifier, load_weights
 from util import artifacts, flags, stage
-from util.checkpoint import load_model
+from util.checkpoint import open_model
 from util.devices import pick_device, to_device
 
 SCRIPT = 'train_classification_with_puzzle.py'
@@ -65,7 +65,7 @@ def main(args):
     if args.at == 'start':
         load_weights(model.backbone, run.architecture, run.weights)
     else:
-        load_model(model, args.tag, '--tag', SCRIPT, run.architecture)
+        open_model(args.tag, '--tag', SCRIPT).load(model)
     model = to_device(model, device, args.precision).train()
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     replicas = run.bn_replicas if run.mode == 'normal' else 1

@@ -23,11 +23,11 @@ from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import present_keys, upsample_rw
 from core.metrics import ThresholdSweep
-from core.models import AffinityNet, Classifier
+from core.models import build_network
 from core.models.affinitynet import predict_edges
 from core.random_walk import random_walk
 from util import artifacts, flags, loaders, stage
-from util.checkpoint import load_for_inference
+from util.checkpoint import open_model
 from util.fingerprint import check_fingerprint, file_hash
 
 
@@ -102,12 +102,12 @@ def main(args):
 
     # Load the models that wrote them.
     run = Namespace(device=args.device, precision='fp32')
-    network = Classifier(cam.architecture, dataset.num_classes)
-    source = cam.tag, '--tag', 'train_classification_with_puzzle.py', cam.architecture
-    classifier, device, _ = load_for_inference(network, run, *source)
-    network = AffinityNet(walk.architecture)
-    source = walk.model_name, '--model_name', 'train_affinitynet.py', walk.architecture
-    affinity_net, _, _ = load_for_inference(network, run, *source)
+    file = open_model(cam.tag, '--tag', 'train_classification_with_puzzle.py')
+    meta = file.resolve(cam, dataset, ['Classifier'], architecture='backbone')
+    classifier, device, _ = file.load_for_inference(build_network(meta), run)
+    file = open_model(walk.model_name, '--model_name', 'train_affinitynet.py')
+    meta = file.resolve(walk, dataset, ['AffinityNet'], architecture='backbone')
+    affinity_net, _, _ = file.load_for_inference(build_network(meta), run)
 
     # Recompute the maps in float32 and score them.
     sweeps = {name: ThresholdSweep(dataset.num_classes + 1, [t for t, _ in rows]) for name, rows in counts.items()}

@@ -219,7 +219,7 @@ CASES = [
         untouched,
         'predictions',
         '--use_gn False',
-        'experiments/models/seg.pth: was trained as DeepLabv3+ resnest14_narrow GN, requested DeepLabv3+ resnest14_narrow: correct the flags',
+        '--use_gn False: experiments/models/seg.pth was trained with --use_gn True',
     ),
     (
         untouched,
@@ -483,13 +483,13 @@ CASES = [
         untouched,
         'cams',
         '--architecture resnest14',
-        'experiments/models/cls.pth: was trained as resnest14_narrow, requested resnest14: correct the flags',
+        '--architecture resnest14: experiments/models/cls.pth was trained with resnest14_narrow',
     ),
     (
         model('cls', lambda state: {k: v[:1] for k, v in state.items() if v.ndim}),
         'cams',
         '',
-        'experiments/models/cls.pth (a state dict under "model"): does not fit resnest14_narrow: *',
+        'experiments/models/cls.pth (a state dict under "model"): does not fit Classifier: *',
     ),
     (
         untouched,

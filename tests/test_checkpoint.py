@@ -1,19 +1,23 @@
-"""Model files: state dict and metadata, read back or refused in one line."""
+"""Model files: state dict and metadata, read back, completed by flags, or refused in one line."""
 
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from core import UserError
-from core.models import Classifier
+from core.models import SEGMENTERS, AffinityNet, Classifier, build_network, build_segmenter
 from core.models.weights import read_state_dict, read_torch
 from util.artifacts import model_path
-from util.checkpoint import check_finite, load_for_inference, load_model, save_model, save_torch
+from util.checkpoint import ModelFile, check_finite, describe, open_model, save_model, save_torch
 from util.fingerprint import file_hash
 
 NARROW = 'resnest14_narrow'
+CLASSES = ('bus', 'cow')
+DATASET = Namespace(class_names=CLASSES, num_classes=2, palette=np.arange(768, dtype=np.uint8).reshape(256, 3))
+SEGMENTER = {'architecture': 'network', 'backbone': 'backbone', 'mode': 'mode', 'use_gn': 'use_gn'}  # as stage 8
 
 
 def net(seed: int = 0, outputs: int = 2) -> nn.Module:
@@ -21,8 +25,8 @@ def net(seed: int = 0, outputs: int = 2) -> nn.Module:
     return nn.Linear(3, outputs)
 
 
-def load(model, tag='a') -> str:
-    return load_model(model, tag, '--tag', 'train.py', NARROW)
+def load(model, tag='a') -> None:
+    open_model(tag, '--tag', 'train.py').load(model)
 
 
 @pytest.mark.parametrize('wrap', [False, True])
@@ -37,7 +41,7 @@ def test_model_files_are_state_dicts_with_metadata(in_tmp, wrap):
     assert all(isinstance(value, torch.Tensor) for value in content['model'].values())
     assert read_state_dict(path)[1] == meta
     other = net(1)
-    assert load(other) == file_hash(path)
+    load(other)
     assert torch.equal(other.weight, net().weight)
 
 
@@ -51,7 +55,7 @@ def test_other_forms_of_state_dicts_load_too(in_tmp, form):
     model_path('a').parent.mkdir(parents=True)
     torch.save(state, model_path('a'))
     other = net(1)
-    assert load(other) == file_hash(model_path('a'))
+    load(other)
     assert torch.equal(other.weight, net().weight)
     assert read_state_dict(model_path('a'))[1] == {}
 
@@ -103,13 +107,10 @@ def test_flipped_bytes_of_tensors_are_refused(in_tmp):
         load(net())
 
 
-def test_models_of_another_architecture_are_refused(in_tmp):
-    save_model(net(), model_path('a'), architecture='resnet50')
-    with pytest.raises(UserError, match=f'a.pth: was trained as resnet50, requested {NARROW}: correct the flags'):
-        load(net())
+def test_weights_that_do_not_fit_are_refused(in_tmp):
     for outputs in (3, None):
         save_model(net(outputs=outputs) if outputs else nn.Bilinear(2, 2, 2), model_path('b'))
-        with pytest.raises(UserError, match=rf'b.pth \(a state dict under "model"\): does not fit {NARROW}') as error:
+        with pytest.raises(UserError, match=r'b.pth \(a state dict under "model"\): does not fit Linear: ') as error:
             load(net(), 'b')
         assert '\n' not in str(error.value)
 
@@ -128,12 +129,13 @@ def test_models_that_are_not_finite_are_not_saved(in_tmp, value, wrap):
 def test_load_for_inference(in_tmp):
     """In evaluation mode, with BatchNorm folded, on the device of --device, in --precision."""
     network, images = Classifier(NARROW, 3), torch.randn(2, 3, 32, 32)
-    save_model(network, model_path('a'), architecture=NARROW)
+    save_model(network, model_path('a'))
     with torch.no_grad():
         expected = network.eval()(images)
+    file = open_model('a', '--tag', 'train.py')
     for precision in ('fp32', 'bf16'):
-        args, source = Namespace(device='cpu', precision=precision), ('a', '--tag', 'train.py', NARROW)
-        model, device, fingerprint = load_for_inference(Classifier(NARROW, 3), args, *source)
+        args = Namespace(device='cpu', precision=precision)
+        model, device, fingerprint = file.load_for_inference(Classifier(NARROW, 3), args)
         assert (device, fingerprint) == (torch.device('cpu'), file_hash(model_path('a')))
         assert model.bf16 == (precision == 'bf16')
         assert not model.training
@@ -141,10 +143,165 @@ def test_load_for_inference(in_tmp):
         if precision == 'fp32':
             with torch.no_grad():
                 torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
-    for name, device, line in (('a', 'nonsense', '--device nonsense'), ('b', 'cpu', '--tag: .*b.pth not found; run')):
+    with pytest.raises(UserError, match='--device nonsense'):
+        file.load_for_inference(Classifier(NARROW, 3), Namespace(device='nonsense', precision='fp32'))
+
+
+# Metadata -----------------------------------------------------------------------------------------------------------
+
+
+def stored(tag: str = 'a', **meta) -> ModelFile:
+    """Write a model file with metadata and open it."""
+    save_torch({'model': dict(net().state_dict()), 'meta': meta}, model_path(tag))
+    return open_model(tag, '--tag', 'train.py')
+
+
+def options(**given) -> Namespace:
+    return Namespace(**{**dict.fromkeys(SEGMENTER), 'dataset': 'set.json', **given})
+
+
+def test_description_of_a_model(in_tmp):
+    meta = describe(Namespace(image_size=64), DATASET)
+    assert meta == {'image_size': 64, 'classes': CLASSES, 'palette': [[0, 1, 2], [3, 4, 5], [6, 7, 8]]}
+    assert stored(**meta).meta == meta  # reading without unpickling keeps the types
+
+
+@pytest.mark.parametrize(
+    'meta, network',
+    [
+        ({'network': 'Classifier', 'mode': 'normal'}, Classifier(NARROW, 2, 'normal')),
+        ({'network': 'AffinityNet', 'mode': 'fix'}, AffinityNet(NARROW)),
+        ({'network': 'Seg_Model', 'mode': 'normal'}, build_segmenter('Seg_Model', NARROW, 3, 'normal', True)),
+        ({'network': 'DeepLabv3+', 'use_gn': True}, build_segmenter('DeepLabv3+', NARROW, 3, 'fix', True)),
+        ({'network': 'DeepLabv3+', 'use_gn': False}, build_segmenter('DeepLabv3+', NARROW, 3, 'fix', False)),
+    ],
+    ids=lambda value: ' '.join(map(str, value.values())) if isinstance(value, dict) else '',
+)
+def test_networks_are_built_from_their_metadata(meta, network):
+    built = build_network({'backbone': NARROW, 'classes': CLASSES, **meta})
+    assert (type(built), built.mode) == (type(network), network.mode)
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (built, network)]
+    assert shapes[0] == shapes[1]
+
+
+def test_unknown_networks_are_refused():
+    for meta, line in (
+        ({'network': 'UNet', 'backbone': NARROW}, "network 'UNet' is not one of Classifier, AffinityNet, DeepLabv3+"),
+        ({'network': 'Classifier', 'backbone': 'vgg16'}, "backbone 'vgg16' is not one of resnet50"),
+    ):
         with pytest.raises(UserError, match=line):
-            args = Namespace(device=device, precision='fp32')
-            load_for_inference(Classifier(NARROW, 3), args, name, '--tag', 'train.py', NARROW)
+            build_network({'classes': CLASSES, **meta})
+
+
+@pytest.mark.parametrize(
+    'name, state, expected',
+    [
+        (NARROW, {'classifier.weight': 1}, {'network': 'Classifier'}),
+        (NARROW, {'head.classify.weight': 1}, {'network': 'AffinityNet'}),
+        (f'DeepLabv3+ {NARROW} GN', {}, {'network': 'DeepLabv3+', 'use_gn': True}),
+        (f'DeepLabv3+ {NARROW}', {}, {'network': 'DeepLabv3+', 'use_gn': False}),
+        (f'CSeg_Model {NARROW}', {'head.classify.weight': 1}, {'network': 'CSeg_Model'}),
+    ],
+)
+def test_files_of_earlier_versions(in_tmp, name, state, expected):
+    """They name the network in one string, `architecture`."""
+    state = {key: torch.ones(value) for key, value in ({'backbone.a': 1} | state).items()}
+    save_torch({'model': state, 'meta': {'architecture': name, 'classes': CLASSES}}, model_path('a'))
+    meta = open_model('a', '--tag', 'train.py').meta
+    assert meta == {'architecture': name, 'classes': CLASSES, 'backbone': NARROW, **expected}
+
+
+def test_flags_are_completed_from_the_file(in_tmp):
+    file = stored(network='Classifier', backbone=NARROW, classes=CLASSES, mode='fix')
+    for given in (None, NARROW):
+        args = options(architecture=given)
+        meta = file.resolve(args, DATASET, ['Classifier'], architecture='backbone')
+        assert meta == file.meta
+        assert args == options(architecture=NARROW)
+    for recorded, expected in (
+        ({'network': 'DeepLabv3+', 'use_gn': False, 'mode': 'normal'}, {'use_gn': False, 'mode': 'normal'}),
+        ({'network': 'DeepLabv3+', 'use_gn': True}, {'use_gn': True, 'mode': 'fix'}),
+        ({'network': 'Seg_Model', 'mode': 'fix'}, {'use_gn': True, 'mode': 'fix'}),
+    ):
+        args = options()
+        stored(**recorded, backbone=NARROW, classes=CLASSES).resolve(args, DATASET, SEGMENTERS, **SEGMENTER)
+        assert args == options(architecture=recorded['network'], backbone=NARROW, **expected)
+
+
+@pytest.mark.parametrize(
+    'given, line',
+    [
+        ({'architecture': 'Seg_Model'}, '--architecture Seg_Model: {path} was trained with DeepLabv3+'),
+        ({'backbone': 'resnet50'}, f'--backbone resnet50: {{path}} was trained with {NARROW}'),
+        ({'mode': 'normal'}, '--mode normal: {path} was trained with fix'),
+        ({'use_gn': False}, '--use_gn False: {path} was trained with --use_gn True'),
+    ],
+)
+def test_flags_that_contradict_the_file(in_tmp, given, line):
+    file = stored(network='DeepLabv3+', backbone=NARROW, classes=CLASSES, mode='fix', use_gn=True)
+    with pytest.raises(UserError) as error:
+        file.resolve(options(**given), DATASET, SEGMENTERS, **SEGMENTER)
+    assert str(error.value) == line.format(path=model_path('a'))
+
+
+def test_bare_state_dicts_need_the_flags(in_tmp):
+    file, bare = stored(), f'{model_path("a")}: is a state dict under "model" without metadata: pass '
+    for args, networks, flags, line in (
+        (options(), ['Classifier'], {'architecture': 'backbone'}, '--architecture'),
+        (options(), SEGMENTERS, SEGMENTER, '--architecture and --backbone'),
+        (options(architecture='Seg_Model'), SEGMENTERS, SEGMENTER, '--backbone'),
+    ):
+        with pytest.raises(UserError) as error:
+            file.resolve(args, DATASET, networks, **flags)
+        assert str(error.value) == bare + line
+    meta = file.resolve(options(architecture=NARROW), DATASET, ['AffinityNet'], architecture='backbone')
+    assert meta == {'network': 'AffinityNet', 'backbone': NARROW, 'classes': CLASSES}
+    args = options(architecture='DeepLabv3+', backbone=NARROW, use_gn=False)
+    meta = file.resolve(args, DATASET, SEGMENTERS, **SEGMENTER)
+    assert meta == {'network': 'DeepLabv3+', 'backbone': NARROW, 'use_gn': False, 'mode': 'fix', 'classes': CLASSES}
+
+
+def test_other_networks_are_refused(in_tmp):
+    file = stored(network='AffinityNet', backbone=NARROW, classes=CLASSES)
+    with pytest.raises(UserError, match='a.pth: contains AffinityNet: pass a model of train.py$'):
+        file.resolve(options(), DATASET, ['Classifier'], architecture='backbone')
+
+
+@pytest.mark.parametrize(
+    'classes, line',
+    [
+        (('cow', 'bus'), "class 1 is 'bus', but {path} was trained with 'cow'"),
+        (('bus', 'cat'), "class 2 is 'cow', but {path} was trained with 'cat'"),
+        (('bus', 'cow', 'dog'), "class 3 is missing, but {path} was trained with 'dog'"),
+        (('bus',), "class 2 is 'cow', but {path} was not trained with it"),
+    ],
+)
+def test_other_classes_are_refused(in_tmp, classes, line):
+    file = stored(network='Classifier', backbone=NARROW, classes=classes)
+    with pytest.raises(UserError) as error:
+        file.resolve(options(), DATASET, ['Classifier'], architecture='backbone')
+    assert str(error.value) == f'--dataset set.json: {line.format(path=model_path("a"))}'
+
+
+@pytest.mark.parametrize(
+    'entry, value',
+    [
+        ('network', 3),
+        ('backbone', None),
+        ('mode', 'frozen'),
+        ('use_gn', 'yes'),
+        ('image_size', 0),
+        ('classes', ()),
+        ('classes', 'bus'),
+        ('classes', (1, 2)),
+        ('palette', [[0, 0, 0], [1]]),
+        ('palette', [[0, 0, 256]]),
+        ('palette', []),
+    ],
+)
+def test_damaged_metadata_is_refused(in_tmp, entry, value):
+    with pytest.raises(UserError, match=rf'a.pth: its metadata is damaged \({entry}: '):
+        stored(**{'network': 'Classifier', 'backbone': NARROW, entry: value})
 
 
 def test_saving_is_atomic(in_tmp, monkeypatch):

@@ -137,18 +137,21 @@ RECIPE = {
         're_loss': 'L1_Loss', 're_loss_option': 'masking', 'alpha': 4, 'alpha_schedule': 0.5, 'bn_replicas': 4,
         'select': 'best', 'augment': '', 'architecture': 'resnest101',
     },
-    'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': 'resnest101'},
+    'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': None},
     'make_affinity_labels --experiment_name t': {'fg_threshold': 0.4, 'bg_threshold': 0.1},
     'train_affinitynet --tag t --label_name l': TRAINING | {'max_epoch': 3, 'radius': 10, 'architecture': 'resnest101'},
     'inference_rw --model_name m --cam_dir c': {
-        'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': 'resnest101',
+        'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': None,
     },
     'make_pseudo_labels --experiment_name t': {'threshold': 0.35, 'crf_iteration': 1},
     'train_segmentation --tag t --label_name l': TRAINING | {
         'max_epoch': 50, 'lr': 0.007, 'wd': 4e-5, 'momentum': 4e-5, 'min_image_size': 256, 'max_image_size': 1024,
         'mode': 'fix', 'use_gn': True, 'architecture': 'DeepLabv3+', 'select': 'best', 'backbone': 'resnest101',
     },
-    'inference_segmentation --tag t': {'scales': '0.5,1.0,1.5,2.0', 'iteration': 10, 'architecture': 'DeepLabv3+'},
+    'inference_segmentation --tag t': {
+        'scales': '0.5,1.0,1.5,2.0', 'iteration': 10, 'architecture': None, 'backbone': None, 'mode': None,
+        'use_gn': None,
+    },
     'evaluate --experiment_name t': {'mode': None, 'threshold': None},
 }  # fmt: skip
 

@@ -281,16 +281,31 @@ def test_pseudo_labels(experiments, demo):
     assert foreground  # or this compares nothing
 
 
-@pytest.mark.parametrize('tag, architecture', [('cls', NET), ('aff', NET), ('seg', f'DeepLabv3+ {NET} GN')])
-def test_models_are_state_dicts_with_metadata(experiments, demo, tag, architecture):
+@pytest.mark.parametrize(
+    'tag, own',
+    [
+        ('cls', {'network': 'Classifier', 'mode': 'normal'}),
+        ('aff', {'network': 'AffinityNet', 'mode': 'fix', 'radius': 4}),
+        ('seg', {'network': 'DeepLabv3+', 'mode': 'fix', 'use_gn': True}),
+    ],
+)
+def test_models_are_state_dicts_with_metadata(experiments, demo, tag, own):
     content = torch.load(experiments / 'models' / f'{tag}.pth', map_location='cpu', weights_only=True)
     assert set(content) == {'model', 'meta'}
     state, meta = content['model'], content['meta']
     assert all(isinstance(value, torch.Tensor) and torch.isfinite(value.float()).all() for value in state.values())
     assert any(name.startswith('backbone.') for name in state)
-    assert (meta['architecture'], meta['epoch'], meta['classes']) == (architecture, 1, dataset_of(demo).class_names)
-    assert set(meta) == {'architecture', 'classes', 'epoch'} | ({'select', 'score'} if tag != 'aff' else set())
-    assert tag == 'aff' or meta['select'] == 'best'
+    score = meta.pop('score') if tag != 'aff' else None
+    palette = dataset_of(demo).palette[:7].tolist()
+    common = {
+        'backbone': NET,
+        'image_size': 64,
+        'classes': dataset_of(demo).class_names,
+        'palette': palette,
+        'epoch': 1,
+    }
+    assert meta == {**common, **own, **({'select': 'best'} if tag != 'aff' else {})}
+    assert score is None or 0 <= score <= 1
 
 
 def test_training_changed_the_weights_it_should(experiments):
@@ -643,9 +658,82 @@ def test_images_per_batch_change_only_the_rounding_and_are_recorded(copy):
     assert [entry['options']['batch_size'] for entry in record['history']] == [4]
 
 
+# What the fingerprints of stages 2, 5 and 8 held when the flags of the network had defaults of their own.
+OPTIONS = {
+    'cams': {'tag': 'cls', 'scales': SCALES, 'resize': 'pillow'},
+    'random_walk': {'model_name': 'aff', 'cam_dir': CAMS, 'beta': 10, 'exp_times': 8, 'image_size': 96},
+    'predictions': {'tag': 'seg', 'scales': SCALES, 'resize': 'pillow', 'iteration': 10},
+}
+SEGMENTER = {'architecture': 'DeepLabv3+', 'backbone': NET, 'mode': 'fix', 'use_gn': True}
+
+
+def without(words: list[str], *flags: str) -> list[str]:
+    """Return a command line without some flags and their values."""
+    return [word for i, word in enumerate(words) if word not in flags and (i == 0 or words[i - 1] not in flags)]
+
+
+@pytest.mark.parametrize('form', ['today', 'earlier'])
+@pytest.mark.parametrize(
+    'name, tag, folder',
+    [('cams', 'cls', CAMS), ('random_walk', 'aff', RANDOM_WALKS), ('predictions', 'seg', PREDICTIONS)],
+)
+def test_stages_take_the_network_from_the_model_file(copy, capsys, name, tag, folder, form):
+    """Folders do not depend on whether flags or the file say what the network is, nor on the version of the file."""
+    script, words = commands(copy)[name]
+    if form == 'earlier':
+        path = Path(f'experiments/models/{tag}.pth')
+        content = torch.load(path, weights_only=True)
+        architecture = f'DeepLabv3+ {NET} GN' if tag == 'seg' else NET
+        content['meta'] = {'architecture': architecture, 'classes': content['meta']['classes'], 'epoch': 1}
+        torch.save(content, path)
+    run_stage(script, [*words, '--overwrite'])
+    path = copy.parent / 'experiments/predictions' / folder
+    record, before = read_args(path), {file: file.read_bytes() for file in path.glob('*.*')}
+    network = SEGMENTER if tag == 'seg' else {'architecture': NET}
+    options = {key: value for key, value in record['fingerprint'].items() if key not in ('classes', 'model', 'cams')}
+    assert options == {**OPTIONS[name], **network, 'precision': 'fp32'}
+    capsys.readouterr()
+    run_stage(script, without(words, '--architecture', '--backbone'))
+    assert '0 of them new' in capsys.readouterr().out
+    run_stage(script, [*without(words, '--architecture', '--backbone'), '--overwrite'])
+    assert read_args(path) == record
+    assert {file: file.read_bytes() for file in path.glob('*.*')} == before
+
+
+@pytest.mark.parametrize('name, tag', [('cams', 'cls'), ('random_walk', 'aff'), ('predictions', 'seg')])
+def test_swapped_class_names_are_refused(copy, capsys, name, tag):
+    info = json.loads((copy / 'dataset.json').read_text())
+    first, second, *others = info['classes']
+    (copy / 'dataset.json').write_text(json.dumps({**info, 'classes': [second, first, *others]}))
+    line = f"--dataset {copy}/dataset.json: class 1 is '{second}', but experiments/models/{tag}.pth was trained with"
+    assert f"{line} '{first}'" in fault_of(*commands(copy)[name], capsys)
+
+
+@pytest.mark.parametrize(
+    'name, flag, tag, line',
+    [
+        ('cams', '--tag', 'aff', 'contains AffinityNet: pass a model of train_classification_with_puzzle.py'),
+        ('random_walk', '--model_name', 'cls', 'contains Classifier: pass a model of train_affinitynet.py'),
+        ('predictions', '--tag', 'cls', 'contains Classifier: pass a model of train_segmentation.py'),
+        ('predictions', '--mode', 'normal', '--mode normal: experiments/models/seg.pth was trained with fix'),
+    ],
+)
+def test_models_of_another_stage_are_refused(copy, capsys, name, flag, tag, line):
+    script, words = commands(copy)[name]
+    assert line in fault_of(script, [*words, flag, tag], capsys)
+
+
+def test_bare_state_dicts_need_flags(copy, capsys):
+    torch.save(state_of('seg'), 'experiments/models/seg.pth')
+    script, words = commands(copy)['predictions']
+    line = 'experiments/models/seg.pth: is a bare state dict without metadata: pass --architecture'
+    assert line in fault_of(script, words, capsys)
+    run_stage(script, [*words, '--architecture', 'DeepLabv3+', '--overwrite'])
+
+
 @pytest.mark.parametrize('form', ['plain', 'module.', 'state_dict'])
 def test_models_in_other_common_forms(copy, form):
-    """They give the same CAMs; without metadata the architecture is not checked."""
+    """They give the same CAMs; without metadata the flags say what the network is."""
     path = Path(f'experiments/predictions/{CAMS}/{first(copy)}.npz')
     expected, state = path.read_bytes(), state_of('cls')
     if form == 'module.':

@@ -19,14 +19,15 @@ from torch import nn
 from core import UserError
 from core.models.weights import read_state_dict, read_torch
 from util.artifacts import model_path
-from util.checkpoint import load_model
+from util.checkpoint import open_model
 from util.loaders import training_loader
 from util.optim import build_sgd
 from util.run import BestAndLast, Run
 
 NARROW = 'resnest14_narrow'
 CPU = torch.device('cpu')
-META = {'architecture': NARROW, 'classes': ('bus', 'cow')}
+META = {'network': 'Classifier', 'backbone': NARROW, 'classes': ('bus', 'cow')}
+ALL_META = {**META, 'image_size': 64, 'palette': [[0, 0, 0]] * 3}
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -48,7 +49,7 @@ def test_best_and_last_model_are_kept(in_tmp, select):
     tags = {select: 'tag', other: f'tag.{other}'}
     for which, epoch, score in (('best', 2, 0.5), ('last', 4, 0.1)):
         model = net(9)
-        load_model(model, tags[which], '--tag', 'train.py', NARROW)
+        open_model(tags[which], '--tag', 'train.py').load(model)
         assert torch.equal(model.weight, net(epoch).weight)
         meta = read_state_dict(models.path(which))[1]
         assert meta == {**META, 'select': which, 'epoch': epoch, 'score': score}
@@ -93,7 +94,12 @@ class Points:
 
     ids = tuple(f'{i:05d}' for i in range(12))
     labels = None
-    dataset = SimpleNamespace(image_path=lambda image_id: Path(f'{image_id}.jpg'))
+    dataset = SimpleNamespace(
+        class_names=META['classes'],
+        num_classes=2,
+        palette=np.zeros((256, 3), np.uint8),
+        image_path=lambda image_id: Path(f'{image_id}.jpg'),
+    )
 
     def __len__(self):
         return 12
@@ -107,7 +113,7 @@ class Points:
 def options(**changes) -> Namespace:
     defaults = dict(
         tag='tag', seed=0, batch_size=4, max_epoch=2, lr=0.1, wd=0.0, momentum=0.5, nesterov=True, weights='none',
-        print_ratio=0.5, save_interval=200, select='best', num_workers=0, overwrite=False,
+        print_ratio=0.5, save_interval=200, image_size=64, select='best', num_workers=0, overwrite=False,
     )  # fmt: skip
     return Namespace(**{**defaults, **changes})
 
@@ -169,8 +175,8 @@ def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     train(options())
     experiments = in_tmp / 'experiments'
     assert set(os.listdir(experiments / 'models')) == {'tag.pth', 'tag.last.pth'}
-    assert read_state_dict(model_path('tag'))[1] == {**META, 'select': 'best', 'epoch': 1, 'score': 0.5}
-    assert read_state_dict(model_path('tag', '.last'))[1] == {**META, 'select': 'last', 'epoch': 2, 'score': 0.4}
+    assert read_state_dict(model_path('tag'))[1] == {**ALL_META, 'select': 'best', 'epoch': 1, 'score': 0.5}
+    assert read_state_dict(model_path('tag', '.last'))[1] == {**ALL_META, 'select': 'last', 'epoch': 2, 'score': 0.4}
     assert set(os.listdir(experiments / 'checkpoints')) == {'tag.pth', '.tag.lock'}
     content = json.loads((experiments / 'data/tag.json').read_text())
     assert content['options'] == vars(options())
@@ -192,7 +198,7 @@ def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     assert state['iteration'] == 6
     assert state['fingerprint'] == {
         'tag': 'tag', 'seed': 0, 'batch_size': 4, 'max_epoch': 2, 'lr': 0.1, 'wd': 0.0, 'momentum': 0.5,
-        'nesterov': True, 'select': 'best', 'labels': '1234', 'weights_file': 'none', 'classes': ['bus', 'cow'],
+        'nesterov': True, 'select': 'best', 'image_size': 64, 'labels': '1234', 'weights_file': 'none', 'classes': ['bus', 'cow'],
         'images': state['fingerprint']['images'],
     }  # fmt: skip
 
@@ -202,7 +208,7 @@ def test_without_scores_the_last_model_and_no_score_is_kept(in_tmp):
     del args.select  # as in stage 4
     train(args, scored=False)
     assert os.listdir(in_tmp / 'experiments/models') == ['tag.pth']
-    assert read_state_dict(model_path('tag'))[1] == {**META, 'epoch': 2}
+    assert read_state_dict(model_path('tag'))[1] == {**ALL_META, 'epoch': 2}
     curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
     assert set(curves) == {'lr', 'loss', 'part', 'alpha'}
     assert 'experiments/models/tag.pth: last epoch 2, time' in (in_tmp / 'experiments/logs/tag.txt').read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 from core import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+FROM_MODEL = '(default: from the model file)'  # end of a help text
 GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'inference', 'run and output')
 
 
@@ -196,21 +197,24 @@ def add_scales(parser: Parser) -> None:
     add_resize(group)
 
 
-def add_segmenter(parser: Parser, architectures: Iterable[str], backbones: Iterable[str]) -> None:
-    """Add the flags that describe the network of stages 7 and 8."""
-    group = parser.groups['model']
-    group.add_argument('--architecture', default='DeepLabv3+', choices=architectures, help='segmentation network')
-    group.add_argument('--backbone', default='resnest101', choices=backbones, help='backbone of the network')
-    group.add_argument(
-        '--mode', default='fix', choices=('normal', 'fix'), help='BatchNorm: trained (normal) or frozen (fix)'
-    )
-    group.add_argument('--use_gn', type=boolean, default=True, help='GroupNorm in the head of DeepLabv3+')
+def add_backbone(parser: Parser, network: str, backbones: Iterable[str]) -> None:
+    """Add --architecture of stages 2 and 5."""
+    parser.groups['model'].add_argument('--architecture', choices=backbones, help=f'backbone of {network} {FROM_MODEL}')
 
 
-def segmenter_name(args: argparse.Namespace) -> str:
-    """Return the architecture as model files state it, such as 'DeepLabv3+ resnest101 GN'."""
-    norm = ' GN' if args.architecture == 'DeepLabv3+' and args.use_gn else ''
-    return f'{args.architecture} {args.backbone}{norm}'
+def add_segmenter(
+    parser: Parser, architectures: Iterable[str], backbones: Iterable[str], trained: bool = False
+) -> None:
+    """Add the flags that describe the network of stages 7 and 8. If it is trained, its model file has the defaults."""
+    norms = 'BatchNorm: trained (normal) or frozen (fix)'
+    for flag, default, values, what in (
+        ('--architecture', 'DeepLabv3+', {'choices': architectures}, 'segmentation network'),
+        ('--backbone', 'resnest101', {'choices': backbones}, 'backbone of the network'),
+        ('--mode', 'fix', {'choices': ('normal', 'fix')}, norms),
+        ('--use_gn', True, {'type': boolean}, 'GroupNorm in the head of DeepLabv3+'),
+    ):
+        default, what = (None, f'{what} {FROM_MODEL}') if trained else (default, what)
+        parser.groups['model'].add_argument(flag, default=default, help=what, **values)
 
 
 def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epochs: int, sizes: tuple[int, int]) -> None:

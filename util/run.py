@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from core import UserError
 from core.models.weights import read_torch
 from util.artifacts import EXPERIMENTS, Folder, identify_inputs, model_path
-from util.checkpoint import check_finite, save_model, save_torch
+from util.checkpoint import check_finite, describe, save_model, save_torch
 from util.devices import unwrap
 from util.files import check_name, locked, remove_leftovers
 from util.fingerprint import (
@@ -78,7 +78,7 @@ class BestAndLast:
 class Run:
     """A training run of a tag, used as a context.
 
-        with Run(args, loader, model, optimizer, schedule, meta={'architecture': ...}, labels=...) as run:
+        with Run(args, loader, model, optimizer, schedule, meta={'network': ...}, labels=...) as run:
             for epoch in run.epochs():
                 for batch in run.batches(device):
                     loss = ...
@@ -89,8 +89,9 @@ class Run:
     --save_interval and after each epoch. Inside the context SIGINT and SIGTERM wait for the end of the iteration, which
     is then saved. Raises UserError if the run was started with other options or inputs (--weights, the ids and images
     of the loader, and `inputs`: see util.artifacts.identify_inputs), and if its models exist without it; --overwrite
-    removes all of it first. A finished run says so and exits. `meta` is written to the model files. `masked` are the
-    ids on whose masks epochs are scored; if there are none, --select becomes 'last'.
+    removes all of it first. A finished run says so and exits. `meta` (network, backbone, mode, ...) is written to the
+    model files, with what `describe` adds. `masked` are the ids on whose masks epochs are scored; if there are none,
+    --select becomes 'last'.
     """
 
     def __init__(
@@ -107,20 +108,21 @@ class Run:
         if masked is not None and not masked:
             print('no masks to score epochs on: the last epoch is kept')
             args.select = 'last'
-        self.args, self.loader, self.model, self.meta = args, loader, model, meta
+        self.args, self.loader, self.model = args, loader, model
+        ids, self.dataset = loader.dataset.ids, loader.dataset.dataset
+        self.meta = {**meta, **describe(args, self.dataset)}
         self.optimizer, self.schedule = optimizer, schedule
         self.per_epoch, self.iterations = len(loader), args.max_epoch * len(loader)
         self.iteration, self.signal = 0, None
         self.log = Log(args, len(loader))
         self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
-        ids, self.dataset = loader.dataset.ids, loader.dataset.dataset
         if loader.dataset.labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, loader.dataset.labels, strict=True)))
         inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in masked or ()})
         hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
-        hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights), 'classes': meta['classes']}
-        self.fingerprint = fingerprint(args, **hashes)
+        hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights)}
+        self.fingerprint = fingerprint(args, **hashes, classes=self.meta['classes'])
 
         # Everything that resumes.
         self.parts = {

@@ -2,6 +2,7 @@
 
 from core.models.affinitynet import AffinityNet
 from core.models.backbones import BACKBONES, build_backbone
+from core.models.build import build_network
 from core.models.classifier import Classifier
 from core.models.deeplab import DeepLabV3Plus
 from core.models.segmenters import SEGMENTERS, CSegModel, SegModel, build_segmenter
@@ -16,6 +17,7 @@ __all__ = [
     'DeepLabV3Plus',
     'SegModel',
     'build_backbone',
+    'build_network',
     'build_segmenter',
     'load_weights',
 ]

@@ -1,0 +1,23 @@
+"""A network from the metadata of its model file."""
+
+from core import UserError
+from core.models.affinitynet import AffinityNet
+from core.models.classifier import Classifier
+from core.models.network import Network
+from core.models.segmenters import SEGMENTERS, build_segmenter
+
+
+def build_network(meta: dict) -> Network:
+    """Return the network that metadata describe, with random weights.
+
+    Reads `network` (Classifier, AffinityNet or one of SEGMENTERS), `backbone`, `classes` (names, without the
+    background) and, where they are given, `mode` and `use_gn`. Raises UserError for names that do not exist here.
+    """
+    network, backbone, mode = meta['network'], meta['backbone'], meta.get('mode', 'fix')
+    if network == 'AffinityNet':
+        return AffinityNet(backbone)
+    if network == 'Classifier':
+        return Classifier(backbone, len(meta['classes']), mode)
+    if network in SEGMENTERS:
+        return build_segmenter(network, backbone, len(meta['classes']) + 1, mode, meta.get('use_gn', True))
+    raise UserError(f'network {network!r} is not one of Classifier, AffinityNet, {", ".join(SEGMENTERS)}')
