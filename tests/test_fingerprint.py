@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from argparse import Namespace
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 
 from core import UserError
+from util import fingerprint as module
 from util.fingerprint import (
+    check_contents,
     check_fingerprint,
     digest,
     file_hash,
+    file_hashes,
     fingerprint,
+    label_hashes,
+    list_changes,
     list_hash,
     versions,
     weights_hash,
@@ -88,3 +95,52 @@ def test_versions(monkeypatch):
 
     monkeypatch.setattr(subprocess, 'run', no_git)
     assert versions() == {**found, 'code': 'unknown'}
+
+
+# Contents by image --------------------------------------------------------------------------------------------------
+
+
+def test_unchanged_files_are_read_once(in_tmp, monkeypatch):
+    paths = {name: in_tmp / name for name in 'ab'}
+    for name, path in paths.items():
+        path.write_text(name)
+    first = file_hashes({**paths, 'missing': in_tmp / 'c'})
+    assert first == {name: hashlib.sha256(name.encode()).hexdigest()[:16] for name in 'ab'} | {'missing': ''}
+
+    read = []
+    monkeypatch.setattr(module, '_short_hash', lambda name: read.append(name) or 'new')
+    assert file_hashes(paths) == {name: first[name] for name in 'ab'}
+    assert read == []
+
+    # Another content of the same size and time of modification.
+    status = paths['a'].stat()
+    paths['a'].write_text('z')
+    os.utime(paths['a'], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_hashes(paths) == {'a': 'new', 'b': first['b']}
+    assert read == [str(paths['a'])]
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"a": 3}'])
+def test_damaged_cache_is_replaced(in_tmp, content):
+    module.CACHE.parent.mkdir(parents=True)
+    module.CACHE.write_text(content)
+    (in_tmp / 'a').write_text('a')
+    assert file_hashes({'a': in_tmp / 'a'}) == {'a': hashlib.sha256(b'a').hexdigest()[:16]}
+
+
+def test_labels_are_the_numbers_of_their_classes():
+    assert label_hashes({'a': np.array([0, 1, 1]), 'b': np.zeros(3)}) == {'a': '2 3', 'b': '0'}
+
+
+def test_changes_are_named():
+    old = {'images': {'a': '1', 'b': '2', 'c': ''}, 'labels': {'a': '1'}}
+    new = {'images': {'a': '1', 'b': '3', 'c': '4', 'd': '5'}, 'labels': {'a': '2', 'b': '1'}, 'masks': {'a': '1'}}
+    name = '{}.jpg'.format
+    assert list_changes(old, new, name) == ['1 image changed (b.jpg)', 'labels of 1 image changed (a.jpg)']
+    many = {i: '0' for i in 'abcd'}, {i: '1' for i in 'abcd'}
+    assert list_changes({'masks': many[0]}, {'masks': many[1]}, name) == [
+        'masks of 4 images changed (a.jpg, b.jpg, c.jpg, ...)'
+    ]
+    check_contents('x', new, new, name)
+    with pytest.raises(UserError, match=r'^x: 1 image changed \(b.jpg\); labels .*: pass --overwrite to regenerate it'):
+        check_contents('x', old, new, name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import fault_of, run_stage
-from test_published import CLASSES, NARROW, NETWORKS, PublishedClassifier, assert_same_function, published, state_of
+from test_published import NARROW, NETWORKS, PublishedClassifier, assert_same_function, published, state_of
 from test_unpickle import Call
 
 import evaluate
@@ -20,12 +20,12 @@ import inference_segmentation
 import make_affinity_labels
 from core.data.dataset import open_dataset
 from core.maps import present_keys, strided_size
-from core.models import AffinityNet, Classifier, build_backbone, build_segmenter, load_weights
+from core.models import build_backbone, build_network, load_weights
 from core.models.weights import read_state_dict
 from tools import import_published
 from util import artifacts
 from util.artifacts import CAM, RANDOM_WALK, Folder, model_path
-from util.checkpoint import load_for_inference
+from util.checkpoint import open_model
 from util.fingerprint import file_hash
 
 PALETTE = [[0, 0, 0], [9, 9, 9], [1, 2, 3], [4, 5, 6]]
@@ -66,25 +66,15 @@ def saved(name: str, form: str = 'bare', **options) -> str:
     return 'published.pth'
 
 
-def network_of_stage(name: str) -> tuple[torch.nn.Module, str]:
-    """Return the network that stage 2, 5 or 8 builds, and the architecture that it asks for."""
-    if name == 'Classifier':
-        return Classifier(NARROW, CLASSES), NARROW
-    if name == 'AffinityNet':
-        return AffinityNet(NARROW), NARROW
-    architecture, norm = name.removesuffix(' GN'), ' GN' if name.endswith(' GN') else ''
-    return build_segmenter(architecture, NARROW, CLASSES + 1, 'fix', bool(norm)), f'{architecture} {NARROW}{norm}'
-
-
 @pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('form', FORMS)
 def test_imported_model_loads_in_its_stage_and_computes_the_same(pets, capsys, name, form):
     run_import(saved(name, form), 'a', pets)
     printed = f'experiments/models/a.pth: {name.removesuffix(" GN")}, backbone {NARROW}, 3 classes\n'
     assert capsys.readouterr().out == printed
-    network, architecture = network_of_stage(name)
+    file = open_model('a', '--tag', 'train.py')
     args = Namespace(device='cpu', precision='fp32')
-    model, _, fingerprint = load_for_inference(network, args, 'a', '--tag', 'train.py', architecture)
+    model, _, fingerprint = file.load_for_inference(build_network(file.meta), args)
     assert fingerprint == file_hash(model_path('a'))
     assert_same_function(model, published(name))
 
@@ -100,7 +90,6 @@ def test_metadata(pets, name):
         'classes': ('cat', 'dog', 'owl'),
         'palette': PALETTE,
         'imported_from': {'file': source, 'sha256': file_hash(Path(source))},
-        'architecture': network_of_stage(name)[1],
     }
     if name.startswith('DeepLab'):
         expected['use_gn'] = name.endswith(' GN')
@@ -197,13 +186,11 @@ IMPORT = 'import it with python3 -m tools.import_published'
 def test_stages_name_the_command(in_tmp, name, form):
     model_path('a').parent.mkdir(parents=True)
     shutil.move(saved(name, form), model_path('a'))
-    network, architecture = network_of_stage(name)
-    args = Namespace(device='cpu', precision='fp32')
     line = f"experiments/models/a.pth: is a network of the authors' code: {IMPORT}"
     with pytest.raises(ValueError, match=f'^{line}$'):
-        load_for_inference(network, args, 'a', '--tag', 'train.py', architecture)
+        open_model('a', '--tag', 'train.py')
     with pytest.raises(ValueError, match=f'^weights {line}$'):
-        load_weights(network.backbone, NARROW, str(model_path('a')))
+        load_weights(build_backbone(NARROW), NARROW, str(model_path('a')))
 
 
 def test_imported_model_gives_its_backbone_as_weights(pets):

@@ -5,7 +5,7 @@ import pytest
 
 from core import UserError
 from core.maps import threshold_cams
-from core.metrics import ConfusionMatrix, ThresholdSweep
+from core.metrics import ConfusionMatrix, ThresholdSweep, average_precision, f1_score
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
 
@@ -113,3 +113,37 @@ def test_sweep_rejects_unsorted_thresholds_and_unknown_classes():
     for target in (3, 254):
         with pytest.raises(UserError, match=f'target contains class {target}'):
             ThresholdSweep(3, [0.1]).update(np.zeros((1, 1, 1)), np.array([0, 1]), np.array([[target]], np.uint8))
+
+
+# Tags ---------------------------------------------------------------------------------------------------------------
+
+
+def test_average_precision_is_the_area_under_all_operating_points(rng):
+    """Each distinct score is a threshold; its precision counts for the recall that it adds."""
+    for _ in range(20):
+        scores, labels = rng.integers(0, 6, (12, 3)) / 5, rng.integers(0, 2, (12, 3))
+        labels[0] = 1
+        for c, found in enumerate(average_precision(scores, labels)):
+            area, recall = 0, 0
+            for threshold in sorted(set(scores[:, c].tolist()), reverse=True):
+                chosen = [i for i in range(12) if scores[i, c] >= threshold]
+                hits = sum(labels[i, c] for i in chosen)
+                new = hits / labels[:, c].sum()
+                area, recall = area + (new - recall) * hits / len(chosen), new
+            assert found == pytest.approx(area, rel=1e-12)
+
+
+def test_known_average_precision():
+    scores = np.array([[0.9], [0.8], [0.7], [0.6]])
+    assert average_precision(scores, np.array([[1], [0], [1], [0]])) == pytest.approx([(1 + 2 / 3) / 2])
+    assert average_precision(scores, np.array([[1], [1], [0], [0]])) == pytest.approx([1])
+    assert average_precision(np.zeros((4, 1)), np.array([[1], [0], [0], [0]])) == pytest.approx([0.25])
+    assert np.isnan(average_precision(scores, np.zeros((4, 1)))).all()
+
+
+def test_f1_score():
+    predictions = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]], bool)
+    labels = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+    assert f1_score(predictions, labels)[:2] == pytest.approx([2 / 3, 2 / 3])
+    assert np.isnan(f1_score(predictions, labels)[2])
+    assert f1_score(predictions, labels)[3] == 0

@@ -198,8 +198,8 @@ def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     assert state['iteration'] == 6
     assert state['fingerprint'] == {
         'tag': 'tag', 'seed': 0, 'batch_size': 4, 'max_epoch': 2, 'lr': 0.1, 'wd': 0.0, 'momentum': 0.5,
-        'nesterov': True, 'select': 'best', 'image_size': 64, 'labels': '1234', 'weights_file': 'none', 'classes': ['bus', 'cow'],
-        'images': state['fingerprint']['images'],
+        'nesterov': True, 'select': 'best', 'image_size': 64, 'labels': '1234', 'weights_file': 'none',
+        'classes': ['bus', 'cow'], 'images': state['fingerprint']['images'],
     }  # fmt: skip
 
 

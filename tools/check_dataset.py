@@ -71,8 +71,8 @@ def inspect(image_id, dataset, with_labels, needs_mask, quick):
     return Finding(errors, image.shape[:2], found.get('labels'), classes, content)
 
 
-def in_words(count):
-    return f'{count} error' if count == 1 else f'{count} errors'
+def in_words(count, noun='error'):
+    return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
 
 
 def print_errors(domain, findings):
@@ -116,14 +116,16 @@ def list_warnings(dataset, lists):
         shared = [(trained[f.content], image_id) for image_id, f in findings.items() if f.content in trained]
         if shared:
             pair = ' and '.join(str(dataset.image_path(image_id)) for image_id in shared[0])
-            lines.append(f'{len(shared)} images of {domain} are also in train_aug ({pair}, ...): remove them from one')
+            lines.append(
+                f'{domain} and train_aug share {in_words(len(shared), "image")} ({pair}, ...): remove from one of them'
+            )
     seen = defaultdict(list)
     for image_id, finding in lists.get('train_aug', {}).items():
         seen[finding.content].append(image_id)
     repeated = [ids for content, ids in seen.items() if content and len(ids) > 1]
     if repeated:
         pair = ' and '.join(str(dataset.image_path(image_id)) for image_id in repeated[0][:2])
-        lines.append(f'{len(repeated)} images of train_aug are there more than once ({pair}, ...)')
+        lines.append(f'train_aug contains copies of {in_words(len(repeated), "image")} ({pair}, ...)')
 
     masked = {i: f for findings in lists.values() for i, f in findings.items() if f.mask_classes is not None}
     tags = {i: frozenset((np.flatnonzero(f.labels) + 1).tolist()) for i, f in masked.items() if f.labels is not None}

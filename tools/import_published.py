@@ -9,14 +9,12 @@ Writes  experiments/models/{tag}.pth for stages 2, 5 and 8, or experiments/predi
     python3 -m tools.import_published FOLDER --tag ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 from core import UserError
 from core.data.dataset import open_dataset
-from core.models import SEGMENTERS
 from core.models.published import convert
 from core.models.weights import read_state_dict
 from util import artifacts, flags, stage
@@ -47,10 +45,7 @@ def describe(published, dataset):
     network, name, backbone, use_gn = published
     meta = {'network': name, 'backbone': backbone, 'mode': network.mode, 'classes': dataset.class_names}
     meta['palette'] = dataset.palette[: dataset.num_classes + 1].tolist()
-    if use_gn is not None:
-        meta['use_gn'] = use_gn
-    options = Namespace(architecture=name, backbone=backbone, use_gn=use_gn)
-    return {**meta, 'architecture': flags.segmenter_name(options) if name in SEGMENTERS else backbone}
+    return meta if use_gn is None else {**meta, 'use_gn': use_gn}
 
 
 def import_model(args, dataset):

@@ -102,7 +102,8 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
     try:
         cache = json.loads(CACHE.read_text())
     except (OSError, ValueError):
-        cache = {}
+        cache = None
+    cache = cache if isinstance(cache, dict) else {}
     hashes, unknown = {}, {}
     for image_id, path in paths.items():
         try:
@@ -112,8 +113,9 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
             continue
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         name = os.path.abspath(path)
-        if cache.get(name, [])[:3] == stamp:
-            hashes[image_id] = cache[name][3]
+        *known, value = cache.get(name) or ['']
+        if known == stamp:
+            hashes[image_id] = value
         else:
             unknown[image_id] = name, stamp
     if unknown:
