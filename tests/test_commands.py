@@ -219,6 +219,7 @@ def test_invalid_flags_are_named(line, flag, capsys):
 PROGRAMS = (
     *STAGES,
     'tools.make_demo_data',
+    'tools.prepare_coco',
     'tools.prepare_voc',
     'tools.summarize',
     'benchmarks.run',
@@ -238,6 +239,7 @@ GROUPS = {
     'inference_segmentation': INFERENCE_GROUPS,
     'evaluate': ('data', 'inference'),
     'tools.make_demo_data': ('data', 'run and output'),
+    'tools.prepare_coco': ('data',),
     'tools.prepare_voc': ('data', 'run and output'),
     'tools.summarize': ('data', 'run and output'),
 }

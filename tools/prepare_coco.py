@@ -1,0 +1,355 @@
+"""Turn MS COCO's instance annotations into a CSV data set with masks.
+
+Reads   {data_dir}/annotations/instances_{train,val}{year}.json, and the names of the images in {data_dir}/train{year}
+        and {data_dir}/val{year}
+Writes  {data_dir}/masks{year}/{train,val}/{file stem}.png (palette; crowds are 255), next to them source.json, which
+        identifies the annotation file, and last {data_dir}/coco{year}.json (class names) and {data_dir}/coco{year}.csv
+
+    python3 -m tools.prepare_coco --data_dir ../COCO --year 2017
+
+Classes are the categories in order of their ids. Objects are drawn in order of their area, smaller ones on top;
+annotations that cover no pixel are skipped. A killed run resumes: masks of the same annotation file are kept.
+"""
+
+import csv
+import gc
+import io
+import json
+import math
+import os
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from core import IGNORE, UserError
+from core.data import voc
+from core.data.images import encode_label_map
+from util import flags, stage
+from util.files import lock_path, locked, remove_all_leftovers, write_bytes, write_json
+from util.fingerprint import file_hash
+from util.memory import release_freed_memory
+from util.parallel import parallel_map
+
+SPLITS = ('train', 'val')
+FIELDS = ('image_id', 'category_id', 'segmentation', 'area', 'iscrowd')
+SIDE_LIMIT = 65_535  # pixels, that of JPEG
+COORDINATE_LIMIT = 1e6  # pycocotools allocates memory by the length of an edge
+# Up to 6 characters of a number that goes on, and its last one. pycocotools reads on after any other end.
+COMPRESSED_COUNTS = re.compile('([P-o]{0,6}[0-O])+')
+PALETTE = voc.palette()
+
+
+class Instance(NamedTuple):
+    """An annotation. The shape is compressed RLE, or the coordinates of each polygon: bytes of float64 save memory."""
+
+    category: int
+    area: float
+    is_crowd: bool
+    shape: dict | tuple[bytes, ...]
+
+
+class Picture(NamedTuple):
+    """An image, its size (h, w) and its annotations."""
+
+    file_name: str
+    size: tuple[int, int]
+    instances: list[Instance]
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    data = parser.groups['data']
+    layout = 'folder of annotations and of the images of train and val'
+    data.add_argument('--data_dir', type=Path, default=Path('../COCO'), help=layout)
+    data.add_argument('--year', type=int, default=2017, choices=(2014, 2017), help='release of COCO')
+    negatives = 'images without objects: keep them as negatives, or skip them'
+    data.add_argument('--negatives', default='keep', choices=('keep', 'skip'), help=negatives)
+    flags.add_workers(parser)
+    return parser.parse_args(argv)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read_annotations(path, image_folder):
+    """Return the names of the categories by id, in order, and the pictures in order of file name.
+
+    The decoder hands over each object as soon as it is parsed, and only what is needed is kept: a third of the memory
+    of pycocotools' COCO class.
+    """
+    instances = defaultdict(list)
+
+    def compact(entry):
+        if 'image_id' in entry:
+            try:
+                instances[entry['image_id']].append(read_instance(entry))
+            except (TypeError, ValueError, OverflowError) as error:
+                raise UserError(f'{path}: annotation {entry.get("id")!r}: {first_line(error)}') from None
+            return None
+        if 'file_name' in entry:
+            return {name: entry.get(name) for name in ('id', 'file_name', 'height', 'width')}
+        return entry
+
+    try:
+        with path.open(encoding='utf-8') as file:
+            content = json.load(file, object_hook=compact)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not valid JSON ({first_line(error)})') from None
+
+    lists = ('images', 'annotations', 'categories')
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        raise UserError(f'{path}: not COCO instance annotations: needs the lists {", ".join(lists)}')
+    if any(entry is not None for entry in content['annotations']):
+        raise UserError(f'{path}: not COCO instance annotations: an annotation lacks "image_id"')
+    names = read_categories(path, content['categories'])
+    unknown = {instance.category for group in instances.values() for instance in group} - names.keys()
+    if unknown:
+        raise UserError(f'{path}: category_id {min(unknown)} is not in "categories"')
+    return names, read_pictures(path, content['images'], instances, image_folder)
+
+
+def read_instance(entry):
+    """Return an annotation in compact form. Raises ValueError, TypeError or OverflowError."""
+    missing = [name for name in FIELDS if name not in entry]
+    if missing:
+        raise ValueError(f'lacks "{missing[0]}"; COCO instance annotations are needed')
+    if type(entry['image_id']) is not int or type(entry['category_id']) is not int:
+        raise ValueError('"image_id" and "category_id" must be integers')
+    if entry['iscrowd'] not in (0, 1) or not math.isfinite(entry['area']):
+        raise ValueError('"iscrowd" must be 0 or 1 and "area" a number')
+    shape = entry['segmentation']
+    shape = read_polygons(shape) if isinstance(shape, list) else read_rle(shape)
+    return Instance(entry['category_id'], float(entry['area']), bool(entry['iscrowd']), shape)
+
+
+def read_polygons(polygons):
+    """Return the coordinates of each polygon as bytes. Fewer than three points have no area."""
+    shape = []
+    for polygon in polygons:
+        coordinates = np.array(polygon, np.float64)
+        # NaN fails the comparison too.
+        if coordinates.ndim != 1 or coordinates.size % 2 or not (np.abs(coordinates) <= COORDINATE_LIMIT).all():
+            raise ValueError('a polygon must be a list x1, y1, x2, y2, ... of finite numbers')
+        if coordinates.size >= 6:
+            shape.append(coordinates.tobytes())
+    return tuple(shape)
+
+
+def read_rle(rle):
+    """Return compressed RLE. pycocotools returns uninitialised memory, or worse, for counts that do not fit."""
+    if not isinstance(rle, dict) or not rle.keys() >= {'counts', 'size'}:
+        raise ValueError('"segmentation" must be a list of polygons, or RLE with "counts" and "size"')
+    size, counts = rle['size'], rle['counts']
+    if not isinstance(size, list) or len(size) != 2 or not all(is_side(side) for side in size):
+        raise ValueError('"size" of its RLE must be [height, width]')
+    area = size[0] * size[1]
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != area:
+            raise ValueError(f'the counts of its RLE do not add up to {size[0]}x{size[1]} pixels')
+        return coco_mask.frPyObjects(rle, *size)
+    # Counts that fit exactly are too many for one pixel less.
+    fits = isinstance(counts, str) and COMPRESSED_COUNTS.fullmatch(counts) and can_decode(counts, area)
+    if not fits or can_decode(counts, area - 1):
+        raise ValueError(f'the counts of its RLE do not add up to {size[0]}x{size[1]} pixels')
+    return {'size': size, 'counts': counts.encode()}
+
+
+def can_decode(counts, area):
+    """Return whether compressed counts add up to at most `area` pixels."""
+    try:
+        coco_mask.decode({'size': [area, 1], 'counts': counts})
+    except ValueError:
+        return False
+    return True
+
+
+def read_categories(path, categories):
+    """Return the names of the categories by id, in order of the ids."""
+    names = {}
+    for entry in categories:
+        number, name = (entry.get('id'), entry.get('name')) if isinstance(entry, dict) else (None, None)
+        if type(number) is not int or not isinstance(name, str):
+            raise UserError(f'{path}: a category must have an integer "id" and a "name"')
+        if name in ('', 'background') or name != name.strip() or ';' in name or not name.isprintable():
+            raise UserError(f'{path}: category {name!r} cannot be the name of a class')
+        if number in names or name in names.values():
+            raise UserError(f'{path}: category {number} ({name}) occurs twice')
+        names[number] = name
+    if not 0 < len(names) < IGNORE:
+        raise UserError(f'{path}: has {len(names)} categories: 1 to {IGNORE - 1} are possible')
+    return dict(sorted(names.items()))
+
+
+def read_pictures(path, images, instances, folder):
+    """Return the pictures in order of file name, with their annotations."""
+    pictures, stems = {}, set()
+    for image in images:
+        number, name = (image.get('id'), image.get('file_name')) if isinstance(image, dict) else (None, None)
+        if type(number) is not int or not isinstance(name, str):
+            raise UserError(f'{path}: an image must have an integer "id" and a "file_name"')
+        size = image.get('height'), image.get('width')
+        if not all(is_side(side) for side in size):
+            raise UserError(f'{path}: image {number} must have a "height" and a "width" of 1 to {SIDE_LIMIT}')
+        if re.search(r'^\.|[/\\]', name) or not name.isprintable() or not Path(name).stem:
+            raise UserError(f'{path}: image {number}: {name!r} is not a file name')
+        stem = Path(name).stem
+        if number in pictures or stem in stems:
+            raise UserError(f'{path}: image {number} ({name}) occurs twice')
+        stems.add(stem)
+        pictures[number] = Picture(name, size, instances.get(number, []))
+    unknown = instances.keys() - pictures.keys()
+    if unknown:
+        raise UserError(f'{path}: image_id {min(unknown)} of an annotation is not in "images"')
+    if not pictures:
+        raise UserError(f'{path}: contains no images')
+    for picture in pictures.values():
+        for instance in picture.instances:
+            if isinstance(instance.shape, dict) and tuple(instance.shape['size']) != picture.size:
+                raise UserError(f'{path}: RLE of {picture.file_name} is not of the size of the image')
+    pictures = sorted(pictures.values(), key=lambda picture: picture.file_name)
+    check_files(folder, [picture.file_name for picture in pictures])
+    return pictures
+
+
+def check_files(folder, names):
+    """Raise UserError naming the first image that does not exist."""
+    try:
+        present = set(os.listdir(folder))
+    except OSError as error:
+        raise UserError(f'{folder}: cannot be read ({error.strerror}): unpack {folder.name}.zip there') from None
+    missing = [name for name in names if name not in present]
+    if missing:
+        count = f'{len(missing)} of {len(names)} are missing'
+        raise UserError(f'{folder / missing[0]}: no such image ({count}): unpack {folder.name}.zip there')
+
+
+def is_side(value):
+    return type(value) is int and 0 < value <= SIDE_LIMIT
+
+
+def first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def claim_masks(sources, outputs):
+    """Record the annotation file of each folder of masks; remove masks and outputs of other annotations.
+
+    `sources` maps a folder to its record. Raises UserError if there are files that this program has not made.
+    """
+    records = {folder: read_record(folder) for folder in sources}
+    foreign = [] if any(records.values()) else [path for path in outputs if path.exists()]
+    for folder, record in records.items():
+        foreign += [] if record else folder.glob('*.png')
+    if foreign:
+        raise UserError(f'{foreign[0]}: already exists, and was not written by this program: move it away')
+    for folder, source in sources.items():
+        remove_all_leftovers(folder)
+        if records[folder] != source:
+            for path in [*outputs, *folder.glob('*.png')]:
+                path.unlink(missing_ok=True)
+            write_json(folder / 'source.json', source)
+
+
+def read_record(folder):
+    try:
+        return json.loads((folder / 'source.json').read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_mask(folder, indices, negatives, picture):
+    """Write the mask of a picture unless it exists, and return its classes."""
+    drawn = []
+    for instance in sorted(picture.instances, key=lambda instance: -instance.area):
+        rle = encode_shape(instance.shape, picture.size)
+        if rle is not None and coco_mask.area(rle) > 0:
+            drawn.append((instance, rle))
+    path = mask_path(folder, picture)
+    if (drawn or negatives == 'keep') and not path.is_file():
+        label = np.zeros(picture.size, np.uint8)
+        for instance, rle in drawn:
+            label[coco_mask.decode(rle) == 1] = IGNORE if instance.is_crowd else indices[instance.category]
+        write_bytes(path, encode_label_map(label, PALETTE))
+    return sorted({indices[instance.category] for instance, _ in drawn})
+
+
+def encode_shape(shape, size):
+    """Return compressed RLE of a shape, None if it has no polygon."""
+    if isinstance(shape, dict):
+        return shape
+    if not shape:
+        return None
+    return coco_mask.merge(coco_mask.frPyObjects([np.frombuffer(polygon) for polygon in shape], *size))
+
+
+def mask_path(folder, picture):
+    return folder / f'{Path(picture.file_name).stem}.png'
+
+
+def write_csv(path, rows):
+    text = io.StringIO(newline='')
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['image', 'classes', 'mask', 'split'])
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def prepare(args, output):
+    """Write the masks, and then the class names and the CSV."""
+    root, year = args.data_dir, args.year
+    folders = {split: root / f'masks{year}' / split for split in SPLITS}
+    sources, categories, pictures = {}, {}, {}
+    for split in SPLITS:
+        path = root / 'annotations' / f'instances_{split}{year}.json'
+        sources[folders[split]] = {'annotations': path.name, 'sha256': file_hash(path)}
+        print(f'reading {path}', flush=True)
+        categories[split], pictures[split] = read_annotations(path, root / f'{split}{year}')
+    if categories['train'] != categories['val']:
+        raise UserError(f'{root / "annotations"}: train and val of {year} have different categories')
+    names = list(categories['train'].values())
+    indices = {number: index for index, number in enumerate(categories['train'], 1)}
+    sidecar = output.with_suffix('.json')
+    claim_masks(sources, (output, sidecar))
+
+    # Workers share the annotations as long as neither malloc nor the garbage collector writes to their pages.
+    release_freed_memory()
+    gc.freeze()
+    rows = []
+    for split, folder in folders.items():
+        write = partial(write_mask, folder, indices, args.negatives)
+        found = parallel_map(write, pictures[split], args.num_workers, f'masks of {split}')
+        for picture, classes in zip(pictures[split], found, strict=True):
+            if classes or args.negatives == 'keep':
+                mask = mask_path(folder, picture).relative_to(root).as_posix()
+                tags = ';'.join(names[index - 1] for index in classes)
+                rows.append([f'{split}{year}/{picture.file_name}', tags, mask, split])
+
+    write_json(sidecar, {'name': f'COCO {year}', 'classes': names})
+    write_csv(output, rows)
+    counts = [sum(row[-1] == split for row in rows) for split in SPLITS]
+    print(f'{output}: {counts[0]} images of train, {counts[1]} of val, {len(names)} classes')
+    print(f'pass --dataset {output} --data_dir {root}')
+
+
+def main(args):
+    if not args.data_dir.is_dir():
+        raise UserError(f'data_dir {args.data_dir}: no such folder')
+    output = args.data_dir / f'coco{args.year}.csv'
+    with locked(lock_path(output.absolute()), str(output)):
+        prepare(args, output)
+
+
+if __name__ == '__main__':
+    stage.run(main, parse_args)
