@@ -9,10 +9,12 @@ Writes  {data_dir}/masks{year}/{train,val}/{file stem}.png (palette; crowds are 
 
 Classes are the categories in order of their ids. Objects are drawn in order of their area, smaller ones on top;
 annotations that cover no pixel are skipped. A killed run resumes: masks of the same annotation file are kept.
+
+118,000 images with 860,000 annotations (random shapes, 510 MB of JSON) take 1.4 GB in all with 2 or 4 workers, and 16
+minutes on 2 cores shared with other work. The masks take 0.7 GB on disk. A run that finds all masks takes 80 seconds.
 """
 
 import csv
-import gc
 import io
 import json
 import math
@@ -32,14 +34,13 @@ from core.data.images import encode_label_map
 from util import flags, stage
 from util.files import lock_path, locked, remove_all_leftovers, write_bytes, write_json
 from util.fingerprint import file_hash
-from util.memory import release_freed_memory
 from util.parallel import parallel_map
 
 SPLITS = ('train', 'val')
 FIELDS = ('image_id', 'category_id', 'segmentation', 'area', 'iscrowd')
 SIDE_LIMIT = 65_535  # pixels, that of JPEG
 COORDINATE_LIMIT = 1e6  # pycocotools allocates memory by the length of an edge
-# Up to 6 characters of a number that goes on, and its last one. pycocotools reads on after any other end.
+# A count is up to 6 continuation characters and a final one. pycocotools reads past the end of anything else.
 COMPRESSED_COUNTS = re.compile('([P-o]{0,6}[0-O])+')
 PALETTE = voc.palette()
 
@@ -323,9 +324,6 @@ def prepare(args, output):
     sidecar = output.with_suffix('.json')
     claim_masks(sources, (output, sidecar))
 
-    # Workers share the annotations as long as neither malloc nor the garbage collector writes to their pages.
-    release_freed_memory()
-    gc.freeze()
     rows = []
     for split, folder in folders.items():
         write = partial(write_mask, folder, indices, args.negatives)
