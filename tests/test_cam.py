@@ -6,7 +6,7 @@ import torch
 from conftest import bilinear
 from torch import nn
 
-from core.cam import make_cam, multi_scale_cam
+from core.cam import make_cam, multi_scale_cam, multi_scale_maps
 
 
 def test_make_cam_against_a_loop():
@@ -70,3 +70,16 @@ def test_multi_scale_cam(size):
             assert found.shape == expected.shape
             np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
         assert not cam.requires_grad
+
+
+def test_class_probabilities_over_scales():
+    model, generator = Cells(5).double(), torch.Generator().manual_seed(1)
+    scales = [torch.randn((2, 3, *size), dtype=torch.float64, generator=generator) for size in ((20, 30), (40, 60))]
+    probability, maps = multi_scale_maps(model, scales)
+    expected = 0
+    for images in scales:
+        for x in (images, images.flip(3)):
+            with torch.no_grad():
+                expected = expected + 1 / (1 + np.exp(-model(x).numpy())) / 4
+    np.testing.assert_allclose(probability.numpy(), expected, atol=1e-6)
+    assert [tuple(x.shape) for x in maps] == [(2, 5, 2, 2), (2, 5, 3, 4)]

@@ -220,6 +220,7 @@ PROGRAMS = (
     *STAGES,
     'tools.make_demo_data',
     'tools.prepare_coco',
+    'tools.predict',
     'tools.prepare_voc',
     'tools.summarize',
     'benchmarks.run',
@@ -240,6 +241,7 @@ GROUPS = {
     'evaluate': ('data', 'inference'),
     'tools.make_demo_data': ('data', 'run and output'),
     'tools.prepare_coco': ('data',),
+    'tools.predict': ('data', 'model', 'inference', 'run and output'),
     'tools.prepare_voc': ('data', 'run and output'),
     'tools.summarize': ('data', 'run and output'),
 }
@@ -250,7 +252,7 @@ def parser_of(name: str, monkeypatch) -> flags.Parser:
     parsers = []
 
     class Parser(flags.Parser):
-        def parse_args(self, argv=None):
+        def parse_known_args(self, *_, **__):
             parsers.append(self)
             raise SystemExit
 

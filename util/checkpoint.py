@@ -64,7 +64,7 @@ class ModelFile:
     Raises UserError naming the file if it cannot be read. `script` is the stage that writes such files.
     """
 
-    def __init__(self, path: Path, script: str):
+    def __init__(self, path: Path, script: str = ''):
         self.path, self.script = path, script
         self.state, meta, self.form = read_state_dict(path)
         check_not_published(str(path), self.state)
