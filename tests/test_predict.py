@@ -348,6 +348,20 @@ def test_images_that_are_too_large_are_counted(here, monkeypatch, capsys, error)
     assert names_in('experiments/predict/small') == outputs_of('trip__b')
 
 
+def test_images_that_are_large_for_the_model_are_warned_of(here, capsys):
+    """Longer than twice the training crop at the smallest scale."""
+    for side in (256, 257):
+        Image.new('RGB', (20, side), (9, 200, 30)).save(f'photos/{side}.png')
+    run(f'{model("small")} photos --scales 0.5,1.0')
+    line = (
+        'warning: 1 of 4 images (257, ...) are much larger than the crops of 64 pixels that the model was trained on: '
+        'try smaller --scales\n'
+    )
+    assert line in capsys.readouterr().err
+    run(f'{model("small")} photos --scales 0.25 --overwrite')
+    assert 'much larger' not in capsys.readouterr().err
+
+
 def test_bugs_are_not_hidden(here, monkeypatch):
     def fail(*_):
         raise RuntimeError('bug')

@@ -341,7 +341,8 @@ def main(args):
         predict = partial(predict_by_segmenter, args, model, device)
 
     # Predict one image after the other; go on after those that cannot be.
-    failed = 0
+    failed, large = 0, []
+    largest = 2 * file.meta.get('image_size', float('inf')) / min(flags.floats(args.scales))
     with files.locked(args.out / '.lock', str(args.out)):
         for image_id, path in stage.progress(images.items(), 'images') if len(images) > 1 else images.items():
             try:
@@ -349,6 +350,7 @@ def main(args):
                 prediction = predict(picture, dataset.read_labels(image_id) if has_tags else given)
                 write(args.out, image_id, picture, prediction, palette, shown, font)
                 tqdm.write(in_words(path, prediction, names))
+                large += [image_id] if max(picture.size) > largest else []
             except (UserError, MemoryError, RuntimeError) as error:
                 if out_of_memory(error):
                     error = UserError(f'{path}: too large for the memory: use a smaller image or smaller --scales')
@@ -356,6 +358,8 @@ def main(args):
                     raise error from None
                 tqdm.write(f'warning: {error}', sys.stderr)
                 failed += 1
+    crop = f'crops of {file.meta.get("image_size")} pixels'
+    stage.warn(large, images, f'are much larger than the {crop} that the model was trained on: try smaller --scales')
     print(f'{args.out}: masks of {len(images) - failed} of {len(images)} images')
     if failed:
         raise UserError(f'{failed} of {len(images)} images could not be predicted: see the warnings')
