@@ -96,12 +96,19 @@ def test_each_command_reads_what_the_one_before_writes():
 
 
 def commands_of(text: str) -> list[tuple[str, list[str]]]:
-    """Return (module, words) of the Python commands in a Markdown document, in blocks or in a line."""
+    """Return (module, words) of the Python commands in a Markdown document, in blocks or in a line.
+
+    Variables that a line sets to quoted words are replaced, $D stays.
+    """
     blocks = re.findall(r'^```\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
     lines += re.findall(r'`(python3 -m [^`]+)`', text)
-    found = []
+    found, variables = [], {}
     for line in lines:
+        for name, value in variables.items():
+            line = line.replace(f'${name}', value)
+        if match := re.fullmatch(r'([A-Z]+)="(.+)"', line):
+            variables[match[1]] = match[2]
         match = re.fullmatch(r'python3 (?:(\w+)\.py|-m (\w+\.[a-z]\w+))( .*)?', line)
         if match:
             found.append((match[1] or match[2], shlex.split(match[3] or '')))

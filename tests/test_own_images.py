@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_image, fault_of, run_stage
+from conftest import REPOSITORY, draw_image, fault_of, run_stage, subprocess_environment
 from PIL import Image
 
 import evaluate
@@ -286,3 +289,32 @@ def test_images_of_16_bits_are_refused(copy, capsys):
     Image.fromarray(np.ones((40, 40), np.uint16)).save(copy / 'photos/pets/grey.PNG')
     text = fault_of(*(COMMANDS['cls'][0], COMMANDS['cls'][1].split()), capsys)
     assert text.endswith('pets/grey.PNG: has more than 8 bits per channel (mode I;16): convert it')
+
+
+def test_the_five_commands_of_the_readme(tmp_path):
+    """Word for word but for smaller sizes, in a folder that links to the repository."""
+    for path in REPOSITORY.iterdir():
+        if path.suffix == '.py' or path.name in ('core', 'util', 'tools', 'data'):
+            (tmp_path / path.name).symlink_to(path)
+    for i, name in enumerate(('rex.jpg', 'a b/mia.JPG', 'empty.png', 'tom.jpg')):
+        draw_image(tmp_path / 'photos' / name, (64, 48), seed=i)
+    (tmp_path / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
+
+    readme = (REPOSITORY / 'README.md').read_text().split('Five commands then lead to masks:', 1)[1]
+    commands = readme.split('```')[1]
+    smaller = (
+        ('--batch_size 16', '--batch_size 4 --weights none --num_workers 0'),
+        ('--image_size 256 --min_image_size 224 --max_image_size 384', SIZES.split(' --batch_size')[0]),
+        ('--max_epoch 12', '--max_epoch 1'),
+        ('--tag own@affinity', '--tag own@affinity --radius 4'),
+    )
+    for words, replacement in smaller:
+        assert words in commands
+        commands = commands.replace(words, replacement)
+    environment = {**subprocess_environment(), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    subprocess.run(['bash', '-euc', commands], cwd=tmp_path, env=environment, check=True)
+    outputs = {path.name for path in (tmp_path / 'experiments/predict/own').iterdir() if path.name != '.lock'}
+    assert outputs == {
+        f'{image_id}{ending}' for image_id in ('rex', 'a b__mia', 'empty', 'tom')
+        for ending in ('.png', '.npz', '_overlay.png')
+    }  # fmt: skip

@@ -12,7 +12,6 @@ from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from core import UserError
 from core.data import voc
 from core.data.dataset import open_dataset
 from tools import prepare_coco
@@ -463,10 +462,7 @@ def test_commands_of_the_recipe():
 
 def test_the_result_is_a_data_set(root):
     run_stage(prepare_coco, command(root))
-    try:
-        dataset = open_dataset(root / 'coco2017.csv', root)
-    except UserError as error:
-        pytest.skip(f'open_dataset does not read CSV yet: {error}')  # delete once it does
+    dataset = open_dataset(root / 'coco2017.csv', root)
     assert dataset.name == 'COCO 2017'
     assert list(dataset.class_names) == NAMES
     assert [len(dataset.ids(domain)) for domain in ('train', 'val')] == [4, 1]

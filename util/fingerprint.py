@@ -17,6 +17,7 @@ from core import UserError
 from util.files import write_json
 from util.stage import progress
 
+MANY_FILES = 1000  # from which on reading them shows its progress
 CACHE = Path('experiments') / 'cache' / 'files.json'
 # Options that do not affect the content of an output. Files that they name enter the fingerprint by their content.
 IGNORED_OPTIONS = frozenset(
@@ -121,9 +122,9 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
     if unknown:
         with ThreadPoolExecutor(8) as pool:  # hashing and reading release the GIL
             found = pool.map(_short_hash, (name for name, _ in unknown.values()))
-            for (image_id, (name, stamp)), value in zip(
-                unknown.items(), progress(found, 'fingerprints of files', len(unknown)), strict=True
-            ):
+            if len(unknown) > MANY_FILES:
+                found = progress(found, 'fingerprints of files', len(unknown))
+            for (image_id, (name, stamp)), value in zip(unknown.items(), found, strict=True):
                 hashes[image_id] = value
                 if value:
                     cache[name] = [*stamp, value]

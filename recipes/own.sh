@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From a folder of tagged photographs to their masks, the commands of "Your own images" in README.md:
+#   CSV=labels.csv D=photos bash recipes/own.sh
+# Optional variables, with their defaults (README.md has values for fewer and more photographs):
+#   NAME=own              name of models and outputs
+#   NET=mobilenet_v2      backbone
+#   W=imagenet            --weights: imagenet, none or a file
+#   EPOCHS=12 LR=0.01     of the classifier, for about 500 photographs
+#   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
+# Finished steps are not repeated. The last step needs --overwrite to replace masks of an earlier run.
+source "$(dirname "$0")/../tools/environment.sh" requirements.txt
+: "${CSV:?the CSV of images and classes}" "${D:?the folder of photographs}"
+NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} EPOCHS=${EPOCHS:-12} LR=${LR:-0.01}
+SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
+DATA="--dataset $CSV --data_dir $D"
+TRAIN="$DATA --architecture $NET --weights $W --batch_size 16 --momentum 0.9 $SIZES"
+CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
+
+python -m tools.check_dataset $DATA
+python train_classification_with_puzzle.py $TRAIN --tag $NAME --loss_option cl --bn_replicas 1 --lr $LR --max_epoch $EPOCHS
+python inference_classification.py $DATA --tag $NAME
+python make_affinity_labels.py $DATA --experiment_name $CAM
+python train_affinitynet.py $TRAIN --tag $NAME@affinity --label_name $CAM@aff_fg=0.40_bg=0.10 --lr 0.05 --max_epoch $EPOCHS
+python -m tools.predict experiments/models/$NAME.pth --affinity experiments/models/$NAME@affinity.pth $DATA
