@@ -444,7 +444,7 @@ def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
     [
         ('nowhere.pth photos', 'nowhere.pth: cannot be read (No such file or directory)'),
         ('photos photos', 'photos: cannot be read (Is a directory)'),
-        ('photos/a.jpg photos', 'photos/a.jpg: damaged, or not a file of weights ('),
+        ('photos/a.jpg photos', 'photos/a.jpg: damaged, or not a file of weights; '),
         (
             f'{model("aff")} photos',
             f'{model("aff")}: contains AffinityNet, which predicts edges and no classes: '
