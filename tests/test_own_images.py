@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, draw_image, fault_of, run_stage, subprocess_environment
 from PIL import Image
+from test_prepare_coco import NAMES, make_coco
 
 import evaluate
 import inference_classification
@@ -25,6 +26,7 @@ import train_segmentation
 from core import UserError
 from core.data.dataset import open_dataset
 from core.models.weights import read_state_dict
+from tools import prepare_coco
 from util.artifacts import maps_inside
 
 NET = 'resnest14_narrow'
@@ -318,3 +320,15 @@ def test_the_five_commands_of_the_readme(tmp_path):
         f'{image_id}{ending}' for image_id in ('rex', 'a b__mia', 'empty', 'tom')
         for ending in ('.png', '.npz', '_overlay.png')
     }  # fmt: skip
+
+
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+def test_coco_goes_through_the_stages(in_tmp):
+    make_coco(in_tmp / 'COCO')
+    run_stage(prepare_coco, ['--data_dir', 'COCO', '--num_workers', '0'])
+    for script, line in COMMANDS.values():
+        run_stage(script, line.replace(DATA, '--dataset COCO/coco2017.csv --data_dir COCO --num_workers 0').split())
+    result = json.loads(Path(f'experiments/results/{CAMS}@train.json').read_text())
+    assert result['images'] == 4
+    assert list(result['iou']) == ['background', *NAMES]
+    assert Path('experiments/models/seg.last.pth').is_file()  # val has masks, so its best epoch was chosen

@@ -127,9 +127,9 @@ def add_data(parser: Parser, data_dir: bool = True) -> None:
     """Add --dataset and, unless the script has its own, --data_dir."""
     group = parser.groups['data']
     voc = REPOSITORY / 'data' / 'voc2012.json'
-    group.add_argument('--dataset', default=str(voc), help='JSON file of class names and image lists')
+    group.add_argument('--dataset', default=str(voc), help='data set: JSON of classes and lists, or CSV of images')
     if data_dir:
-        layout = 'folder of JPEGImages, Annotations and SegmentationClass'
+        layout = 'folder of the images; of JPEGImages, Annotations and SegmentationClass in the VOC layout'
         group.add_argument('--data_dir', default='../VOC2012/', help=layout)
 
 
