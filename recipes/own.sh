@@ -5,12 +5,14 @@
 #   NAME=own              name of models and outputs
 #   NET=mobilenet_v2      backbone
 #   W=imagenet            --weights: imagenet, none or a file
-#   EPOCHS=12 LR=0.01     of the classifier, for about 500 photographs
+#   EPOCHS LR=0.01        of both networks; EPOCHS: 3,000 / number of photographs, but at least 3
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
-# Finished steps are not repeated. The last step needs --overwrite to replace masks of an earlier run.
+# Finished steps are not repeated, but the last one asks for --overwrite where it finds masks.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 : "${CSV:?the CSV of images and classes}" "${D:?the folder of photographs}"
-NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} EPOCHS=${EPOCHS:-12} LR=${LR:-0.01}
+NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01}
+PHOTOGRAPHS=$(wc -l < "$CSV")
+EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA="--dataset $CSV --data_dir $D"
 TRAIN="$DATA --architecture $NET --weights $W --batch_size 16 --momentum 0.9 $SIZES"
@@ -21,4 +23,5 @@ python train_classification_with_puzzle.py $TRAIN --tag $NAME --loss_option cl -
 python inference_classification.py $DATA --tag $NAME
 python make_affinity_labels.py $DATA --experiment_name $CAM
 python train_affinitynet.py $TRAIN --tag $NAME@affinity --label_name $CAM@aff_fg=0.40_bg=0.10 --lr 0.05 --max_epoch $EPOCHS
-python -m tools.predict experiments/models/$NAME.pth --affinity experiments/models/$NAME@affinity.pth $DATA
+python -m tools.predict experiments/models/$NAME.pth --affinity experiments/models/$NAME@affinity.pth --beta 20 \
+    --threshold 0.45 $DATA
