@@ -180,7 +180,7 @@ def main(args):
         files.remove_leftovers(path, upload)
 
         # The masks of test are not public: pack the predictions for the server.
-        if args.domain == 'test' and not masked:
+        if args.domain == 'test' and not masked and dataset.mask_path(ids[0]):
             pack(folder, ids, dataset, upload)
             return
         if not masked:

@@ -68,7 +68,7 @@ def parse_args(argv=None):
 
 
 def build_loaders(args, dataset, device):
-    """Return the batches to train on, those whose CAMs are scored after each epoch, and those whose tags are."""
+    """Return the batches to train on, those whose CAMs and whose tags are scored, and the name of the latter's list."""
     sizes, augmentations = (args.min_image_size, args.max_image_size), args.augment.split(',')
     transform = transforms.training_pipeline(sizes, args.image_size, args.resize, augmentations)
     ids = dataset.ids('train_aug', with_images=True)
@@ -76,17 +76,16 @@ def build_loaders(args, dataset, device):
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
     # CAMs are scored on the top-left crop of the images that have a ground-truth mask.
-    ids, crop = dataset.ids_with_masks('train'), transforms.Pipeline(transforms.TopLeftCrop(args.image_size))
+    ids = dataset.ids_with_masks('train', with_images=True)
+    crop = transforms.Pipeline(transforms.TopLeftCrop(args.image_size))
     mask_set = ImageDataset(dataset, ids, crop, dataset.read_all_labels(ids), read_mask=dataset.read_mask)
 
     # Tags are scored on whole images.
-    ids, whole = (
-        dataset.ids(dataset.tag_domain, with_images=True),
-        transforms.whole_image_pipeline(args.image_size, args.resize),
-    )
-    tag_set = ImageDataset(dataset, ids, whole, dataset.read_all_labels(ids))
+    tag_list, ids, labels = dataset.scored_labels()
+    whole = transforms.whole_image_pipeline(args.image_size, args.resize)
+    tag_set = ImageDataset(dataset, ids, whole, labels)
     scored = [loaders.ordered_loader(s, args.batch_size, args.num_workers, device) for s in (mask_set, tag_set)]
-    return train_loader, *scored
+    return train_loader, *scored, tag_list
 
 
 def compute_losses(model, images, labels, args, replicas_per_device):
@@ -146,7 +145,7 @@ def score_tags(model, loader, device):
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
     device = devices.pick_device(args.device, args.seed)
-    train_loader, mask_loader, tag_loader = build_loaders(args, dataset, device)
+    train_loader, mask_loader, tag_loader, tag_list = build_loaders(args, dataset, device)
     masked = mask_loader.dataset.ids
     stage.print_mask_count(dataset, 'train', masked)
 
@@ -177,7 +176,7 @@ def main(args):
 
             # Score the tags, and the CAMs if there are masks; keep the best and the last epoch.
             precision, f1, pictures = score_tags(model, tag_loader, device)
-            run.log.scores(run.iteration, f'epoch {epoch + 1}: tags of {dataset.tag_domain}', mAP=precision, F1=f1)
+            run.log.scores(run.iteration, f'epoch {epoch + 1}: tags of {tag_list}', mAP=precision, F1=f1)
             if masked:
                 threshold, miou = score_cams(model, mask_loader, dataset, device)
                 run.end_epoch(f'train CAM mIoU at threshold {threshold:.2f}', miou, CAMs=pictures)

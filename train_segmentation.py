@@ -45,7 +45,8 @@ def build_loaders(args, dataset, pseudo_labels, device):
     train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
     # val is scored on its top-left crop against ground-truth masks.
-    ids, crop = dataset.ids_with_masks('val'), Pipeline(TopLeftCrop(args.image_size))
+    ids = dataset.ids_with_masks('val', with_images=True)
+    crop = Pipeline(TopLeftCrop(args.image_size))
     score_set = ImageDataset(dataset, ids, crop, read_mask=dataset.read_mask)
     return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
 

@@ -7,7 +7,7 @@
 #   W=imagenet            --weights: imagenet, none or a file
 #   EPOCHS LR=0.01        of both networks; EPOCHS: 3,000 / number of photographs, but at least 3
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
-# Finished steps are not repeated, but the last one asks for --overwrite where it finds masks.
+# Finished steps are not repeated, except for the masks.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 : "${CSV:?the CSV of images and classes}" "${D:?the folder of photographs}"
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01}
@@ -24,4 +24,4 @@ python inference_classification.py $DATA --tag $NAME
 python make_affinity_labels.py $DATA --experiment_name $CAM
 python train_affinitynet.py $TRAIN --tag $NAME@affinity --label_name $CAM@aff_fg=0.40_bg=0.10 --lr 0.05 --max_epoch $EPOCHS
 python -m tools.predict experiments/models/$NAME.pth --affinity experiments/models/$NAME@affinity.pth --beta 20 \
-    --threshold 0.45 $DATA
+    --threshold 0.45 --overwrite $DATA

@@ -270,10 +270,10 @@ def test_other_networks_are_refused(in_tmp):
 @pytest.mark.parametrize(
     'classes, line',
     [
-        (('cow', 'bus'), "class 1 is 'bus', but {path} was trained with 'cow'"),
-        (('bus', 'cat'), "class 2 is 'cow', but {path} was trained with 'cat'"),
-        (('bus', 'cow', 'dog'), "class 3 is missing, but {path} was trained with 'dog'"),
-        (('bus',), "class 2 is 'cow', but {path} was not trained with it"),
+        (('cow', 'bus'), "class 1 is 'bus'; {path} expects 'cow'"),
+        (('bus', 'cat'), "class 2 is 'cow'; {path} expects 'cat'"),
+        (('bus', 'cow', 'dog'), "has no class 3; {path} expects 'dog'"),
+        (('bus',), "class 2 is 'cow'; {path} does not know it"),
     ],
 )
 def test_other_classes_are_refused(in_tmp, classes, line):

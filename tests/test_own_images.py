@@ -193,11 +193,11 @@ def test_some_masks_are_scored_and_counted(copy, capsys):
         text = re.sub(rf'(?m)^({path},.*,)$', rf'\g<1>{path[:-4]}_mask.png', text)
     (copy / 'labels.csv').write_text(text)
     run('evaluate')
-    assert '2 of 20 images of the list "train" have a mask: only these are scored' in capsys.readouterr().out
+    assert '2 of 20 images of the list "train" have masks; only these are scored' in capsys.readouterr().out
     result = json.loads((copy / f'experiments/results/{CAMS}@train.json').read_text())
     assert result['images'] == 2
     run('cls', '--tag', 'scored')
-    assert '2 of 20 images of the list "train" have a mask' in capsys.readouterr().out
+    assert '2 of 20 images of the list "train" have masks' in capsys.readouterr().out
     assert (copy / 'experiments/models/scored.last.pth').is_file()
 
 
@@ -226,6 +226,9 @@ def test_corrected_tag(copy, capsys):
     write_csv({**TAGS, 'cmyk.jpg': 'sofa'})
     with pytest.raises(UserError, match=r'cls.pth: labels of 1 image changed \(cmyk.jpg\): pass --overwrite'):
         run('cls')
+    for name in ('labels', 'walks'):
+        with pytest.raises(UserError, match=r'labels of 1 image changed \(cmyk.jpg\); run inference_classification.py'):
+            run(name)
     folder = copy / 'experiments/predictions'
     for name, output in (('cams', CAMS), ('labels', LABELS), ('walks', WALKS), ('pseudo', f'{WALKS}@crf=1')):
         before = times(folder / output)
@@ -250,6 +253,17 @@ def test_exchanged_photograph(copy, capsys):
     run('cams')
     run('labels')
     assert ', 1 of them new' in capsys.readouterr().out
+
+
+def test_added_and_removed_photographs(copy):
+    tags = {path: classes for path, classes in TAGS.items() if path != 'dot.png'}
+    write_csv(tags)
+    with pytest.raises(UserError, match=r'cls.pth: 1 image removed \(dot\): pass --overwrite'):
+        run('cls')
+    shutil.copy('photos/dot.png', 'photos/dot2.png')
+    write_csv({**TAGS, 'dot2.png': 'cat'})
+    with pytest.raises(UserError, match=r'cls.pth: 1 image added \(dot2\): pass --overwrite'):
+        run('cls')
 
 
 def test_touched_photograph_is_not_a_change(copy, capsys):
@@ -302,7 +316,7 @@ def test_the_five_commands_of_the_readme(tmp_path):
         draw_image(tmp_path / 'photos' / name, (64, 48), seed=i)
     (tmp_path / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
 
-    readme = (REPOSITORY / 'README.md').read_text().split('Five commands then lead to masks:', 1)[1]
+    readme = (REPOSITORY / 'README.md').read_text().split('then lead to masks:', 1)[1]
     commands = readme.split('```')[1]
     smaller = (
         ('--batch_size 16', '--batch_size 4 --weights none --num_workers 0'),

@@ -101,3 +101,18 @@ def test_workers_end_with_a_parent_that_was_killed(start):
     assert process.stdout.read() == b''
     process.wait()
     process.stdout.close()
+
+
+class Large:
+    """Something that must not be pickled for every task."""
+
+    def __reduce__(self):
+        raise AssertionError('pickled')
+
+    def __call__(self, image_id: str) -> str:
+        return image_id * 2
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_the_function_is_inherited_and_not_pickled(workers):
+    assert list(parallel_map(Large(), list('abcdef'), workers, 'x')) == ['aa', 'bb', 'cc', 'dd', 'ee', 'ff']

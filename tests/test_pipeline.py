@@ -705,7 +705,7 @@ def test_swapped_class_names_are_refused(copy, capsys, name, tag):
     info = json.loads((copy / 'dataset.json').read_text())
     first, second, *others = info['classes']
     (copy / 'dataset.json').write_text(json.dumps({**info, 'classes': [second, first, *others]}))
-    line = f"--dataset {copy}/dataset.json: class 1 is '{second}', but experiments/models/{tag}.pth was trained with"
+    line = f"--dataset {copy}/dataset.json: class 1 is '{second}'; experiments/models/{tag}.pth expects"
     assert f"{line} '{first}'" in fault_of(*commands(copy)[name], capsys)
 
 

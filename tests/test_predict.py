@@ -233,7 +233,7 @@ def test_classes_of_the_data_set_must_be_those_of_the_model(here, demo, capsys):
     data = Path(shutil.copytree(demo, 'data'))
     info = json.loads((data / 'dataset.json').read_text())
     (data / 'dataset.json').write_text(json.dumps({**info, 'classes': info['classes'][::-1]}))
-    line = "--dataset data/dataset.json: class 1 is 'sheep', but experiments/models/cls.pth was trained with 'bus'"
+    line = "--dataset data/dataset.json: class 1 is 'sheep'; experiments/models/cls.pth expects 'bus'"
     assert fault(f'{model("cls")} --dataset data/dataset.json --data_dir data', capsys) == line
 
 

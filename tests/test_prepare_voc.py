@@ -25,11 +25,11 @@ def test_complete_folder(root, capsys):
     run_stage(prepare_voc, check(root))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:3]] == [
-        ['train_aug', '12', 'images:', 'complete'],
         ['train', '6', 'images:', 'complete'],
         ['val', '4', 'images:', 'complete'],
+        ['train_aug', '12', 'images:', 'complete'],
     ]
-    assert lines[-1] == f'{root} is complete: pass it as --data_dir'
+    assert lines[-1] == f'{root}: no errors'
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_archive_is_unpacked_and_verified(root, tmp_path, capsys):
         archive.add(root, 'VOCdevkit/VOC2012')
     line = ['--dataset', str(root / 'dataset.json'), '--tar', str(tmp_path / 'voc.tar'), '--out', str(tmp_path / 'new')]
     run_stage(prepare_voc, line)
-    assert 'is complete: pass it as --data_dir' in capsys.readouterr().out
+    assert ': no errors' in capsys.readouterr().out
     assert 'already exists: verify it with --check' in fault_of(prepare_voc, line, capsys)
 
 
@@ -83,7 +83,7 @@ def test_masks_of_train_aug_are_not_needed(root, capsys):
         if path.stem not in train:
             path.unlink()
     run_stage(prepare_voc, check(root))
-    assert f'{root} is complete' in capsys.readouterr().out
+    assert f'{root}: no errors' in capsys.readouterr().out
 
 
 def test_archive_of_something_else(tmp_path, capsys):

@@ -95,9 +95,9 @@ def test_json_of_the_same_name_fixes_classes_palette_and_name(tmp_path):
         ('image,classes\n../a.jpg,x\n', "line 2: '../a.jpg' is not a relative path of an image"),
         ('image,classes,mask\na.jpg,x,/m.png\n', "line 2: '/m.png' is not a path relative to --data_dir"),
         ('image,classes,split\na.jpg,x,training\n', "line 2: the split 'training' is not one of train, train_aug, "),
-        ('image,classes\na.jpg,\n', '"classes" must be 1 to 254 different names'),
+        ('image,classes\na.jpg,\n', 'no row names a class'),
         ('image,classes\na.jpg,background\n', '"classes" must be 1 to 254 different names, without the background'),
-        ('image,classes\n"a\nb.jpg",x\n', "line 2: 'a\\nb.jpg' is not a relative path"),
+        ('image,classes\n"a\nb.jpg",x\n', "line 2: 'a\\nb.jpg' contains control characters: rename the file"),
     ],
 )  # fmt: skip
 def test_wrong_tables_are_named(tmp_path, text, part):
@@ -210,6 +210,7 @@ COLOURS = np.array([[[0, 0, 0], [255, 0, 0], [0, 128, 0]]], np.uint8)
         (Image.fromarray(GREY.astype(np.uint16)), BINARY),
         (Image.fromarray(GREY).convert('RGB'), BINARY),
         (Image.fromarray(GREY).convert('RGBA'), BINARY),
+        (Image.fromarray(GREY).convert('LA'), BINARY),
         (Image.fromarray(COLOURS), {'#000000': 'background', '#FF0000': 'dog', '#008000': 'ignore'}),
         (Image.fromarray(COLOURS).quantize(4), {'#000000': 'background', '#ff0000': 'dog', '#008000': 'ignore'}),
     ],
@@ -220,6 +221,28 @@ def test_values_and_colours_of_masks(tmp_path, picture, values):
 
 def test_masks_of_one_bit(tmp_path):
     assert read_mask(tmp_path, Image.fromarray(GREY == 255), {'0': 'background', '1': 'cat'}) == [[0, 1, 0]]
+
+
+def test_repeated_rows_of_labels_are_named(tmp_path):
+    (tmp_path / 'train.txt').write_text('a\n')
+    write_csv(tmp_path, 'id,classes\na,cat\na,dog\n')
+    with pytest.raises(UserError, match='labels.csv: a is in line 2 and again in line 3'):
+        open_dataset(write_json(tmp_path, labels='labels.csv'), tmp_path)
+
+
+def test_scored_labels(tmp_path):
+    """Tags are scored on val if its images are there and labelled, else on train."""
+    for name in 'abc':
+        draw_image(tmp_path / f'{name}.jpg')
+    text = 'image,classes,split\na.jpg,x,train\nb.jpg,{},val\nc.jpg,y,val\n'
+    dataset = open_dataset(write_csv(tmp_path, text.format('y')), tmp_path)
+    domain, ids, labels = dataset.scored_labels()
+    assert (domain, ids, labels.tolist()) == ('val', ['b', 'c'], [[0, 1], [0, 1]])
+    (tmp_path / 'c.jpg').unlink()
+    assert dataset.scored_labels()[0] == 'train'
+    unlabelled = open_dataset(write_csv(tmp_path, text.format('').replace('c.jpg,y', 'a2.jpg,')), tmp_path)
+    draw_image(tmp_path / 'a2.jpg')
+    assert unlabelled.scored_labels()[0] == 'train'
 
 
 def test_values_without_meaning_are_named(tmp_path):

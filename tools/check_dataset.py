@@ -28,7 +28,7 @@ SHOWN = 20  # errors printed per list
 
 
 class Finding(NamedTuple):
-    """What one image is found to be; `labels` and `size` are None where they cannot be read."""
+    """The result of inspecting one image; `labels` and `size` are None where they cannot be read."""
 
     errors: list[str]
     size: tuple[int, int] | None = None  # (h, w)
@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 def inspect(image_id, dataset, with_labels, needs_mask, quick):
     """Return the Finding of an image. `quick`: look only whether the files exist."""
-    has_mask = dataset.source.has_mask(image_id) or needs_mask
+    has_mask = dataset.has_mask(image_id) or needs_mask
     if quick:
         paths = [dataset.image_path(image_id)]
         paths += [dataset.labels_path(image_id)] if with_labels else []
@@ -75,10 +75,10 @@ def in_words(count, noun='error'):
     return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
 
 
-def print_errors(domain, findings):
-    """Print a line per list, and its first errors; return their number."""
+def print_errors(domain, findings, total):
+    """Print a line for a list of `total` images, and the first errors of those findings; return their number."""
     errors = [error for finding in findings.values() for error in finding.errors]
-    print(f'{domain:10} {len(findings):6} images: {in_words(len(errors)) if errors else "complete"}')
+    print(f'{domain:10} {total:6} images: {in_words(len(errors)) if errors else "complete"}')
     for error in errors[:SHOWN]:
         print(f'  {error}')
     if len(errors) > SHOWN:
@@ -99,8 +99,8 @@ def print_counts(dataset, lists):
     print(tabulate(rows, ('images with', *lists), 'pipe', colalign=align))
     sizes = sorted({f.size for findings in lists.values() for f in findings.values() if f.size}, key=np.prod)
     if sizes:
-        shown = [f'{w}x{h}' for h, w in (sizes[0], sizes[len(sizes) // 2], sizes[-1])]
-        print(f'sizes: {shown[0]} to {shown[2]}, {len(sizes)} different ones, the median of them {shown[1]}')
+        low, middle, high = (f'{w}x{h}' for h, w in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
+        print(f'sizes: {low} to {high} ({len(sizes)} distinct, median {middle})' if len(sizes) > 1 else f'sizes: {low}')
 
 
 def _has_class(c, finding):
@@ -153,16 +153,19 @@ def check(dataset, num_workers, needs_masks=(), quick=False):
     """Print all findings. Raises UserError if there are errors; the images of `test` may be absent altogether."""
     if not dataset.root.is_dir():
         raise UserError(f'{dataset.root}: no such folder')
-    count, lists = 0, {}
-    for domain in dataset.lists:
+    count, lists, inspected = 0, {}, {}
+    for domain in sorted(dataset.lists, key=lambda domain: domain not in needs_masks):
         ids = dataset.ids(domain)
         if domain == 'test' and not dataset.image_path(ids[0]).is_file():
             print(f'{domain:10} {len(ids):6} images: absent')
             continue
+        # Inspect each image once, though it may be in several lists; those whose masks are needed come first.
         options = {'with_labels': domain != 'test', 'needs_mask': domain in needs_masks, 'quick': quick}
         find = partial(inspect, dataset=dataset, **options)
-        lists[domain] = dict(zip(ids, parallel_map(find, ids, num_workers, domain), strict=True))
-        count += print_errors(domain, lists[domain])
+        new = [image_id for image_id in ids if image_id not in inspected]
+        inspected |= zip(new, parallel_map(find, new, num_workers, domain), strict=True)
+        lists[domain] = {image_id: inspected[image_id] for image_id in ids}
+        count += print_errors(domain, {image_id: inspected[image_id] for image_id in new}, len(ids))
     if not quick:
         print_counts(dataset, lists)
         for line in list_warnings(dataset, lists):
@@ -172,7 +175,7 @@ def check(dataset, num_workers, needs_masks=(), quick=False):
     if not quick:
         for domain in ('train', 'val'):
             dataset.ids_with_masks(domain)
-    print(f'{dataset.root} is complete: pass it as --data_dir')
+    print(f'{dataset.root}: no errors')
 
 
 def main(args):

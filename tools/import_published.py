@@ -9,6 +9,7 @@ Writes  experiments/models/{tag}.pth for stages 2, 5 and 8, or experiments/predi
     python3 -m tools.import_published FOLDER --tag ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def import_cams(args, dataset):
 
 
 def main(args):
-    dataset = open_dataset(args.dataset, '')
+    dataset = open_dataset(args.dataset, os.devnull)  # the images are not looked at
     source = Path(args.source)
     if source.is_dir():
         import_cams(args, dataset)

@@ -48,7 +48,7 @@ from core.random_walk import random_walk
 from util import artifacts, files, flags, stage, visualize
 from util.checkpoint import ModelFile
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
+ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 OUTPUTS = ('.png', '.npz', '_overlay.png')
 
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
@@ -127,7 +127,7 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path]]:
     below, outputs = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
     if outputs != below:
         found = [path for path in found if outputs not in Path(os.path.abspath(path)).parents]
-    # Hidden files are such as macOS adds to archives.
+    # Skip hidden files, such as those macOS adds to archives.
     found = [path for path in found if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
     if not found:
         raise UserError(f'{argument}: no image found ({", ".join(ENDINGS)})')
@@ -322,13 +322,15 @@ def main(args):
     dataset = open_dataset(args.dataset, args.data_dir) if args.dataset else None
     if dataset:
         file.check_classes(args, dataset)
-        images = {
-            image_id: dataset.image_path(image_id) for domain in dataset.lists for image_id in dataset.ids(domain)
-        }
+        lists = {domain: dataset.ids(domain) for domain in dataset.lists}
+        if 'test' in lists and not dataset.image_path(lists['test'][0]).is_file():
+            del lists['test']  # VOC's test images come from its server
+        images = {image_id: dataset.image_path(image_id) for ids in lists.values() for image_id in ids}
+        tagged = {image_id for domain, ids in lists.items() if domain != 'test' for image_id in ids}
     else:
         images = find_images(args.images, args.out)
     check_outputs(images, args.out, args.overwrite)
-    has_tags = dataset is not None and is_classifier and given is None
+    tagged = tagged if dataset and is_classifier and given is None else set()
     font = visualize.open_font(args.font)
     shown = names_on_pictures(names, font)
 
@@ -340,20 +342,20 @@ def main(args):
     else:
         predict = partial(predict_by_segmenter, args, model, device)
 
-    # Predict one image after the other; go on after those that cannot be.
+    # Predict image by image; skip those that fail.
     failed, large = 0, []
     largest = 2 * file.meta.get('image_size', float('inf')) / min(flags.floats(args.scales))
     with files.locked(args.out / '.lock', str(args.out)):
         for image_id, path in stage.progress(images.items(), 'images') if len(images) > 1 else images.items():
             try:
                 picture = read_image(path)
-                prediction = predict(picture, dataset.read_labels(image_id) if has_tags else given)
+                prediction = predict(picture, dataset.read_labels(image_id) if image_id in tagged else given)
                 write(args.out, image_id, picture, prediction, palette, shown, font)
                 tqdm.write(in_words(path, prediction, names))
                 large += [image_id] if max(picture.size) > largest else []
             except (UserError, MemoryError, RuntimeError) as error:
                 if out_of_memory(error):
-                    error = UserError(f'{path}: too large for the memory: use a smaller image or smaller --scales')
+                    error = UserError(f'{path}: does not fit in memory: use a smaller image or smaller --scales')
                 if len(images) == 1 or not isinstance(error, UserError):
                     raise error from None
                 tqdm.write(f'warning: {error}', sys.stderr)

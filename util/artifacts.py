@@ -25,6 +25,7 @@ from util.fingerprint import (
     digest,
     file_hashes,
     fingerprint,
+    label_hashes,
     list_changes,
     versions,
 )
@@ -92,6 +93,8 @@ class LabelMaps(Protocol):
 
     def image_path(self, image_id: str) -> Path: ...
 
+    def read_labels(self, image_id: str) -> np.ndarray: ...
+
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray: ...
 
     def encode_label_map(self, label: np.ndarray) -> bytes: ...
@@ -121,16 +124,18 @@ class Folder:
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """Return a hash of what each image's file was made from, '' where inputs.json does not say."""
-        parts = _read_json(self.path / 'inputs.json')
+        parts = _read_inputs(self.path)
         made_from = ([part.get(image_id, '') for part in parts.values()] for image_id in ids)
         return {i: digest(hashes)[:16] if any(hashes) else '' for i, hashes in zip(ids, made_from, strict=True)}
 
-    def check_images(self, images: dict[str, str]) -> None:
-        """Raise UserError if an image (hashes by id) has changed since its file was made."""
-        old = _read_json(self.path / 'inputs.json').get('images', {})
-        changes = list_changes({'images': old}, {'images': images}, self.image_name)
+    def check_inputs(self, images: dict[str, str]) -> None:
+        """Raise UserError if an image (hashes by id), or its label if it was an input, has changed since."""
+        old, new = _read_inputs(self.path), {'images': images}
+        if 'labels' in old and self.kind == CAM:
+            new['labels'] = label_hashes({image_id: self.dataset.read_labels(image_id) for image_id in images})
+        changes = list_changes(old, new, self.image_name)
         if changes:
-            raise UserError(f'{self.path}: {changes[0]}; run {self.kind.script} again')
+            raise UserError(f'{self.path}: {"; ".join(changes)}; run {self.kind.script} again')
 
     def image_name(self, image_id: str) -> str:
         return self.dataset.image_path(image_id).name
@@ -252,13 +257,13 @@ def identify_inputs(
     """Return what identifies the inputs of an output: hashes by name, and hashes by name and image id.
 
     An input is a hash, a dict of a hash by image id, or the folder of an earlier stage; the images are always one.
-    Raises UserError if an image has changed since the file of an earlier stage was made.
+    Raises UserError if an image or its label has changed since the file of an earlier stage was made.
     """
     single = {name: value for name, value in inputs.items() if isinstance(value, str)}
     by_image = {'images': file_hashes({image_id: dataset.image_path(image_id) for image_id in ids})}
     for name, value in inputs.items():
         if isinstance(value, Folder):
-            value.check_images(by_image['images'])
+            value.check_inputs(by_image['images'])
             single[name], by_image[name] = value.fingerprint, value.digests(ids)
         elif isinstance(value, dict):
             by_image[name] = value
@@ -286,14 +291,14 @@ def _record(folder: Folder, args: Namespace, settings: dict) -> None:
 
 def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]]) -> None:
     """Remove the files of images whose inputs have changed, then record the inputs by part and image id."""
-    path = folder.path / 'inputs.json'
-    old = _read_json(path)
+    path, old = folder.path / 'inputs.json', _read_inputs(folder.path)
     for line in list_changes(old, hashes, folder.image_name):
         print(f'{folder.path}: {line}: regenerating', file=sys.stderr)
     for part, new in hashes.items():
         for image_id in changed_ids(old.get(part, {}), new):
             folder.file(image_id).unlink(missing_ok=True)
-    record = {part: {**old.get(part, {}), **new} for part, new in hashes.items()}
+    known = {part: {image_id: value for image_id, value in new.items() if value} for part, new in hashes.items()}
+    record = {part: {**old.get(part, {}), **new} for part, new in known.items()}
     if record != old:
         write_json(path, record)
 
@@ -310,6 +315,11 @@ def _is_damaged(folder: Folder, image_id: str) -> bool:
 def read_args(folder: Path) -> dict:
     """Return the args.json of an output folder, {} if there is none or it is damaged."""
     return _read_json(folder / 'args.json')
+
+
+def _read_inputs(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the inputs.json of an output folder: hashes by part and image id."""
+    return {part: hashes for part, hashes in _read_json(folder / 'inputs.json').items() if isinstance(hashes, dict)}
 
 
 def _read_json(path: Path) -> dict:

@@ -74,7 +74,7 @@ class ModelFile:
                 raise UserError(f'{path}: its metadata is damaged ({entry}: {str(self.meta[entry])[:40]!r})')
 
     def check_network(self, networks: Collection[str]) -> None:
-        """Raise UserError if the file contains another network than these; without metadata nobody knows."""
+        """Raise UserError if the file contains another network than these; files without metadata pass."""
         network = self.meta.get('network')
         if network is not None and network not in networks:
             raise UserError(f'{self.path}: contains {network}: pass a model of {self.script}')
@@ -84,9 +84,9 @@ class ModelFile:
         pairs = zip_longest(dataset.class_names, self.meta.get('classes', dataset.class_names))
         for number, (ours, theirs) in enumerate(pairs, 1):
             if ours != theirs:
-                has = f'class {number} is {ours!r}' if ours else f'class {number} is missing'
-                trained = f'trained with {theirs!r}' if theirs else 'not trained with it'
-                raise UserError(f'--dataset {args.dataset}: {has}, but {self.path} was {trained}')
+                has = f'class {number} is {ours!r}' if ours else f'has no class {number}'
+                expects = f'{self.path} expects {theirs!r}' if theirs else f'{self.path} does not know it'
+                raise UserError(f'--dataset {args.dataset}: {has}; {expects}')
 
     def resolve(self, args: Namespace, dataset: Classes, networks: Collection[str], **options: str) -> dict:
         """Return the metadata to build the network from, completed by flags; set these on args as well.

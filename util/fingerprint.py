@@ -17,7 +17,7 @@ from core import UserError
 from util.files import write_json
 from util.stage import progress
 
-MANY_FILES = 1000  # from which on reading them shows its progress
+MANY_FILES = 1000  # show progress when hashing more files than this
 CACHE = Path('experiments') / 'cache' / 'files.json'
 # Options that do not affect the content of an output. Files that they name enter the fingerprint by their content.
 IGNORED_OPTIONS = frozenset(
@@ -47,6 +47,11 @@ def check_fingerprint(what: Path | str, old: dict, new: dict) -> None:
 def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
     """Raise UserError naming what changed since an output was written: hashes by part ('labels') and image id."""
     changes = list_changes(old, new, file_name)
+    if 'images' in old:
+        before, now = old['images'].keys(), new['images'].keys()
+        for verb, ids in (('added', now - before), ('removed', before - now)):
+            if ids:
+                changes.append(f'{_count(ids)} {verb} ({min(ids)})')
     if changes:
         raise UserError(f'{what}: {"; ".join(changes)}: pass --overwrite to regenerate it, or another name')
 
@@ -58,9 +63,12 @@ def list_changes(old: dict, new: dict, file_name: Callable[[str], str]) -> list[
         ids = changed_ids(old.get(part, {}), new[part])
         if ids:
             shown = ', '.join(file_name(image_id) for image_id in ids[:3]) + (', ...' if len(ids) > 3 else '')
-            count = f'{len(ids)} image{"s" if len(ids) > 1 else ""}'
-            texts.append(f'{count if part == "images" else f"{part} of {count}"} changed ({shown})')
+            texts.append(f'{_count(ids) if part == "images" else f"{part} of {_count(ids)}"} changed ({shown})')
     return texts
+
+
+def _count(ids: Collection[str]) -> str:
+    return f'{len(ids)} image{"s" if len(ids) > 1 else ""}'
 
 
 def changed_ids(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -114,9 +122,9 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
             continue
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         name = os.path.abspath(path)
-        *known, value = cache.get(name) or ['']
-        if known == stamp:
-            hashes[image_id] = value
+        known = cache.get(name)
+        if isinstance(known, list) and known[:-1] == stamp:
+            hashes[image_id] = known[-1]
         else:
             unknown[image_id] = name, stamp
     if unknown:

@@ -15,23 +15,40 @@ from util.stage import progress
 
 
 def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
-    """Yield function(id) for every id, in order, from num_workers processes (0: this one). It must be picklable."""
+    """Yield function(id) for every id, in order, from num_workers processes (0: this one).
+
+    Workers inherit the function by the fork: with the table of a large data set in it, pickling it for each task would
+    take longer than the work. Results must be picklable.
+    """
     if num_workers == 0:
         yield from map(function, progress(ids, description))
         return
-    with _fork_pool(num_workers) as pool:
+    with _fork_pool(num_workers, function) as pool:
         try:
             # Hand out a few ids at a time; of a short list single ones, so that no worker waits for another's last.
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
-            yield from progress(pool.map(function, ids, chunksize=chunk), description, len(ids))
+            yield from progress(pool.map(_call, ids, chunksize=chunk), description, len(ids))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _fork_pool(count: int) -> ProcessPoolExecutor:
-    """Forked workers inherit the imports; stages that fork do not import torch, whose threads do not survive it."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), exit_with_parent)
+def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecutor:
+    """Return a pool of forked workers, which inherit the imports and the function that `_call` calls.
+
+    Stages that fork do not import torch, whose threads do not survive it.
+    """
+    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
+
+
+def _init_worker(function: Callable | None) -> None:
+    global _function
+    _function = function
+    exit_with_parent()
+
+
+def _call(image_id: str) -> object:
+    return _function(image_id)
 
 
 def exit_with_parent() -> None:

@@ -105,7 +105,7 @@ class Run:
         masked: Sequence[str] | None = None,
         **inputs: str | dict[str, str] | Folder,
     ):
-        if masked is not None and not masked:
+        if masked is not None and not masked and args.select == 'best':
             print('no masks to score epochs on: the last epoch is kept')
             args.select = 'last'
         self.args, self.loader, self.model = args, loader, model
@@ -119,7 +119,10 @@ class Run:
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
         if loader.dataset.labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, loader.dataset.labels, strict=True)))
-        inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in masked or ()})
+        if masked:
+            inputs['masked'] = list_hash(masked)
+            inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in masked})
+            inputs['scored images'] = file_hashes({image_id: self.dataset.image_path(image_id) for image_id in masked})
         hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
         hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights)}
         self.fingerprint = fingerprint(args, **hashes, classes=self.meta['classes'])
@@ -184,8 +187,8 @@ class Run:
                 self.path.unlink()
             return
         what = f'the run of {self.path}'
-        check_fingerprint(what, old, self.fingerprint)
         check_contents(what, state.get('contents', {}), self.contents, lambda i: self.dataset.image_path(i).name)
+        check_fingerprint(what, old, self.fingerprint)
         if iteration == 0:  # saved on starting: everything is as initialised
             return
         try:

@@ -98,7 +98,7 @@ def print_mask_count(dataset: Lists, domain: str, masked: Collection[str]) -> No
     """Print how many images of a list are scored if not all have a mask."""
     total = len(dataset.ids(domain)) if domain in dataset.lists else 0
     if masked and len(masked) < total:
-        print(f'{len(masked)} of {total} images of the list "{domain}" have a mask: only these are scored')
+        print(f'{len(masked)} of {total} images of the list "{domain}" have masks; only these are scored')
 
 
 def _last_line(error: Exception) -> str:

@@ -121,17 +121,26 @@ class Dataset:
             raise UserError(errors[0])
         return labels
 
-    @property
-    def tag_domain(self) -> str:
-        """The list on which predicted classes are scored: val if it is labelled, else train."""
+    def scored_labels(self) -> tuple[str, list[str], np.ndarray]:
+        """Return the list on which predicted classes are scored, its ids and labels: val if it is labelled, else train.
+
+        Raises UserError naming the file if an image of train is missing or a label of it is wrong.
+        """
         try:
-            self.read_labels(self.ids('val')[0])
-            return 'val'
-        except UserError:
-            return 'train' if 'train' in self.lists else 'train_aug'
+            ids = self.ids('val', with_images=True)
+            labels = self.read_all_labels(ids)
+            if labels.any():
+                return 'val', ids, labels
+        except UserError:  # no such list, or without images or labels, which nothing else needs
+            pass
+        domain = 'train' if 'train' in self.lists else 'train_aug'
+        ids = self.ids(domain, with_images=True)
+        return domain, ids, self.read_all_labels(ids)
 
     def read_mask(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the ground-truth mask (h, w) uint8: 0..C, 255 void."""
+        """Return the ground-truth mask (h, w) uint8: 0..C, 255 void. Raises UserError if there is none."""
+        if self.mask_path(image_id) is None:
+            raise UserError(f'{self.labels_path(image_id)}: names no mask')
         return images.read_label_map(self.mask_path(image_id), self.num_classes, size, self.mask_values)
 
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -142,17 +151,23 @@ class Dataset:
         """Encode a label map (h, w) as a PNG with this data set's palette."""
         return images.encode_label_map(label, self.palette)
 
-    def ids_with_masks(self, domain: str) -> list[str]:
+    def has_mask(self, image_id: str) -> bool:
+        """Return whether there is a mask, or the data set names one."""
+        return self.source.has_mask(image_id)
+
+    def ids_with_masks(self, domain: str, with_images: bool = False) -> list[str]:
         """Return the ids of a list that have a mask, [] for an unknown list.
 
-        Raises UserError if a mask that the data set names is missing, or if no mask contains an object: masks are read
-        until one does. Masks of 0 and 255 are written by many tools for two classes; here 255 means ignore, so that
-        every score on them would be meaningless.
+        Raises UserError if a mask that the data set names is missing, with_images also if an image is, or if no mask
+        contains an object: masks are read until one does. Masks of 0 and 255 are written by many tools for two classes;
+        here 255 means ignore, so that every score on them would be meaningless.
         """
         if domain not in self.lists:
             return []
-        ids = [image_id for image_id in self.ids(domain) if self.source.has_mask(image_id)]
+        ids = [image_id for image_id in self.ids(domain) if self.has_mask(image_id)]
         _check_files([self.mask_path(image_id) for image_id in ids])
+        if with_images:
+            _check_files([self.image_path(image_id) for image_id in ids])
         values = set()
         for image_id in ids:
             values |= set(np.unique(self.read_mask(image_id)).tolist())

@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise UserError(f'dataset {path}: is not valid JSON ({error})') from None
     if not isinstance(content, dict):
-        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"')
+        raise UserError(f'dataset {path}: must contain a JSON object')
     return content
 
 

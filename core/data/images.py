@@ -7,6 +7,7 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 import hashlib
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,11 @@ ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow for damaged files
 
 
+def has_control_characters(name: str) -> bool:
+    """Return whether a name contains control characters, line separators or bytes that are not text."""
+    return any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in name)
+
+
 def make_image_id(path: str) -> str:
     """Return the image id of a relative path: its folders and name joined by '__', without the extension.
 
@@ -27,7 +33,9 @@ def make_image_id(path: str) -> str:
     its folder or contains control characters.
     """
     parts = PurePosixPath(path.replace('\\', '/')).parts
-    if not parts or not path.isprintable() or '..' in parts or parts[0] == '/' or parts[0].endswith(':'):
+    if has_control_characters(path):
+        raise UserError(f'{path!r} contains control characters: rename the file')
+    if not parts or '..' in parts or parts[0].startswith('/') or parts[0].endswith(':'):
         raise UserError(f'{path!r} is not a relative path of an image')
     image_id = '__'.join([*parts[:-1], PurePosixPath(parts[-1]).stem])
     if image_id.startswith('.'):
@@ -103,7 +111,9 @@ class MaskValues:
         if self.are_colours:
             pixels = np.array(image.convert('RGB')).astype(np.int64) @ [1 << 16, 1 << 8, 1]
         else:
-            pixels = np.array(image)
+            pixels = np.array(image.convert('L') if image.mode in ('1', 'LA') else image)
+            if image.mode == '1':
+                pixels = pixels // 255
             if pixels.ndim == 3:  # grey, stored as colours
                 if (pixels[..., :3] != pixels[..., :1]).any():
                     raise ValueError('is coloured, but "mask_values" has no colours')

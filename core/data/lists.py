@@ -1,4 +1,4 @@
-"""The JSON kind of data set: lists of image ids, and files in the layout of VOC or in one that the JSON describes.
+"""The JSON kind of data set: lists of image ids, and files in VOC's layout, or in one described by the JSON.
 
     {"name": "pets", "classes": ["cat", "dog"], "lists": {"train_aug": "train.txt", "train": "train.txt"},
      "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from core import UserError
 from core.data import images, table, voc
 from core.data.entries import read_json
+from core.data.images import has_control_characters
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Lists:
         ids = [line.strip() for line in lines if line.strip()]
         seen = set()
         for image_id in ids:
-            if '/' in image_id or '\\' in image_id or image_id.startswith('.') or not image_id.isprintable():
+            if '/' in image_id or '\\' in image_id or image_id.startswith('.') or has_control_characters(image_id):
                 raise UserError(
                     f'{path}: {image_id!r} is not a valid image id (file name without directory or extension)'
                 )

@@ -52,11 +52,17 @@ class Table:
     def ids(self, domain: str) -> list[str]:
         return list(self.lists[domain])
 
+    def row(self, image_id: str) -> Row:
+        """Return the row of an image. Raises UserError if there is none."""
+        if image_id not in self.rows:
+            raise UserError(f'{self.path}: has no row for the image {image_id!r}')
+        return self.rows[image_id]
+
     def image_path(self, image_id: str) -> Path:
-        return self.root / self.rows[image_id].image
+        return self.root / self.row(image_id).image
 
     def mask_path(self, image_id: str) -> Path | None:
-        mask = self.rows[image_id].mask
+        mask = self.row(image_id).mask
         return self.root / mask if mask else None
 
     def has_mask(self, image_id: str) -> bool:
@@ -82,6 +88,12 @@ class Labels:
     def read(cls, path: Path) -> 'Labels':
         """Read the file. Raises UserError naming it."""
         rows, _ = _read_rows(path, ('id', 'image'))
+        lines: dict[str, int] = {}
+        for row in rows:
+            key = row.id or row.image
+            if key in lines:
+                raise UserError(f'dataset {path}: {key} is in line {lines[key]} and again in line {row.line}')
+            lines[key] = row.line
         return cls(path, {row.id or row.image: row.classes for row in rows})
 
     def of(self, image_id: str, image: str) -> list[str]:
@@ -115,6 +127,8 @@ def open_table(path: Path, root: Path) -> tuple[Path, dict, Table]:
         by_id[image_id] = row
         for domain in SPLITS[row.split]:
             lists.setdefault(domain, []).append(image_id)
+    if not any(row.classes for row in rows):
+        raise UserError(f'dataset {path}: no row names a class')
     classes = fixed if fixed is not None else sorted({name for row in rows for name in row.classes})
     table, sidecar = Table(path, root, by_id, lists), path.with_suffix('.json')
     if sidecar.is_file():
