@@ -1,25 +1,25 @@
 """Stage 9: mIoU of CAMs (stage 2), random-walk CAMs (stage 5), pseudo-labels (stage 6) or predictions (stage 8).
 
-Reads   experiments/predictions/{experiment_name}/; masks of the list --domain
-Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class and threshold; for --domain test,
-        whose masks are not public, experiments/results/{experiment_name}@test.tgz for the VOC test server
+Reads   experiments/predictions/{experiment_name}/; masks of the list --domain, with --crf_iteration also its images
+Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class and threshold; .npz next to it:
+        pixel counts per image; with --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; for
+        --domain test, whose masks are not public, {experiment_name}@test.tgz for the VOC test server; file of --csv
 
     python3 evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 \\
         --domain val --data_dir $D/SegmentationClass
 """
 
-import io
-import tarfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
-from core import IGNORE, UserError
+from core import IGNORE, UserError, metrics
+from core.crf import crf_from_labels
 from core.data.dataset import open_dataset
-from core.maps import strided_size, upsample_rw
-from core.metrics import ConfusionMatrix, ThresholdSweep
-from util import artifacts, files, flags, stage
+from core.maps import strided_size, threshold_cams, upsample_rw
+from util import artifacts, files, fingerprint, flags, results, stage
 from util.parallel import parallel_map
 
 
@@ -28,7 +28,7 @@ def parse_args(argv=None):
     flags.add_data(parser, data_dir=False)
     flags.add_workers(parser)
     data = parser.groups['data']
-    where = 'folder of masks, or the folder that contains SegmentationClass'
+    where = 'folder that contains SegmentationClass (and the images, for --crf_iteration), or the folder of masks'
     data.add_argument('--data_dir', '--gt_dir', default='../VOC2012/', help=where)
     data.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder to score')
     data.add_argument('--domain', default='train', help='list of images')
@@ -36,21 +36,14 @@ def parse_args(argv=None):
     data.add_argument('--mode', choices=('npy', 'png', 'rw'), help=kinds)
     inference = parser.groups['inference']
     inference.add_argument('--threshold', type=flags.real(0, 1), help='score only this background threshold')
-    inference.add_argument('--max_th', type=flags.real(0.06, 1), default=0.50, help='end of the thresholds of mode rw')
+    inference.add_argument('--min_th', type=flags.real(0, 1), default=0.05, help='first threshold')
+    end = 'end of the thresholds, exclusive (default: 0.80 for CAMs, 0.50 for random-walk CAMs)'
+    inference.add_argument('--max_th', type=flags.real(0, 1), help=end)
+    inference.add_argument('--step_th', type=flags.real(0.001, 1), default=0.05, help='step of the thresholds')
+    crf = 'dense CRF iterations on the maps of each threshold, as in stage 6 (0: no CRF)'
+    inference.add_argument('--crf_iteration', type=flags.integer(0), default=0, help=crf)
+    parser.groups['run and output'].add_argument('--csv', type=Path, help='table to write, one row per threshold')
     return parser.parse_args(argv)
-
-
-def detect_mode(folder, image_id, kind):
-    """Return the mode of a folder from its files. Raises UserError if there is nothing to score."""
-    path = folder / f'{image_id}.npz'
-    if path.is_file():
-        names = artifacts.maps_inside(path)
-        if not {'rw', 'hr_cam'} & {*names}:
-            raise UserError(f'{path}: contains neither "rw" nor "hr_cam"{artifacts.REPAIR}')
-        return 'rw' if 'rw' in names else 'npy'
-    if path.with_name(f'{image_id}.png').is_file():
-        return 'png'
-    raise UserError(f'{folder} contains neither {image_id}.npz nor {image_id}.png{artifacts.remedy(kind, path)}')
 
 
 def open_outputs(args, dataset, ids):
@@ -59,16 +52,15 @@ def open_outputs(args, dataset, ids):
     path = artifacts.PREDICTIONS / args.experiment_name
     if not path.is_dir():
         raise UserError(f'--experiment_name {args.experiment_name}: {path} not found; run {kind.script} first')
-    mode = detect_mode(path, ids[0], kind)
+    mode = artifacts.detect_mode(path, ids[0], kind)
     if args.mode not in (None, mode):
         raise UserError(f'--mode {args.mode}: {path} contains files of mode {mode}; it is detected without --mode')
     if mode == 'png' and args.threshold is not None:
         raise UserError(f'--threshold {args.threshold}: {path} contains label maps, which have no scores')
-    kinds = {
-        'png': artifacts.PREDICTION._replace(script=kind.script),
-        'npy': artifacts.CAM,
-        'rw': artifacts.RANDOM_WALK,
-    }
+    if mode == 'png' and args.crf_iteration:
+        raise UserError(f'--crf_iteration {args.crf_iteration}: {path} contains label maps, which have no scores')
+    label_map = artifacts.PREDICTION._replace(script=kind.script)
+    kinds = {'png': label_map, 'npy': artifacts.CAM, 'rw': artifacts.RANDOM_WALK}
     return mode, artifacts.open_folder(kinds[mode], args.experiment_name, '--experiment_name', dataset, ids)
 
 
@@ -80,114 +72,125 @@ def read_prediction(folder, image_id, size=None):
     return prediction
 
 
-def count_image(image_id, mode, dataset, folder, thresholds):
-    """Return the pixel counts of one image."""
-    mask = dataset.read_mask(image_id)
+def list_thresholds(args, mode):
+    """Return the thresholds of maps; label maps have the one threshold None."""
+    if mode == 'png' or args.threshold is not None:
+        return [args.threshold]
+    end = args.max_th if args.max_th is not None else {'npy': 0.80, 'rw': 0.50}[mode]
+    thresholds = metrics.list_thresholds(args.min_th, end, args.step_th)
+    if not 0 < len(thresholds) <= metrics.MAX_THRESHOLDS:
+        wanted = f'--min_th {args.min_th:g} --max_th {end:g} --step_th {args.step_th:g}'
+        raise UserError(f'{wanted}: {len(thresholds)} thresholds, expected 1 to {metrics.MAX_THRESHOLDS}')
+    return thresholds
+
+
+def count_image(image_id, mode, dataset, folder, thresholds, crf_iteration):
+    """Return the pixel counts of one image (thresholds, target, prediction)."""
+    image = np.array(dataset.read_image(image_id)) if crf_iteration else None
+    mask = dataset.read_mask(image_id, image.shape[:2] if crf_iteration else None)
+    classes = dataset.num_classes + 1
     if mode == 'png':
-        counts = ConfusionMatrix(dataset.num_classes + 1)
-        counts.update(read_prediction(folder, image_id, mask.shape), mask)
-        return counts
-    counts = ThresholdSweep(dataset.num_classes + 1, thresholds)
+        return metrics.count_labels([read_prediction(folder, image_id, mask.shape)], mask, classes)
     name, size = ('rw', strided_size(mask.shape)) if mode == 'rw' else ('hr_cam', mask.shape)
     keys, maps = folder.read_maps(image_id, name, size)
-    counts.update(upsample_rw(maps, mask.shape) if mode == 'rw' else maps, keys, mask)
-    return counts
+    maps = upsample_rw(maps, mask.shape) if mode == 'rw' else maps
+    if crf_iteration:
+        labels = [threshold_cams(maps, threshold) for threshold in thresholds]
+        refined = crf_from_labels(image, labels, len(keys), crf_iteration)
+        return metrics.count_labels([keys[label] for label in refined], mask, classes)
+    sweep = metrics.ThresholdSweep(classes, thresholds)
+    sweep.update(maps, keys, mask)
+    return sweep.confusion()
 
 
-def count_pixels(args, mode, dataset, folder, ids):
-    """Return [(threshold, ConfusionMatrix)] over all listed images; label maps have the one threshold None."""
-    end = args.max_th if mode == 'rw' else 0.80
-    thresholds = [round(0.05 * i, 2) for i in range(1, 20) if 0.05 * i < end - 1e-9]
-    if args.threshold is not None:
-        thresholds = [args.threshold]
-    count = partial(count_image, mode=mode, dataset=dataset, folder=folder, thresholds=thresholds)
+def count_pixels(mode, dataset, folder, ids, thresholds, num_workers, crf_iteration=0):
+    """Return the counts of all images (thresholds, target, prediction) and per image (N, thresholds, classes, 3)."""
+    inputs = {'dataset': dataset, 'folder': folder, 'thresholds': thresholds}
+    count = partial(count_image, mode=mode, crf_iteration=crf_iteration, **inputs)
     classes = dataset.num_classes + 1
-    total = ConfusionMatrix(classes) if mode == 'png' else ThresholdSweep(classes, thresholds)
-    for counts in parallel_map(count, ids, args.num_workers, 'scoring'):
-        total.counts += counts.counts
-    return [(None, total)] if mode == 'png' else list(zip(thresholds, total.matrices(), strict=True))
+    total = np.zeros((len(thresholds), classes, classes), np.int64)
+    by_image = np.zeros((len(ids), len(thresholds), classes, 3), np.uint32)
+    for i, counts in enumerate(parallel_map(count, ids, num_workers, 'scoring')):
+        total += counts
+        by_image[i] = metrics.class_counts(counts)
+    return total, by_image
 
 
-def summarize(matrix, dataset):
-    """Return the metrics in percent; None for classes that do not occur."""
-    names = ('background', *dataset.class_names)
-    iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
-    means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn()}
-    if np.isnan(means['fp']):
-        raise UserError('neither masks nor predictions contain a class: check --domain and --data_dir')
-    return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
-
-
-def report(rows, mode):
-    """Print a line per threshold and the IoU per class at the best one; return the best (threshold, metrics)."""
-    for threshold, row in rows:
-        at = '' if threshold is None else f'threshold {threshold:.2f}: '
+def report(rows, best):
+    """Print a line per threshold and the IoU per class at the best one."""
+    for row in rows:
+        at = '' if row['threshold'] is None else f'threshold {results.format_threshold(row["threshold"])}: '
         print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
-    best_threshold, best = max(rows, key=lambda item: item[1]['miou'])
     print(tabulate(best['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
-    at = '' if best_threshold is None else f' at threshold {best_threshold:.2f}'
+    at = '' if best['threshold'] is None else f' at threshold {results.format_threshold(best["threshold"])}'
     print(f'best mIoU {best["miou"]:.2f} %{at}')
-    if mode == 'rw' and len(rows) > 1:
-        # The thresholds that over- and under-segment by the published factors.
-        for name, factor in (('over', 1.6), ('under', 0.6)):
-            near, row = min(rows, key=lambda item: abs(item[1]['fp'] - factor * best['fp']))
-            print(f"{name}: FP {row['fp']:.2f} % at threshold {near:.2f} is closest to {factor} times the best one's")
-    return best_threshold, best
 
 
-def pack(folder, ids, dataset, path):
-    """Write the upload for the VOC test server: 8-bit palette PNGs of class indices in a .tgz."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode='w:gz') as archive:
-        for image_id in stage.progress(ids, 'packing'):
-            content = dataset.encode_label_map(read_prediction(folder, image_id))
-            member = tarfile.TarInfo(f'results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png')
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    files.write_bytes(path, buffer.getvalue())
-    print(f'{path}: {len(ids)} predictions for the test server')
+def report_factors(rows, best):
+    """Print the thresholds that over- and under-segment by the published factors."""
+    for name, factor in (('over', 1.6), ('under', 0.6)):
+        near = min(rows, key=lambda row: abs(row['fp'] - factor * best['fp']))
+        at = f'{near["fp"]:.2f} % at threshold {results.format_threshold(near["threshold"])}'
+        print(f"{name}: FP {at} is closest to {factor} times the best one's")
 
 
 def score(args, mode, dataset, folder, ids):
-    """Print the scores and return the content of the result file."""
-    matrices = count_pixels(args, mode, dataset, folder, ids)
-    rows = [(threshold, summarize(matrix, dataset)) for threshold, matrix in matrices]
-    threshold, best = report(rows, mode)
-    background = 100 * matrices[0][1].background_miou()
+    """Print the scores and return the content of the result file, and the counts per image."""
+    thresholds = list_thresholds(args, mode)
+    total, by_image = count_pixels(mode, dataset, folder, ids, thresholds, args.num_workers, args.crf_iteration)
+    names = ('background', *dataset.class_names)
+    rows = [{'threshold': t, **metrics.summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
+    best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
+    report(rows, rows[best])
+    if mode == 'rw' and len(rows) > 1:
+        report_factors(rows, rows[best])
+    background = 100 * metrics.ConfusionMatrix(len(names), total[0]).background_miou()
     print(f'(predicting background everywhere: {background:.2f} %)')
-    return {
+    masks = fingerprint.file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids})
+    content = {
         'experiment_name': args.experiment_name,
+        'dataset': dataset.name,
+        'num_classes': dataset.num_classes,
         'domain': args.domain,
+        'masks': fingerprint.digest(masks),
         'mode': mode,
+        'crf_iteration': args.crf_iteration,
         'images': len(ids),
-        'threshold': threshold,
-        **best,
+        'threshold_choice': None if mode == 'png' else results.GIVEN if len(rows) == 1 else results.BEST,
+        **rows[best],
+        'confusion': total[best].tolist(),
         'all_background_miou': background,
-        'thresholds': [{'threshold': threshold, **row} for threshold, row in rows],
+        'thresholds': rows,
         'made_with': artifacts.read_args(folder.path),
     }
+    return content, by_image
 
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids, masked = dataset.ids(args.domain), dataset.ids_with_masks(args.domain)
-    name = f'{args.experiment_name}@{args.domain}'
-    path = artifacts.results_path(name, 'json')
+    ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
+    crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
+    name = f'{args.experiment_name}{crf}@{args.domain}'
+    path, upload = artifacts.results_path(name, 'json'), artifacts.results_path(name, 'tgz')
     files.check_name(path, '--experiment_name')
     mode, folder = open_outputs(args, dataset, masked or ids)
-    upload = artifacts.results_path(name, 'tgz')
     with files.locked(files.lock_path(path), str(path)):
-        files.remove_leftovers(path, upload)
+        files.remove_leftovers(path, path.with_suffix('.npz'), upload)
 
         # The masks of test are not public: pack the predictions for the server.
         if args.domain == 'test' and not masked and dataset.mask_path(ids[0]):
-            pack(folder, ids, dataset, upload)
+            labels = ((i, read_prediction(folder, i)) for i in stage.progress(ids, 'packing', len(ids)))
+            results.write_upload(upload, ((i, dataset.encode_label_map(label)) for i, label in labels))
+            print(f'{upload}: {len(ids)} predictions for the test server')
             return
         if not masked:
             expected = f' ({dataset.mask_path(ids[0])}, ...)' if dataset.mask_path(ids[0]) else ''
             raise UserError(f'domain {args.domain!r}: nothing to compare with: none of its images has a mask{expected}')
         stage.print_mask_count(dataset, args.domain, masked)
-        files.write_json(path, score(args, mode, dataset, folder, masked))
+        content, by_image = score(args, mode, dataset, folder, masked)
+        results.write(name, content, masked, by_image)
+        if args.csv:
+            results.write_csv(args.csv, content)
     print(f'written to {path}')
 
 

@@ -167,11 +167,10 @@ def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable
     ids = ids * 4
     cams, _ = open_maps(folder, dataset, ids)
     thresholds = [round(0.05 * i, 2) for i in range(1, 16)]
-    args = Namespace(max_th=0.5, threshold=None, num_workers=workers)
 
     def run_ours():
         with silence():
-            return evaluate.count_pixels(args, 'npy', dataset, cams, ids)
+            return evaluate.count_pixels('npy', dataset, cams, ids, thresholds, workers)
 
     if way == 'ours':
         return run_ours

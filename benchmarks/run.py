@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -43,6 +42,7 @@ from benchmarks.cases import (
     train_case,
 )
 from core import UserError
+from core.metrics import class_counts, mean_scores
 from util import flags, stage
 from util.devices import pick_device
 from util.files import write_bytes, write_json
@@ -242,18 +242,18 @@ def files_rows(args, folder):
     ours = sum(maps.file(i).stat().st_size for maps in (cams, random_walks) for i in ids)
     sizes = f'{baseline / 2**20:.1f} MB', f'{ours / 2**20:.1f} MB', f'{baseline / ours:.2f}x'
     rows = [('CAMs and random-walk CAMs of 12 images', *sizes, '', '')]
-    score = Namespace(max_th=0.5, threshold=None, num_workers=0)
     masks = folder / 'data' / 'SegmentationClass'
     for title, mode, array, maps, thresholds in (
         ('CAMs', 'npy', 'hr_cam', cams, [0.10, 0.40]),
         ('random-walk CAMs', 'rw', 'rw', random_walks, [0.35]),
     ):
-        found = dict(evaluate.count_pixels(score, mode, dataset, maps, ids))
+        total, _ = evaluate.count_pixels(mode, dataset, maps, ids, thresholds, num_workers=0)
+        found = mean_scores(class_counts(total))['miou']
         counts = reference.sweep(folder / 'reference', masks, ids, dataset.num_classes + 1, thresholds, array)
-        for threshold in thresholds:
+        for threshold, miou in zip(thresholds, found, strict=True):
             target, predicted, both = counts[threshold]
             iou = both / (target + predicted - both)
-            mious = f'{100 * np.nanmean(iou):.3f} %', f'{100 * found[threshold].miou():.3f} %'
+            mious = f'{100 * np.nanmean(iou):.3f} %', f'{100 * miou:.3f} %'
             rows.append((f'mIoU of the {title} at threshold {threshold:.2f}', *mious, '', '', ''))
     return rows
 

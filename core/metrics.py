@@ -7,13 +7,15 @@ import numpy as np
 
 from core import IGNORE, UserError
 
+MAX_THRESHOLDS = 255  # the number that a score exceeds is kept in a byte
+
 
 class ConfusionMatrix:
     """Pixel counts by (target, prediction). num_classes includes the background; fractions are in [0, 1]."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, counts: np.ndarray | None = None):
         self.num_classes = num_classes
-        self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self.counts = np.zeros((num_classes, num_classes), np.int64) if counts is None else counts
 
     def update(self, prediction: np.ndarray, target: np.ndarray) -> None:
         """Count an image or a batch: integer arrays of one shape; pixels whose target is 255 are ignored.
@@ -83,6 +85,12 @@ def f1_score(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, both / np.maximum(counts, 1), np.nan)
 
 
+def list_thresholds(start: float, end: float, step: float) -> list[float]:
+    """Return start, start + step, ... below end, without the rounding errors of the sums."""
+    count = max(0, int(np.ceil((end - start) / step - 1e-9)))
+    return [round(start + i * step, 6) for i in range(count)]
+
+
 class ThresholdSweep:
     """The confusion matrices of all background thresholds at once, in one pass over the pixels.
 
@@ -129,15 +137,63 @@ class ThresholdSweep:
         found = np.bincount((row[target] + best * np.int32(steps) + passed).ravel(), minlength=self.counts.size)
         self.counts += found[: self.counts.size].reshape(self.counts.shape)
 
+    def confusion(self) -> np.ndarray:
+        """Return the counts (thresholds, target, prediction)."""
+        # Pixels that exceed threshold i have passed at least i + 1; all others are background.
+        above = self.counts[:, :, ::-1].cumsum(2)[:, :, ::-1]
+        result = np.moveaxis(above[:, :, 1:], 2, 0).copy()
+        result[:, :, 0] += above[:, :, 0].sum(1) - result.sum(2)
+        return result
+
     def matrices(self) -> list[ConfusionMatrix]:
         """Return the confusion matrix of each threshold, in order."""
-        result = []
-        for i in range(len(self.thresholds)):
-            matrix = ConfusionMatrix(self.num_classes)
-            matrix.counts += self.counts[:, :, i + 1 :].sum(2)
-            matrix.counts[:, 0] += self.counts[:, :, : i + 1].sum((1, 2))
-            result.append(matrix)
-        return result
+        return [ConfusionMatrix(self.num_classes, counts) for counts in self.confusion()]
+
+
+def count_labels(labels: list[np.ndarray], target: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the pixel counts of label maps of one image: (len(labels), target, prediction)."""
+    matrices = [ConfusionMatrix(num_classes) for _ in labels]
+    for matrix, label in zip(matrices, labels, strict=True):
+        matrix.update(label, target)
+    return np.stack([matrix.counts for matrix in matrices])
+
+
+def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
+    """Return mIoU, FP, FN and the IoU per class in percent, None for a class that does not occur.
+
+    Takes counts (target, prediction). Raises UserError if no class but the background occurs.
+    """
+    matrix = ConfusionMatrix(len(names), counts)
+    iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
+    means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn()}
+    if np.isnan(means['fp']):
+        raise UserError('neither masks nor predictions contain a class: check --domain and --data_dir')
+    return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
+
+
+def class_counts(confusion: np.ndarray) -> np.ndarray:
+    """Return T, P and TP of each class: counts (..., target, prediction) -> (..., C, 3)."""
+    both = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.stack([confusion.sum(-1), confusion.sum(-2), both], -1)
+
+
+def mean_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return mIoU, FP and FN of each table of T, P and TP: (..., C, 3) -> {'miou', 'fp', 'fn'}, each (...).
+
+    As in `ConfusionMatrix`, a class in neither masks nor predictions is left out, and NaN is the mean of none.
+    """
+    target, predicted, both = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
+    union = target + predicted - both
+
+    def mean(part: np.ndarray, union: np.ndarray) -> np.ndarray:
+        present = union > 0
+        ratios = np.divide(part, union, out=np.zeros_like(union), where=present)
+        count = present.sum(-1)
+        return np.where(count > 0, ratios.sum(-1) / np.maximum(count, 1), np.nan)
+
+    errors = {'fp': predicted - both, 'fn': target - both}
+    foreground = {name: mean(part[..., 1:], union[..., 1:]) for name, part in errors.items()}
+    return {'miou': mean(both, union), **foreground}
 
 
 def _mean(values: np.ndarray) -> float:

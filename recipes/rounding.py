@@ -22,13 +22,15 @@ from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.maps import present_keys, upsample_rw
-from core.metrics import ThresholdSweep
+from core.metrics import ThresholdSweep, class_counts, list_thresholds, mean_scores
 from core.models import build_network
 from core.models.affinitynet import predict_edges
 from core.random_walk import random_walk
 from util import artifacts, flags, loaders, stage
 from util.checkpoint import open_model
 from util.fingerprint import check_fingerprint, file_hash
+
+THRESHOLDS = list_thresholds(0.05, 0.80, 0.05)
 
 
 def parse_args(argv=None):
@@ -72,12 +74,12 @@ def compute_maps(batch, device, models, walk, dataset):
         yield present_keys(label), dataset.read_mask(image_id, size), *(x.cpu().numpy() for x in (cam, hr_cam, rw))
 
 
-def print_differences(name, rows, matrices):
-    """Print the mIoU of the files and of float32 at each threshold; `rows` are those of evaluate.count_pixels."""
-    pairs = [(t, 100 * file.miou(), 100 * exact.miou()) for (t, file), exact in zip(rows, matrices, strict=True)]
-    for threshold, file, exact in pairs:
-        print(f'{name}, threshold {threshold:.2f}: files {file:.4f} %, float32 {exact:.4f} %')
-    print(f'{name}: at most {max(abs(file - exact) for _, file, exact in pairs):.4f} points apart')
+def print_differences(name, files, exact):
+    """Print the mIoU of the files and of float32 at each threshold, from their counts (thresholds, C, C)."""
+    files, exact = (100 * mean_scores(class_counts(counts))['miou'] for counts in (files, exact))
+    for threshold, one, other in zip(THRESHOLDS, files, exact, strict=True):
+        print(f'{name}, threshold {threshold:.2f}: files {one:.4f} %, float32 {other:.4f} %')
+    print(f'{name}: at most {max(abs(files - exact)):.4f} points apart')
 
 
 def main(args):
@@ -94,11 +96,9 @@ def main(args):
     check_unchanged(rw_path, model=file_hash(artifacts.model_path(walk.model_name)), cams=cams.fingerprint)
 
     # Score the files. This forks, so it comes before torch starts threads or a GPU.
-    score = Namespace(max_th=0.8, threshold=None, num_workers=args.num_workers)
-    counts = {
-        'CAM': evaluate.count_pixels(score, 'npy', dataset, cams, ids),
-        'RW': evaluate.count_pixels(score, 'rw', dataset, random_walks, ids),
-    }
+    counts = {}
+    for name, mode, folder in (('CAM', 'npy', cams), ('RW', 'rw', random_walks)):
+        counts[name], _ = evaluate.count_pixels(mode, dataset, folder, ids, THRESHOLDS, args.num_workers)
 
     # Load the models that wrote them.
     run = Namespace(device=args.device, precision='fp32')
@@ -110,7 +110,7 @@ def main(args):
     affinity_net, _, _ = file.load_for_inference(build_network(meta), run)
 
     # Recompute the maps in float32 and score them.
-    sweeps = {name: ThresholdSweep(dataset.num_classes + 1, [t for t, _ in rows]) for name, rows in counts.items()}
+    sweeps = {name: ThresholdSweep(dataset.num_classes + 1, THRESHOLDS) for name in counts}
     exact_bytes = 0
     scales = [*flags.floats(cam.scales), 1.0]  # the last one is AffinityNet's
     batches = MultiScaleDataset(dataset, ids, set(ids), scales, cam.batch_size, cam.resize)
@@ -120,8 +120,8 @@ def main(args):
             sweeps['RW'].update(upsample_rw(rw, mask.shape), keys, mask)
             exact_bytes += low.nbytes + 2 * high.nbytes  # cam, hr_cam, and the random-walk CAMs at full size
 
-    for name, rows in counts.items():
-        print_differences(name, rows, sweeps[name].matrices())
+    for name, total in counts.items():
+        print_differences(name, total, sweeps[name].confusion())
     file_bytes = sum(folder.file(image_id).stat().st_size for image_id in ids for folder in (cams, random_walks))
     print(f'{len(ids)} images: {file_bytes / 1e6:.1f} MB, {file_bytes / exact_bytes:.3f} of float32 at full size')
 

@@ -159,7 +159,9 @@ RECIPE = {
         'scales': '0.5,1.0,1.5,2.0', 'iteration': 10, 'architecture': None, 'backbone': None, 'mode': None,
         'use_gn': None,
     },
-    'evaluate --experiment_name t': {'mode': None, 'threshold': None},
+    'evaluate --experiment_name t': {
+        'mode': None, 'threshold': None, 'min_th': 0.05, 'max_th': None, 'step_th': 0.05, 'crf_iteration': 0,
+    },
 }  # fmt: skip
 
 
@@ -245,7 +247,7 @@ GROUPS = {
     'make_pseudo_labels': ('data', 'inference', 'run and output'),
     'train_segmentation': tuple(title for title in TRAINER_GROUPS if title != 'loss'),
     'inference_segmentation': INFERENCE_GROUPS,
-    'evaluate': ('data', 'inference'),
+    'evaluate': ('data', 'inference', 'run and output'),
     'tools.make_demo_data': ('data', 'run and output'),
     'tools.prepare_coco': ('data',),
     'tools.predict': ('data', 'model', 'inference', 'run and output'),

@@ -5,7 +5,17 @@ import pytest
 
 from core import UserError
 from core.maps import threshold_cams
-from core.metrics import ConfusionMatrix, ThresholdSweep, average_precision, f1_score
+from core.metrics import (
+    ConfusionMatrix,
+    ThresholdSweep,
+    average_precision,
+    class_counts,
+    count_labels,
+    f1_score,
+    list_thresholds,
+    mean_scores,
+    summarize,
+)
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
 
@@ -113,6 +123,48 @@ def test_sweep_rejects_unsorted_thresholds_and_unknown_classes():
     for target in (3, 254):
         with pytest.raises(UserError, match=f'target contains class {target}'):
             ThresholdSweep(3, [0.1]).update(np.zeros((1, 1, 1)), np.array([0, 1]), np.array([[target]], np.uint8))
+
+
+def test_scores_of_many_tables_are_those_of_each_matrix(rng):
+    """Classes 4 and 5 are missing in some tables, the foreground in one, everything in another."""
+    confusion = rng.integers(0, 50, (3, 5, 6, 6))
+    confusion[0, :, 4:] = confusion[0, :, :, 4:] = 0
+    confusion[1, 0, 1:] = confusion[1, 0, :, 1:] = 0
+    confusion[2, 4] = 0
+    counts = class_counts(confusion)
+    assert counts.shape == (3, 5, 6, 3)
+    for target, prediction, both in counts[0, 0]:
+        assert 0 <= both <= min(target, prediction)
+    found = mean_scores(counts)
+    for index in np.ndindex(3, 5):
+        matrix = ConfusionMatrix(6, confusion[index])
+        for name in ('miou', 'fp', 'fn'):
+            np.testing.assert_allclose(found[name][index], getattr(matrix, name)(), rtol=1e-13)
+    assert np.isnan([found['miou'][2, 4], found['fp'][1, 0], found['fn'][2, 4]]).all()
+
+
+def test_class_counts_against_a_loop(rng):
+    labels, target = rng.integers(0, 4, (3, 7, 6)), rng.choice([0, 1, 2, 3, 255], (7, 6))
+    counts = class_counts(count_labels(list(labels), target, 5))
+    for label, found in zip(labels, counts, strict=True):
+        assert found.T.tolist() == [*map(list, counted(label, target, 5))]
+
+
+def test_summary_is_in_percent_and_needs_a_class():
+    result = summarize(np.array([[6, 1, 0], [1, 2, 0], [0, 0, 0]]), ('background', 'cat', 'dog'))
+    assert result['iou'] == {'background': 75.0, 'cat': 50.0, 'dog': None}
+    assert (result['miou'], result['fp'], result['fn']) == (62.5, 25.0, 25.0)
+    with pytest.raises(UserError, match='contain a class'):
+        summarize(np.array([[6, 0], [0, 0]]), ('background', 'cat'))
+
+
+def test_list_of_thresholds():
+    assert list_thresholds(0.05, 0.80, 0.05) == THRESHOLDS
+    assert list_thresholds(0.05, 0.50, 0.05) == THRESHOLDS[:9]
+    assert list_thresholds(0.05, 1.0, 0.05)[-1] == 0.95
+    assert list_thresholds(0.1, 0.32, 0.1) == [0.1, 0.2, 0.3]
+    assert list_thresholds(0, 0.01, 0.005) == [0, 0.005]
+    assert list_thresholds(0.5, 0.5, 0.1) == list_thresholds(0.6, 0.5, 0.1) == []
 
 
 # Tags ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The nine stages in a row on a small drawn set: every file they write, every number against a direct recomputation."""
 
+import csv
 import io
 import json
 import math
@@ -43,6 +44,7 @@ from core.random_walk import random_walk
 from recipes import gradients, rounding
 from util import files
 from util.artifacts import read_args, read_maps, write_npz
+from util.fingerprint import digest, file_hash
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -485,6 +487,97 @@ def test_single_threshold_and_end_of_the_thresholds(copy, capsys):
     result = json.loads((copy.parent / f'experiments/results/{RANDOM_WALKS}@train.json').read_text())
     assert [row['threshold'] for row in result['thresholds']] == [0.05, 0.1, 0.15, 0.2]
     assert {'over:', 'under:'} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    'name, domain', [(CAMS, 'train'), (RANDOM_WALKS, 'train'), (PSEUDO, 'train'), (PREDICTIONS, 'val')]
+)
+def test_results_say_what_was_scored(experiments, demo, name, domain):
+    result = json.loads((experiments / 'results' / f'{name}@{domain}.json').read_text())
+    dataset, ids = dataset_of(demo), ids_of(demo, domain)
+    hashes = [file_hash(dataset.mask_path(image_id))[:16] for image_id in ids]
+    assert result['masks'] == digest(dict(zip(ids, hashes, strict=True)))
+    assert (result['dataset'], result['num_classes']) == (dataset.name, dataset.num_classes)
+    assert result['threshold_choice'] == (None if result['threshold'] is None else 'best on these masks')
+    assert result['crf_iteration'] == 0
+
+
+@pytest.mark.parametrize(
+    'name, domain', [(CAMS, 'train'), (RANDOM_WALKS, 'train'), (PSEUDO, 'train'), (PREDICTIONS, 'val')]
+)
+def test_counts_per_image_add_up_to_the_result(experiments, demo, name, domain):
+    result = json.loads((experiments / 'results' / f'{name}@{domain}.json').read_text())
+    with np.load(experiments / 'results' / f'{name}@{domain}.npz', allow_pickle=False) as file:
+        ids, thresholds, counts = file['ids'], file['thresholds'], file['counts']
+    assert ids.tolist() == ids_of(demo, domain)
+    assert counts.dtype == np.uint16  # no class has 65,536 pixels
+    label_maps = result['mode'] == 'png'
+    assert thresholds.tolist() == ([] if label_maps else [row['threshold'] for row in result['thresholds']])
+    total = counts.astype(np.int64).sum(0)
+    for row, (target, predicted, both) in zip(result['thresholds'], np.moveaxis(total, -1, 1), strict=True):
+        union = target + predicted - both
+        iou = [100 * b / u if u else None for b, u in zip(both, union, strict=True)]
+        assert list(row['iou'].values()) == [None if x is None else pytest.approx(x, abs=1e-4) for x in iou]
+    confusion = np.array(result['confusion'])
+    best = total[0 if label_maps else thresholds.tolist().index(result['threshold'])]
+    assert np.array_equal(best, np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1))
+
+    # One image by a loop: the mask's pixels of each class.
+    mask = pixels(demo / 'SegmentationClass' / f'{ids[1]}.png')
+    assert counts[1, 0, :, 0].tolist() == [(mask == c).sum() for c in range(len(confusion))]
+
+
+def test_results_do_not_depend_on_workers_or_dates(copy):
+    files_of = [Path(f'experiments/results/{CAMS}@train.{ending}') for ending in ('json', 'npz')]
+    before = [path.read_bytes() for path in files_of]
+    for workers in ('0', '2'):
+        for path in files_of:
+            path.unlink()
+        run(copy, 'evaluate cams', '--num_workers', workers)
+        assert [path.read_bytes() for path in files_of] == before
+
+
+def test_thresholds_and_their_table(copy, capsys):
+    run(copy, 'evaluate cams', '--min_th', '0.1', '--max_th', '0.3', '--step_th', '0.025', '--csv', 'new/sweep.csv')
+    assert '\nthreshold 0.125: mIoU' in capsys.readouterr().out
+    result = json.loads(Path(f'experiments/results/{CAMS}@train.json').read_text())
+    thresholds = [0.1, 0.125, 0.15, 0.175, 0.2, 0.225, 0.25, 0.275]
+    assert [row['threshold'] for row in result['thresholds']] == thresholds
+    with open('new/sweep.csv', newline='') as file:
+        head, *lines = csv.reader(file)
+    assert head == ['threshold', 'mIoU', 'FP', 'FN', 'background', *dataset_of(copy).class_names]
+    for line, row in zip(lines, result['thresholds'], strict=True):
+        values = [row['threshold'], row['miou'], row['fp'], row['fn'], *row['iou'].values()]
+        assert [float(cell) if cell else None for cell in line] == values
+    run(copy, 'evaluate cams', '--threshold', '0.3')
+    assert json.loads(Path(f'experiments/results/{CAMS}@train.json').read_text())['threshold_choice'] == 'given'
+    run(copy, 'evaluate pseudo', '--csv', 'labels.csv')
+    assert Path('labels.csv').read_text().splitlines()[1].startswith(',')
+
+
+def test_random_walk_and_crf_scores_what_stage_6_scores(copy):
+    """Also at one of several thresholds, which share a CRF; nothing else is overwritten."""
+    results = Path('experiments/results')
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    expected = json.loads(before[f'{PSEUDO}@train.json'])
+    line = ['--data_dir', str(copy), '--crf_iteration', '1']
+    for more in (['--threshold', '0.35'], ['--min_th', '0.3']):
+        run(copy, 'evaluate random_walk', *line, *more)
+        result = json.loads((results / f'{RANDOM_WALKS}@dcrf=1@train.json').read_text())
+        row = next(row for row in result['thresholds'] if row['threshold'] == 0.35)
+        assert {name: row[name] for name in ('miou', 'fp', 'fn', 'iou')} == {
+            name: expected[name] for name in ('miou', 'fp', 'fn', 'iou')
+        }
+        assert (result['crf_iteration'], result['mode']) == (1, 'rw')
+    run(copy, 'evaluate cams', *line)
+    assert len(json.loads((results / f'{CAMS}@dcrf=1@train.json').read_text())['thresholds']) == 15
+    assert {name: (results / name).read_bytes() for name in before} == before
+
+
+def test_crf_needs_the_images(copy, capsys):
+    script, line = commands(copy)['evaluate cams']  # --data_dir is the folder of masks
+    text = fault_of(script, [*line, '--crf_iteration', '1'], capsys)
+    assert 'SegmentationClass/JPEGImages/train_00000.jpg: no such file (6 of 6 are missing)' in text
 
 
 def test_upload_for_the_test_server(copy):
@@ -997,6 +1090,9 @@ def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, c
         ('evaluate cams', '--mode rw', '--mode rw'),
         ('evaluate cams', '--mode png', '--mode png'),
         ('evaluate', '--threshold 0.3', '--threshold 0.3'),
+        ('evaluate', '--crf_iteration 1', '--crf_iteration 1'),
+        ('evaluate cams', '--min_th 0.5 --max_th 0.5', '--max_th 0.5 --step_th 0.05: 0 thresholds, expected 1 to 255'),
+        ('evaluate cams', '--max_th 1 --step_th 0.001', '--step_th 0.001: 950 thresholds'),
     ],
 )
 def test_invalid_options_are_named(copy, capsys, name, line, part):

@@ -349,6 +349,22 @@ def maps_inside(path: Path) -> list[str]:
         return []
 
 
+def detect_mode(folder: Path, image_id: str, kind: Format) -> str:
+    """Return what a folder contains, from the file of an id: 'npy' (CAMs), 'rw' (random-walk CAMs) or 'png'.
+
+    Raises UserError if it is none of them; `kind` is the format that its name announces.
+    """
+    path = folder / f'{image_id}.npz'
+    if path.is_file():
+        names = maps_inside(path)
+        if not {'rw', 'hr_cam'} & {*names}:
+            raise UserError(f'{path}: contains neither "rw" nor "hr_cam"{REPAIR}')
+        return 'rw' if 'rw' in names else 'npy'
+    if path.with_name(f'{image_id}.png').is_file():
+        return 'png'
+    raise UserError(f'{folder} contains neither {image_id}.npz nor {image_id}.png{remedy(kind, path)}')
+
+
 def read_maps(
     path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -393,9 +409,9 @@ def read_maps(
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as a compressed npz file. Raises UserError if a value is not finite."""
+    """Write arrays as a compressed npz file. Raises UserError if a number is not finite."""
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{path}: "{name}" would not be finite: the model has diverged, train it again')
     # Like np.savez_compressed, but at zlib level 1 (a quarter of the time for a tenth more bytes) and without dates:
     # equal arrays give equal bytes.
