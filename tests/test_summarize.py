@@ -1,6 +1,9 @@
-"""tools/summarize.py: Markdown tables over runs, and the picture."""
+"""tools/summarize.py: tables over runs, comparisons, and the picture."""
 
+import csv
+import io
 import json
+import os
 
 import imageio.v3 as iio
 import numpy as np
@@ -10,14 +13,16 @@ from PIL import Image
 
 from core import UserError
 from core.data.dataset import open_dataset
+from core.intervals import difference_interval, score_interval
 from core.maps import present_keys
+from core.metrics import summarize as summarize_counts
 from tools import summarize
-from util import visualize
+from util import results, visualize
 from util.artifacts import PREDICTIONS, results_path, write_npz
 from util.files import write_bytes, write_json
 
 
-def write_result(name, miou, threshold=0.3, domain='train', folder='cams'):
+def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **more):
     result = {
         'miou': miou,
         'fp': 20.04,
@@ -29,6 +34,7 @@ def write_result(name, miou, threshold=0.3, domain='train', folder='cams'):
         + ([] if threshold is None else [{'threshold': 0.2, 'miou': miou - 3}]),
         'domain': domain,
         'experiment_name': folder,
+        **more,
     }
     write_json(results_path(name, 'json'), result)
 
@@ -97,11 +103,14 @@ def test_missing_results_are_named(in_tmp, capsys):
     with pytest.raises(UserError, match='results/none@train.json not found; run evaluate.py first'):
         summarize.main(summarize.parse_args(['x | none@train']))
     assert 'results/none@train.json not found' in fault_of(summarize, ['x | none@train'], capsys)
-    for name in ('../a', 'a/b', '**'):
-        with pytest.raises(UserError, match='is not the name of a result'):
-            summarize.main(summarize.parse_args([f'x | {name}']))
-    for row in ('no bar', 'a | b | c | d'):
-        assert 'is not TITLE | NAME' in fault_of(summarize, [row], capsys)
+    for name in ('../a', 'a/b'):
+        assert fault_of(summarize, [f'x | {name}'], capsys).endswith(f'error: {name}: no such file')
+    for name in ('', '**', 'a?'):
+        assert 'not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
+    assert 'is not NAME, TITLE | NAME or' in fault_of(summarize, ['a | b | c | d'], capsys)
+    for flag in ('--classes', '--options', '--thresholds', '--picture x.png'):
+        assert f'{flag.split()[0]}: needs rows' in fault_of(summarize, flag.split(), capsys)
+    assert 'contains no results; run evaluate.py first' in fault_of(summarize, [], capsys)
 
 
 @pytest.mark.parametrize('change', [{'miou': None}, {'fp': 'x'}, {'fn': float('nan')}, {'thresholds': [1]}, None])
@@ -111,6 +120,222 @@ def test_damaged_results_are_named(in_tmp, capsys, change):
     path.write_text('{' if change is None else json.dumps({**json.loads(path.read_text()), **change}))
     text = fault_of(summarize, ['x | a@train'], capsys)
     assert 'results/a@train.json: is not a valid result file; rerun evaluate.py' in text
+
+
+# Finding results ----------------------------------------------------------------------------------------------------
+
+
+def test_all_results_newest_first(in_tmp, capsys):
+    for i, (name, domain) in enumerate([('old', 'train'), ('b', 'val'), ('a', 'train')]):
+        write_result(f'{name}@{domain}', 50 + i, 0.125 if i else None, domain, **({'dataset': 'drawn'} if i else {}))
+        os.utime(results_path(f'{name}@{domain}', 'json'), (i * 86400, i * 86400))
+    results_path('broken@train', 'json').write_text('{')
+    summarize.main(summarize.parse_args([]))
+    out, err = capsys.readouterr()
+    head, _, *lines = out.splitlines()
+    assert cells(head) == ['', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written']
+    assert [cells(line)[:-1] for line in lines] == [
+        ['a@train', 'drawn', 'train', '6', '52.00', '0.125'],
+        ['b@val', 'drawn', 'val', '6', '51.00', '0.125'],
+        ['old@train', '-', 'train', '6', '50.00', '-'],
+    ]
+    assert cells(lines[0])[-1].startswith('1970-01-0')
+    assert 'warning: experiments/results/broken@train.json: is not a valid' in err
+
+
+def test_names_by_tag_part_and_path(in_tmp, capsys):
+    for name, miou in (('demo@cl@train', 10), ('demo@puzzle@train', 20), ('demonstration@train', 30), ('demo', 40)):
+        write_result(name, miou)
+    for name, expected in (
+        ('demo@cl@train.json', ['10.00']),
+        ('puzzle', ['20.00']),
+        ('monst', ['30.00']),
+        ('demo', ['40.00']),  # a full name comes before a tag
+        ('demo@cl', ['10.00']),
+        ('experiments/results/demo@cl@train.json', ['10.00']),
+        ('demo@*', ['15.00 +- 7.07']),
+    ):
+        assert [row[3] for row in tables(capsys, name)[0][1:]] == expected, name
+        assert [row[3] for row in tables(capsys, f'title | {name}')[0][1:]] == expected, name
+    results_path('demo', 'json').unlink()
+    (table,) = tables(capsys, 'demo')
+    assert [row[0] for row in table[1:]] == ['demo@cl@train', 'demo@puzzle@train']
+    text = fault_of(summarize, ['title | demo'], capsys)
+    assert "'demo' is the tag of 2 results: name one, or several by a pattern with *" in text
+    text = fault_of(summarize, ['train'], capsys)
+    assert "'train' is a part of 3 names: demo@cl@train, demo@puzzle@train, demonstration@train" in text
+
+
+def test_near_names_are_shown(in_tmp, capsys):
+    for name in ('demo@cl@train@scale=0.5,1.0,1.5,2.0@train', 'demo@puzzle@train', 'zzz'):
+        write_result(name, 10)
+    text = fault_of(summarize, ['dmeo@cl'], capsys)
+    assert 'dmeo@cl.json not found; did you mean demo@cl@train@scale=0.5,1.0,1.5,2.0@train' in text
+    assert 'zzz' not in text
+
+
+# Comparisons --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'change, part',
+    [
+        ({'domain': 'val'}, 'different splits cannot be in one table: a@x (train), b@x (val)'),
+        ({'dataset': 'VOC 2012'}, 'different data sets cannot be in one table: a@x (drawn), b@x (VOC 2012)'),
+        ({'iou': {'background': 1, 'dog': 2}}, 'different classes cannot be in one table: a@x (background, cat), b@x'),
+    ],
+)
+def test_other_data_or_splits_are_refused(in_tmp, capsys, change, part):
+    known = {'dataset': 'drawn', 'iou': {'background': 1, 'cat': 2}}
+    write_result('a@x', 50, **known)
+    write_result('b@x', 50, **{**known, **change})
+    write_result('old@x', 50)
+    for line in (['a@x', 'old@x', 'b@x'], ['*@x'], ['--paired', 'a@x', 'b@x']):
+        assert part in fault_of(summarize, line, capsys)
+    tables(capsys, 'a@x', 'old@x')
+
+
+def test_other_masks_are_warned_of(in_tmp, capsys):
+    write_result('a@x', 50, masks='1')
+    write_result('b@x', 50, masks='2')
+    summarize.main(summarize.parse_args(['a@x', 'b@x']))
+    assert capsys.readouterr().err == 'warning: these results were scored on different masks\n'
+
+
+def test_classes_side_by_side(in_tmp, capsys):
+    for seed, cat in enumerate((30, 34)):
+        write_result(f'a@seed={seed}', 50 + seed, iou={'background': 80.0, 'cat': cat, 'dog': None})
+    write_result('b', 51, iou={'background': 79.5, 'cat': 40.25, 'dog': 0.0})
+    assert tables(capsys, '--classes', 'first | a@*', 'b')[1] == [
+        ['IoU %', 'first', 'b', 'difference'],
+        ['background', '80.00', '79.50', '-0.50'],
+        ['cat', '32.00', '40.25', '+8.25'],
+        ['dog', '-', '0.00', '-'],
+        ['mIoU', '50.50', '51.00', '+0.50'],
+    ]
+    assert tables(capsys, '--classes', 'b', 'b', 'b')[1][0] == ['IoU %', 'b', 'b', 'b']
+    write_result('old', 10)
+    assert 'old.json: contains no IoU per class' in fault_of(summarize, ['old', '--classes'], capsys)
+
+
+def test_options_that_differ(in_tmp, capsys):
+    for seed in (0, 1):
+        options = {'alpha': 4.0, 'seed': seed, 'batch_size': 16}
+        write_result(f'a@seed={seed}', 50, made_with={'options': options, 'fingerprint': {'model': f'{seed}' * 64}})
+    write_result('b', 50, made_with={'options': {'alpha': 1.0, 'seed': 0, 'batch_size': 16, 'level': 'cam'}})
+    assert tables(capsys, '--options', 'first | a@*', 'b')[1] == [
+        ['option', 'first', 'b'],
+        ['alpha', '4.0', '1.0'],
+        ['level', '-', 'cam'],
+        ['model', f'{"0" * 12}..., {"1" * 12}...', '-'],
+        ['seed', '0, 1', '0'],
+    ]
+    summarize.main(summarize.parse_args(['b', 'b', '--options']))
+    assert capsys.readouterr().err == 'these runs have the same options\n'
+
+
+def write_counted(name, rng, found: float, ids=20, **more):
+    """Write a result with counts of images of 100 pixels with a cat, of which `found` is hit; return the counts."""
+    counts = np.zeros((ids, 1, 2, 3), np.int64)
+    size = rng.integers(20, 60, ids)
+    hit = rng.binomial(size, found)
+    counts[:, 0, 1] = np.stack([size, hit, hit], 1)
+    counts[:, 0, 0] = np.stack([100 - size, 100 - hit, 100 - size], 1)
+    (background, cat) = counts.sum((0, 1))
+    confusion = np.array([[background[2], 0], [cat[0] - cat[2], cat[2]]])
+    iou = summarize_counts(confusion, ('background', 'cat'))
+    rest = {'threshold': 0.3, 'images': ids, 'all_background_miou': 30.0, 'domain': 'train', 'experiment_name': name}
+    content = {**iou, **rest, 'confusion': confusion.tolist(), 'thresholds': [{**iou, 'threshold': 0.3}], **more}
+    results.write(name, content, [f'image{i}' for i in range(ids)], counts)
+    return counts[:, 0]
+
+
+def test_interval_over_images(in_tmp, rng, capsys):
+    counts = write_counted('a@train', rng, 0.7)
+    write_result('old@train', 50)
+    table = tables(capsys, 'a@train', 'old@train')[0]
+    low, high = score_interval(counts)['miou']
+    assert [row[4] for row in table] == ['95 %', f'{100 * low:.2f} to {100 * high:.2f}', '']
+    assert low < float(table[1][3]) / 100 < high
+
+
+def test_paired_over_images(in_tmp, rng, capsys):
+    seed = rng.integers(1 << 30)
+    first = write_counted('a@train', np.random.default_rng(seed), 0.6)
+    second = write_counted('b@train', np.random.default_rng(seed), 0.7)
+    (table,) = tables(capsys, '--paired', 'a@train', 'b')
+    assert table[0] == ['20 images', 'A', 'B', 'B - A', '95 %']
+    assert [row[0] for row in table[1:]] == ['mIoU %', 'FP %', 'FN %']
+    for row, name in zip(table[1:], ('miou', 'fp', 'fn'), strict=True):
+        low, high = difference_interval(first, second)[name]
+        assert row[4] == f'{100 * low:+.2f} to {100 * high:+.2f}'
+        assert float(row[3]) == pytest.approx(float(row[2]) - float(row[1]), abs=0.011)
+    (table,) = tables(capsys, '--paired', 'a', 'a')
+    assert {row[4] for row in table[1:]} == {'+0.00 to +0.00'}
+
+
+def test_counts_that_do_not_fit_are_refused(in_tmp, rng, capsys):
+    for name in ('a@train', 'b@train'):
+        write_counted(name, rng, 0.6)
+    assert 'different images or masks' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
+    write_counted('b@train', rng, 0.6, ids=19)
+    assert 'were scored on different images' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
+    path = results_path('a@train', 'npz')
+    content = path.read_bytes()
+    for damaged in (results_path('b@train', 'npz').read_bytes(), b'', content[:-30]):
+        path.write_bytes(damaged)
+        text = fault_of(summarize, ['a'], capsys)
+        assert 'a@train.npz: is damaged or not of a@train.json; rerun evaluate.py' in text
+    path.unlink()
+    assert '--paired a@train: has no counts per image' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
+    assert len(tables(capsys, 'a')[0][0]) == len(HEADERS)
+
+
+def test_paired_over_seeds(in_tmp, capsys):
+    """Seed 3 has no partner. The seed is an option, or a part of the name."""
+    for seed, (a, b) in enumerate([(50, 54), (52, 55), (51, 56)]):
+        write_result(f'cl@seed={seed}@train', a)
+        write_result(f'puzzle@run{seed}@train', b, made_with={'options': {'seed': seed}})
+    write_result('cl@seed=3@train', 90)
+    summarize.main(summarize.parse_args(['--paired', 'cl@*', 'puzzle@*']))
+    out, err = capsys.readouterr()
+    head, _, miou, fp, fn = map(cells, out.splitlines())
+    assert head == ['3 seeds', 'A', 'B', 'B - A', '95 %']
+    half = 4.30265 / 3**0.5  # t with 2 degrees of freedom; the differences 4, 3, 5 deviate by 1
+    assert miou == ['mIoU %', '51.00', '55.00', '+4.00', f'{4 - half:+.2f} to {4 + half:+.2f}']
+    assert fp[1:] == ['20.04', '20.04', '+0.00', '+0.00 to +0.00']
+    assert fn[3] == '-4.00'
+    assert err == 'warning: seeds only in A or only in B are left out: 3\n'
+
+
+def test_seeds_that_cannot_be_paired(in_tmp, capsys):
+    for name in ('a@seed=0', 'a@seed=1', 'b@seed=1', 'b@seed=2', 'c@1', 'c@2', 'd@seed=0@x', 'd@seed=0@y'):
+        write_result(name, 50)
+    for second, part in (
+        ('b@*', '--paired: 1 seeds are in both A and B'),
+        ('c@*', 'c@1: its seed is unknown'),
+        ('d@*', '--paired d@seed=0@x: two runs have the same seed'),
+    ):
+        assert part in fault_of(summarize, ['--paired', 'a@*', second], capsys)
+
+
+def test_formats(in_tmp, capsys):
+    write_result('a_b@train', 50, iou={'background': 80.0, 'cat': None})
+    summarize.main(summarize.parse_args(['50 %, a | a_b@train', '--classes', '--format', 'csv']))
+    first, second = capsys.readouterr().out.split('\n\n')
+    assert list(csv.reader(io.StringIO(first))) == [
+        HEADERS,
+        ['50 %, a', '1', '6', '50.00', '20.0', '20.0', '0.30', '12.50'],
+    ]
+    assert list(csv.reader(io.StringIO(second)))[0] == ['IoU %', '50 %, a']
+    summarize.main(summarize.parse_args(['a_b@train', '--format', 'latex']))
+    out = capsys.readouterr().out
+    assert out.startswith('\\begin{tabular}{lrrrrrrr}')
+    assert 'a\\_b@train' in out
+    assert 'mIoU \\%' in out
+
+
+# Picture ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -133,7 +358,7 @@ def outputs(demo, in_tmp):
     return dataset, ids, ['--dataset', str(demo / 'dataset.json'), '--data_dir', str(demo)]
 
 
-ROWS = ['a | cams@train', 'w | walk@train', 'b | labels@train', 'c | elsewhere@val']
+ROWS = ['a | cams@train', 'w | walk@train', 'b | labels@train']
 
 
 def test_picture(outputs, monkeypatch, capsys):

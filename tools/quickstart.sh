@@ -56,5 +56,6 @@ python -m tools.summarize $DATA --picture experiments/quickstart.png \
     "CAM, --loss_option cl | demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
     "CAM, Puzzle-CAM | $CAM@train" \
     "+ random walk | $RW@train" \
-    "+ random walk + CRF: pseudo-labels | $RW@crf=1@train" \
-    "DeepLabv3+ on val | $PREDICTIONS@val"
+    "+ random walk + CRF: pseudo-labels | $RW@crf=1@train"
+echo
+python -m tools.summarize "DeepLabv3+ on val | $PREDICTIONS@val"

@@ -1,17 +1,26 @@
-"""Print results of evaluate.py as a table, and draw what was scored side by side.
+"""Print results of evaluate.py as tables, compare them, and draw what was scored side by side.
 
-Reads   experiments/results/{name}.json; for --picture also the data set and experiments/predictions/
+Reads   experiments/results/{name}.json and .npz; for --picture also the data set and experiments/predictions/
 Writes  the file of --picture
 
+    python3 -m tools.summarize                                             all results, newest first
+    python3 -m tools.summarize NAME NAME --classes --options               two runs side by side
     python3 -m tools.summarize 'one run | NAME@train' 'three | cl@seed=*@train' 'with the paper | NAME@train | 51.53'
+    python3 -m tools.summarize --paired 'cl@seed=*@train' 'cl_pcl_re@seed=*@train'
 
-Each argument is a row: its title, the name of a result (without .json; * matches several runs, whose mean and standard
-deviation are printed), and optionally the published value. --thresholds adds the mIoU at each background threshold, the
-best one in brackets. --picture draws the first run of each row on the same images of --domain, one line per class of an
-image, in columns: image, mask, then the rows.
+A row is NAME, TITLE | NAME or TITLE | NAME | PUBLISHED. NAME is the name of a result (without .json), its tag, its path
+or a part that no other name contains; * matches several runs, whose mean and standard deviation are printed. A NAME
+alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
+--thresholds adds the mIoU at each background threshold, the best one in brackets. --paired prints B - A: with the 95 %
+interval of Student's t over the seeds that both have or, for one run each, the bootstrap interval over their images.
+--picture draws the first run of each row on the same images of --domain, one line per class of an image, in columns:
+image, mask, then the rows.
 """
 
-import json
+import csv
+import io
+import sys
+import time
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -20,19 +29,28 @@ from tabulate import tabulate
 
 from core import UserError
 from core.data.dataset import open_dataset
+from core.intervals import difference_interval, score_interval, t_interval
 from core.maps import present_keys
-from util import artifacts, flags, stage, visualize
+from util import artifacts, flags, results, stage, visualize
 from util.files import write_bytes
 
-HEADERS = ('', 'runs', 'images', 'mIoU %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
+HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
+FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those of tabulate, which has no csv
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_argument('rows', nargs='+', metavar='ROW', help='TITLE | NAME or TITLE | NAME | PUBLISHED')
+    names = 'NAME, TITLE | NAME or TITLE | NAME | PUBLISHED (none: all results)'
+    parser.add_argument('rows', nargs='*', metavar='ROW', help=names)
     flags.add_data(parser)
     run = parser.groups['run and output']
     run.add_argument('--thresholds', action='store_true', help='also print the mIoU at each threshold')
+    run.add_argument(
+        '--classes', action='store_true', help='also print the IoU per class, and the difference of two rows'
+    )
+    run.add_argument('--options', action='store_true', help='also print the options in which the runs differ')
+    run.add_argument('--paired', nargs=2, metavar=('A', 'B'), help='also print the paired difference B - A')
+    run.add_argument('--format', choices=FORMATS, default='markdown', help='format of the tables')
     run.add_argument('--picture', type=Path, help='PNG file to write')
     run.add_argument('--domain', default='train', help='list whose first images are drawn')
     run.add_argument('--images', type=flags.integer(1), default=6, help='number of images in the picture')
@@ -40,71 +58,183 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.rows = [[part.strip() for part in row.split('|')] for row in args.rows]
     for row in args.rows:
-        if len(row) not in (2, 3):
-            parser.error(f'{" | ".join(row)!r} is not TITLE | NAME or TITLE | NAME | PUBLISHED')
+        if len(row) > 3:
+            parser.error(f'{" | ".join(row)!r} is not NAME, TITLE | NAME or TITLE | NAME | PUBLISHED')
+    for flag in ('thresholds', 'classes', 'options', 'picture'):
+        if vars(args)[flag] and not args.rows:
+            parser.error(f'--{flag}: needs rows, such as NAME')
     return args
 
 
-def read_results(name):
-    """Return the results that match a name, in order; * matches within it, all other characters are literal."""
-    pattern = name.replace('[', '[[]').replace('?', '[?]')
-    if '**' in name or '/' in name:
-        raise UserError(f'{name!r} is not the name of a result')
-    folder = artifacts.EXPERIMENTS / 'results'
-    paths = sorted(folder.glob(f'{pattern}.json'))
-    if not paths:
-        raise UserError(f'{folder / name}.json not found; run evaluate.py first')
-    return [read_result(path) for path in paths]
+def find_rows(row):
+    """Return the rows (title, results, published value or '') that an argument means."""
+    if len(row) == 1:
+        found = results.find(row[0])
+        if '*' in row[0]:
+            return [(row[0], found, '')]
+        return [(result['name'], [result], '') for result in found]
+    title, name, published = [*row, ''][:3]
+    found = results.find(name)
+    if len(found) > 1 and '*' not in name:
+        raise UserError(f'{name!r} is the tag of {len(found)} results: name one, or several by a pattern with *')
+    return [(title, found, published)]
 
 
-def read_result(path):
-    """Return the content of a file of evaluate.py. Raises UserError naming the file."""
-    try:
-        result = json.loads(path.read_text())
-        if not np.isfinite([result[name] for name in ('miou', 'fp', 'fn', 'images', 'all_background_miou')]).all():
-            raise ValueError
-        sweep = {row['threshold']: float(row['miou']) for row in result['thresholds']}
-        threshold = None if result['threshold'] is None else float(result['threshold'])
-        return {**result, 'threshold': threshold, 'sweep': sweep}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
+# Tables: lists of lines, whose first is the headers -----------------------------------------------------------------
 
 
-def print_results(rows):
-    """Print a table of (title, results, published value or '')."""
+def tabulate_all():
+    """Return the table of all results, newest first. Damaged ones are reported on stderr."""
+    lines = [('', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written')]
+    for path in results.list_paths():
+        try:
+            result = results.read(path)
+        except UserError as error:
+            print(f'warning: {error}', file=sys.stderr)
+            continue
+        where = result.get('dataset', '-'), result.get('domain', '-')
+        scores = f'{result["miou"]:.2f}', results.format_threshold(result['threshold'])
+        written = time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().st_mtime))
+        lines.append((result['name'], *where, result['images'], *scores, written))
+    return lines
+
+
+def tabulate_rows(rows):
+    """Return the table of mean scores; columns without a value are left out."""
     lines = []
-    for title, results, published in rows:
-        miou, fp, fn = (np.array([result[name] for result in results]) for name in ('miou', 'fp', 'fn'))
+    for title, runs, published in rows:
+        miou, fp, fn = (np.array([result[name] for result in runs]) for name in ('miou', 'fp', 'fn'))
         mean = f'{miou.mean():.2f}' + (f' +- {miou.std(ddof=1):.2f}' if len(miou) > 1 else '')
-        thresholds = sorted({'-' if r['threshold'] is None else f'{r["threshold"]:.2f}' for r in results})
-        background = f'{results[0]["all_background_miou"]:.2f}'
-        errors = f'{fp.mean():.1f}', f'{fn.mean():.1f}'
-        images = results[0]['images']
-        lines.append((title, len(results), images, mean, *errors, ' '.join(thresholds), background, published))
-    headers = HEADERS if any(published for *_, published in rows) else HEADERS[:-1]
-    print_table([line[: len(headers)] for line in lines], headers)
+        counts = results.read_counts(runs[0]) if len(runs) == 1 else None
+        interval = format_interval(score_interval(counts[1])['miou']) if counts else ''
+        thresholds = ' '.join(sorted({results.format_threshold(result['threshold']) for result in runs}))
+        background = f'{runs[0]["all_background_miou"]:.2f}'
+        scores = mean, interval, f'{fp.mean():.1f}', f'{fn.mean():.1f}'
+        lines.append((title, len(runs), runs[0]['images'], *scores, thresholds, background, published))
+    shown = [i for i, header in enumerate(HEADERS) if not header or any(line[i] != '' for line in lines)]
+    return [[line[i] for i in shown] for line in (HEADERS, *lines)]
 
 
-def print_thresholds(rows):
-    """Print a row of mean mIoU per threshold for each row of maps."""
-    rows = [(title, [result['sweep'] for result in results]) for title, results, _ in rows]
+def format_interval(interval, sign=''):
+    """Return an interval of fractions in percent."""
+    return ' to '.join(f'{100 * end:{sign}.2f}' for end in interval)
+
+
+def tabulate_thresholds(rows):
+    """Return a table of mean mIoU per threshold for each row of maps."""
+    rows = [(title, [result['sweep'] for result in runs]) for title, runs, _ in rows]
     rows = [(title, sweeps) for title, sweeps in rows if None not in sweeps[0]]
     thresholds = sorted({threshold for _, sweeps in rows for sweep in sweeps for threshold in sweep})
-    lines = []
+    lines = [('threshold', *map(results.format_threshold, thresholds))]
     for title, sweeps in rows:
         means = {t: np.mean([sweep[t] for sweep in sweeps]) for t in thresholds if all(t in sweep for sweep in sweeps)}
         best = max(means, key=means.get, default=None)
         cells = {t: f'[{mean:.2f}]' if t == best else f'{mean:.2f}' for t, mean in means.items()}
         lines.append((title, *(cells.get(t, '-') for t in thresholds)))
-    if rows:
-        print()
-        print_table(lines, ('threshold', *(f'{threshold:.2f}' for threshold in thresholds)))
+    return lines
 
 
-def print_table(lines, headers):
-    """Print Markdown, the first column to the left and the others to the right."""
-    align = ('left', *('right' for _ in headers[1:]))
-    print(tabulate(lines, headers, tablefmt='pipe', colalign=align, disable_numparse=True))
+def tabulate_classes(rows):
+    """Return a table of mean IoU per class with a column per row, and the difference if there are two."""
+    columns = []
+    for _, runs, _ in rows:
+        for result in runs:
+            if 'iou' not in result:
+                raise UserError(f'{result["path"]}: contains no IoU per class; rerun evaluate.py')
+        column = {}
+        for name in runs[0]['iou']:
+            values = [result['iou'][name] for result in runs if result['iou'][name] is not None]
+            column[name] = np.mean(values) if values else None
+        columns.append({**column, 'mIoU': np.mean([result['miou'] for result in runs])})
+    differs = len(rows) == 2
+    lines = [('IoU %', *(title for title, *_ in rows), *(['difference'] if differs else []))]
+    for name in columns[0]:
+        values = [column[name] for column in columns]
+        cells = ['-' if value is None else f'{value:.2f}' for value in values]
+        if differs:
+            cells.append('-' if None in values else f'{values[1] - values[0]:+.2f}')
+        lines.append((name, *cells))
+    return lines
+
+
+def tabulate_options(rows):
+    """Return a table of the options and inputs that are not the same in all runs, with a column per row."""
+    columns = []
+    for _, runs, _ in rows:
+        made_with = [result.get('made_with') or {} for result in runs]
+        columns.append([{**made.get('fingerprint', {}), **made.get('options', {})} for made in made_with])
+    lines = [('option', *(title for title, *_ in rows))]
+    for name in sorted({name for column in columns for options in column for name in options}):
+        cells = [list(dict.fromkeys(format_option(options.get(name)) for options in column)) for column in columns]
+        if len({value for cell in cells for value in cell}) > 1:
+            lines.append((name, *map(', '.join, cells)))
+    return lines
+
+
+def format_option(value):
+    text = '-' if value is None else str(value)
+    return text if len(text) <= 60 else f'{text[:12]}...'
+
+
+def tabulate_paired(names):
+    """Return a table of the mean scores of A and B and of B - A with its 95 % interval."""
+    pair = [results.find(name) for name in names]
+    results.check_comparable([*pair[0], *pair[1]])
+    if len(pair[0]) == len(pair[1]) == 1:
+        (first,), (second,) = pair
+        unit, intervals = pair_images(first, second)
+        first, second = [first], [second]
+    else:
+        first, second = pair_seeds(*pair)
+        unit, intervals = f'{len(first)} seeds', {}
+    lines = [(unit, 'A', 'B', 'B - A', '95 %')]
+    for name, title in (('miou', 'mIoU %'), ('fp', 'FP %'), ('fn', 'FN %')):
+        a, b = (np.array([result[name] for result in runs]) for runs in (first, second))
+        interval = intervals.get(name) or [end / 100 for end in t_interval(b - a)]
+        scores = f'{a.mean():.2f}', f'{b.mean():.2f}', f'{(b - a).mean():+.2f}'
+        lines.append((title, *scores, format_interval(interval, '+')))
+    return lines
+
+
+def pair_images(first, second):
+    """Return what two runs are compared over, and the intervals of their difference as fractions."""
+    counts = [results.read_counts(result) for result in (first, second)]
+    for result, count in zip((first, second), counts, strict=True):
+        if count is None:
+            raise UserError(f'--paired {result["name"]}: has no counts per image (.npz); rerun evaluate.py')
+    if counts[0][0] != counts[1][0]:
+        raise UserError(f'--paired {first["name"]} {second["name"]}: were scored on different images')
+    return f'{len(counts[0][0])} images', difference_interval(counts[0][1], counts[1][1])
+
+
+def pair_seeds(*pair):
+    """Return the runs of both whose seed the other has too, in the same order."""
+    by_seed = []
+    for runs in pair:
+        seeds = {results.seed_of(result): result for result in runs}
+        if len(seeds) < len(runs):
+            raise UserError(f'--paired {runs[0]["name"]}: two runs have the same seed: use a narrower pattern')
+        by_seed.append(seeds)
+    common, alone = sorted(by_seed[0].keys() & by_seed[1].keys()), sorted(by_seed[0].keys() ^ by_seed[1].keys())
+    if len(common) < 2:
+        raise UserError(f'--paired: {len(common)} seeds are in both A and B, an interval needs at least 2')
+    if alone:
+        print(f'warning: seeds only in A or only in B are left out: {", ".join(map(str, alone))}', file=sys.stderr)
+    return [[seeds[seed] for seed in common] for seeds in by_seed]
+
+
+def print_table(lines, form):
+    """Print a table, the first column to the left and the others to the right."""
+    if form == 'csv':
+        text = io.StringIO()
+        csv.writer(text, lineterminator='\n').writerows(lines)
+        print(text.getvalue(), end='')
+        return
+    align = ('left', *('right' for _ in lines[0][1:]))
+    print(tabulate(lines[1:], lines[0], tablefmt=FORMATS[form], colalign=align, disable_numparse=True))
+
+
+# Picture ------------------------------------------------------------------------------------------------------------
 
 
 def draw_output(dataset, folder, image_id, image, index):
@@ -120,7 +250,7 @@ def draw_output(dataset, folder, image_id, image, index):
 
 def draw(args, rows):
     """Write the picture: one line per image and class."""
-    scored = [(title, results[0]) for title, results, _ in rows if results[0]['domain'] == args.domain]
+    scored = [(title, runs[0]) for title, runs, _ in rows if runs[0].get('domain') == args.domain]
     if not scored:
         raise UserError(f'--picture: none of the rows was scored on --domain {args.domain}')
     dataset = open_dataset(args.dataset, args.data_dir)
@@ -141,10 +271,28 @@ def draw(args, rows):
 
 
 def main(args):
-    rows = [(row[0], read_results(row[1]), row[2] if len(row) == 3 else '') for row in args.rows]
-    print_results(rows)
+    rows = [row for argument in args.rows for row in find_rows(argument)]
+    runs = [result for _, found, _ in rows for result in found]
+    results.check_comparable(runs)
+    if len({result['masks'] for result in runs if 'masks' in result}) > 1:
+        print('warning: these results were scored on different masks', file=sys.stderr)
+
+    tables = [tabulate_rows(rows)] if rows else []
     if args.thresholds:
-        print_thresholds(rows)
+        tables.append(tabulate_thresholds(rows))
+    if args.classes:
+        tables.append(tabulate_classes(rows))
+    if args.options:
+        tables.append(tabulate_options(rows))
+        if len(tables[-1]) == 1:
+            print('these runs have the same options', file=sys.stderr)
+    if args.paired:
+        tables.append(tabulate_paired(args.paired))
+    tables = [lines for lines in tables or [tabulate_all()] if len(lines) > 1]
+    for i, lines in enumerate(tables):
+        if i:
+            print()
+        print_table(lines, args.format)
     if args.picture:
         draw(args, rows)
 

@@ -9,16 +9,24 @@
 
 import csv
 import io
+import json
+import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
-from util.artifacts import results_path, write_npz
+from core import UserError
+from util.artifacts import EXPERIMENTS, NPZ_ERRORS, results_path, write_npz
 from util.files import write_bytes, write_json
 
+FOLDER = EXPERIMENTS / 'results'
 BEST, GIVEN = 'best on these masks', 'given'  # how the threshold of a result was chosen
+NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')  # what every result has
+
+# Writing ------------------------------------------------------------------------------------------------------------
 
 
 def write(name: str, content: dict, ids: list[str], by_image: np.ndarray) -> None:
@@ -56,3 +64,118 @@ def format_threshold(threshold: float | None) -> str:
     if threshold is None:
         return '-'
     return f'{threshold:.2f}' if threshold == round(threshold, 2) else f'{threshold:g}'
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict:
+    """Return the content of a JSON file of `write`, with "name", "path" and "sweep" {threshold: mIoU}.
+
+    Older files lack "dataset", "masks", "threshold_choice" and "confusion". Raises UserError naming the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not np.isfinite([content[name] for name in NUMBERS]).all():
+            raise ValueError
+        sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
+        threshold = None if content['threshold'] is None else float(content['threshold'])
+        return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
+
+
+def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
+    """Return the ids and T, P and TP per image (N, classes, 3) at the threshold of a result; None without the file.
+
+    Raises UserError naming the file if it is damaged or of another evaluation.
+    """
+    path = result['path'].with_suffix('.npz')
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, thresholds, counts = file['ids'].tolist(), file['thresholds'].tolist(), file['counts']
+        counts = counts[:, thresholds.index(result['threshold']) if thresholds else 0]
+        confusion = np.array(result['confusion'])
+        total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
+        if len(ids) != len(counts) or not np.array_equal(counts.sum(0, dtype=np.int64), total):
+            raise ValueError
+    except NPZ_ERRORS:
+        raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
+    return ids, counts
+
+
+def seed_of(result: dict) -> int:
+    """Return the seed of a run: an option, else "@seed=N" in its name. Raises UserError if there is neither."""
+    seed = (result.get('made_with') or {}).get('options', {}).get('seed')
+    found = re.search(r'(?:^|@)seed=(\d+)(?:@|$)', result['name'])
+    if seed is None and not found:
+        raise UserError(f'{result["name"]}: its seed is unknown: neither an option nor "@seed=N" in its name')
+    return int(found[1] if seed is None else seed)
+
+
+def check_comparable(results: Sequence[dict]) -> None:
+    """Raise UserError naming two results of different splits, data sets or classes. Older files do not say them all."""
+    for what, value_of in (
+        ('splits', lambda result: result.get('domain')),
+        ('data sets', lambda result: result.get('dataset')),
+        ('classes', lambda result: ', '.join(result.get('iou', ())) or None),
+    ):
+        known = [(value_of(result), result['name']) for result in results if value_of(result) is not None]
+        for value, name in known[1:]:
+            if value != known[0][0]:
+                raise UserError(
+                    f'different {what} cannot be in one table: {known[0][1]} ({known[0][0]}), {name} ({value})'
+                )
+
+
+# Finding ------------------------------------------------------------------------------------------------------------
+
+
+def list_paths() -> list[Path]:
+    """Return the JSON files of all results, newest first. Raises UserError if there is none."""
+    paths = sorted(FOLDER.glob('[!.]*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    if not paths:
+        raise UserError(f'{FOLDER} contains no results; run evaluate.py first')
+    return paths
+
+
+def find(name: str) -> list[dict]:
+    """Return the results that a name means, in the order of their names.
+
+    It may be the path of a file, a full name, a pattern with *, a tag (the first parts of names) or a part of a single
+    name; all characters but * are literal. Raises UserError with the nearest names if there is none.
+    """
+    if '/' in name:
+        if not Path(name).is_file():
+            raise UserError(f'{name}: no such file')
+        return [read(Path(name))]
+    names = sorted(path.stem for path in FOLDER.glob('[!.]*.json'))
+    pattern = '.*'.join(map(re.escape, name.removesuffix('.json').split('*')))
+    found = [other for other in names if re.fullmatch(pattern, other)]
+    if not found and '*' not in name and name:
+        found = [other for other in names if other.startswith(f'{name}@')]
+        if not found:
+            found = [other for other in names if name in other]
+            if len(found) > 1:
+                raise UserError(f'{name!r} is a part of {len(found)} names: {_some(found)}')
+    if not found:
+        near = _nearest(name, names)
+        hint = f'did you mean {_some(near)}?' if near else 'run evaluate.py first'
+        raise UserError(f'{FOLDER / name}.json not found; {hint}')
+    return [read(FOLDER / f'{other}.json') for other in found]
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """Return up to three names that are similar to it as a whole or in as many of their first characters."""
+
+    def similarity(other: str) -> float:
+        return max(SequenceMatcher(None, name, part).ratio() for part in (other, other[: len(name)]))
+
+    ranked = sorted(names, key=similarity, reverse=True)
+    return [other for other in ranked[:3] if similarity(other) >= 0.6]
