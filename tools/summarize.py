@@ -258,13 +258,16 @@ def draw(args, rows):
     ids = args.ids.split(',') if args.ids else dataset.ids(args.domain)[: args.images]
     for image_id in ids:
         image = np.array(dataset.read_image(image_id))
-        mask = dataset.read_mask(image_id, image.shape[:2])
+        has_mask = dataset.has_mask(image_id)
+        mask = dataset.read_mask(image_id, image.shape[:2]) if has_mask else np.zeros(image.shape[:2], np.uint8)
         for index in range(len(present_keys(dataset.read_labels(image_id))) - 1):
             line = [image, visualize.overlay_mask(image, mask, dataset.palette)]
             for _, result in scored:
                 folder = artifacts.PREDICTIONS / result['experiment_name']
                 line.append(draw_output(dataset, folder, image_id, image, index))
             lines.append([visualize.letterbox(picture, 192) for picture in line])
+    if not lines:
+        raise UserError('--picture: none of the images has a class: name others by --ids')
     grid = visualize.image_grid(lines, ['image', 'mask', *(title for title, _ in scored)])
     write_bytes(args.picture, iio.imwrite('<bytes>', grid, extension='.png'))
     print(f'written to {args.picture}')
