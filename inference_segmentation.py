@@ -11,13 +11,11 @@ import torch
 
 from core.crf import crf_from_probability
 from core.data.dataset import open_dataset
-from core.data.images import encode_label_map
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.models import BACKBONES, SEGMENTERS, build_network
 from core.models.deeplab import multi_scale_logits
 from util import artifacts, checkpoint, flags, loaders, parallel, stage
-from util.files import write_bytes
 
 
 def parse_args(argv=None):
@@ -31,10 +29,9 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def write_prediction(path, palette, image, probability, iterations):
+def write_prediction(predictions, image_id, image, probability, iterations):
     """Refine class probabilities (C+1, h, w) and write the prediction; runs in a background process."""
-    label = crf_from_probability(image, probability, iterations).argmax(0)
-    write_bytes(path, encode_label_map(label, palette))
+    predictions.write_label(image_id, crf_from_probability(image, probability, iterations).argmax(0))
 
 
 def main(args):
@@ -61,8 +58,7 @@ def main(args):
             # Refine and write in the background.
             for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):
                 if image_id in missing:
-                    path = predictions.file(image_id)
-                    writer.submit(write_prediction, path, dataset.palette, image, probability, args.iteration)
+                    writer.submit(write_prediction, predictions, image_id, image, probability, args.iteration)
 
 
 if __name__ == '__main__':

@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
 # From a folder of tagged photographs to their masks, the commands of "Your own images" in README.md:
 #   CSV=labels.csv D=photos bash recipes/own.sh
-# Optional variables, with their defaults (README.md has values for fewer and more photographs):
+# Optional variables, with their defaults:
 #   NAME=own              name of models and outputs
 #   NET=mobilenet_v2      backbone
 #   W=imagenet            --weights: imagenet, none or a file
 #   EPOCHS LR=0.01        of both networks; EPOCHS: 3,000 / number of photographs, but at least 3
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
+#   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
 # Finished steps are not repeated, except for the masks.
+CSV=$(realpath "${CSV:?the CSV of images and classes}") D=$(realpath "${D:?the folder of photographs}")
+[ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
-: "${CSV:?the CSV of images and classes}" "${D:?the folder of photographs}"
-NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01}
+NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
 PHOTOGRAPHS=$(wc -l < "$CSV")
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
-DATA="--dataset $CSV --data_dir $D"
-TRAIN="$DATA --architecture $NET --weights $W --batch_size 16 --momentum 0.9 $SIZES"
+DATA=(--dataset "$CSV" --data_dir "$D")
+TRAIN=("${DATA[@]}" --architecture "$NET" --weights "$W" --batch_size 16 --momentum 0.9 $SIZES --max_epoch "$EPOCHS" $OVERWRITE)
 CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
 
-python -m tools.check_dataset $DATA
-python train_classification_with_puzzle.py $TRAIN --tag $NAME --loss_option cl --bn_replicas 1 --lr $LR --max_epoch $EPOCHS
-python inference_classification.py $DATA --tag $NAME
-python make_affinity_labels.py $DATA --experiment_name $CAM
-python train_affinitynet.py $TRAIN --tag $NAME@affinity --label_name $CAM@aff_fg=0.40_bg=0.10 --lr 0.05 --max_epoch $EPOCHS
-python -m tools.predict experiments/models/$NAME.pth --affinity experiments/models/$NAME@affinity.pth --beta 20 \
-    --threshold 0.45 --overwrite $DATA
+python -m tools.check_dataset "${DATA[@]}"
+python train_classification_with_puzzle.py "${TRAIN[@]}" --tag "$NAME" --loss_option cl --bn_replicas 1 --lr "$LR"
+python inference_classification.py "${DATA[@]}" --tag "$NAME" $OVERWRITE
+python make_affinity_labels.py "${DATA[@]}" --experiment_name "$CAM" $OVERWRITE
+python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$CAM@aff_fg=0.40_bg=0.10" --lr 0.05
+python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" --beta 20 \
+    --threshold 0.45 --overwrite "${DATA[@]}"

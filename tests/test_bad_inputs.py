@@ -281,7 +281,7 @@ CASES = [
         write('data/dataset.json', '[]'),
         'cls',
         '',
-        '--dataset {D}/dataset.json: needs the entries "classes" and "lists"',
+        '--dataset {D}/dataset.json: must contain a JSON object',
     ),
     (
         in_json(classes=['bus', 'bus']),

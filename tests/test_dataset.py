@@ -1,6 +1,7 @@
 """Data sets: the JSON, the lists, image-level labels, and checks of images and masks."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -407,3 +408,12 @@ def test_label_maps_use_the_palette_of_the_data_set(tmp_path):
     with pytest.raises(UserError, match='a.png: contains class 4, the largest class is 3'):
         (tmp_path / 'a.png').write_bytes(dataset.encode_label_map(np.array([[4]])))
         dataset.read_label_map(tmp_path / 'a.png')
+
+
+def test_pickled_data_sets_leave_out_their_lists(dataset):
+    """A task of a worker process must not carry the table of a large data set; it reads and writes label maps."""
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.source is None
+    label = np.array([[0, 3]], np.uint8)
+    assert copy.encode_label_map(label) == dataset.encode_label_map(label)
+    assert copy.class_names == dataset.class_names

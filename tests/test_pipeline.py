@@ -190,7 +190,8 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
         assert {path.name for path in (experiments / folder).iterdir()} == {f'{tag}.{ending}' for tag in TAGS}
     results = {path.name for path in (experiments / 'results').iterdir()}
     scored = {f'{name}@train.json' for name in (CAMS, RANDOM_WALKS, PSEUDO)} | {f'{PREDICTIONS}@val.json'}
-    assert results == scored | {files.lock_path(Path(name)).name for name in scored}
+    counts = {name.replace('.json', '.npz') for name in scored}
+    assert results == scored | counts | {files.lock_path(Path(name)).name for name in scored}
     assert {path.name for path in experiments.iterdir()} == {
         'predictions', 'models', 'checkpoints', 'logs', 'data', 'tensorboards', 'results', 'cache',
     }  # fmt: skip

@@ -130,10 +130,11 @@ class Folder:
 
     def check_inputs(self, images: dict[str, str]) -> None:
         """Raise UserError if an image (hashes by id), or its label if it was an input, has changed since."""
-        old, new = _read_inputs(self.path), {'images': images}
-        if 'labels' in old and self.kind == CAM:
-            new['labels'] = label_hashes({image_id: self.dataset.read_labels(image_id) for image_id in images})
-        changes = list_changes(old, new, self.image_name)
+        old = _read_inputs(self.path)
+        changes = list_changes(old, {'images': images}, self.image_name)
+        if not changes and 'labels' in old and self.kind == CAM:
+            labels = label_hashes({image_id: self.dataset.read_labels(image_id) for image_id in images})
+            changes = list_changes(old, {'labels': labels}, self.image_name)
         if changes:
             raise UserError(f'{self.path}: {"; ".join(changes)}; run {self.kind.script} again')
 

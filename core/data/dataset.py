@@ -52,6 +52,13 @@ class Dataset:
     root: Path
     source: Source
 
+    def __getstate__(self) -> dict:
+        """Leave out the source, which can be a large table: what is pickled only reads and writes label maps.
+
+        Data-loading workers and those of util.parallel.parallel_map are forked, and so inherit it.
+        """
+        return {**self.__dict__, 'source': None}
+
     @property
     def num_classes(self) -> int:
         """Number of foreground classes, C."""
