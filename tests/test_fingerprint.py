@@ -142,5 +142,9 @@ def test_changes_are_named():
         'masks of 4 images changed (a.jpg, b.jpg, c.jpg, ...)'
     ]
     check_contents('x', new, new, name)
+    check_contents('x', {}, new, name)  # written by an earlier version
+    for before, now, part in ({'a': '1'}, {'a': '1', 'b': '2'}, 'added'), ({'a': '1', 'b': '2'}, {'a': '1'}, 'removed'):
+        with pytest.raises(UserError, match=rf'^x: masks of 1 image {part} \(b\): pass --overwrite'):
+            check_contents('x', {'masks': before}, {'masks': now}, name)
     with pytest.raises(UserError, match=r'^x: 1 image changed \(b.jpg\); labels .*: pass --overwrite to regenerate it'):
         check_contents('x', old, new, name)

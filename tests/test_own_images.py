@@ -273,7 +273,7 @@ def test_touched_photograph_is_not_a_change(copy, capsys):
 
 
 def test_outputs_of_earlier_versions_are_taken_as_they_are(copy, capsys):
-    """Folders without inputs.json and checkpoints without contents: nobody knows what changed."""
+    """Folders without inputs.json and checkpoints without contents do not record what they were made from."""
     (copy / f'experiments/predictions/{CAMS}/inputs.json').unlink()
     run('cams')
     assert ', 0 of them new' in capsys.readouterr().out

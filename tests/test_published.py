@@ -1,6 +1,6 @@
 """Networks of the published code: recognised, converted to the same function, or refused naming a tensor.
 
-The classes here imitate them: the same names of modules, written from what docs/method.md says of each network.
+The classes here imitate them: their modules have the same names, and docs/method.md describes each network.
 """
 
 import pytest

@@ -47,11 +47,11 @@ def check_fingerprint(what: Path | str, old: dict, new: dict) -> None:
 def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
     """Raise UserError naming what changed since an output was written: hashes by part ('labels') and image id."""
     changes = list_changes(old, new, file_name)
-    if 'images' in old:
-        before, now = old['images'].keys(), new['images'].keys()
+    for part in [part for part in ('images', 'masks') if part in old]:
+        before, now = old[part].keys(), new.get(part, {}).keys()
         for verb, ids in (('added', now - before), ('removed', before - now)):
             if ids:
-                changes.append(f'{_count(ids)} {verb} ({min(ids)})')
+                changes.append(f'{_count(ids) if part == "images" else f"masks of {_count(ids)}"} {verb} ({min(ids)})')
     if changes:
         raise UserError(f'{what}: {"; ".join(changes)}: pass --overwrite to regenerate it, or another name')
 

@@ -120,7 +120,6 @@ class Run:
         if loader.dataset.labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, loader.dataset.labels, strict=True)))
         if masked:
-            inputs['masked'] = list_hash(masked)
             inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in masked})
             inputs['scored images'] = file_hashes({image_id: self.dataset.image_path(image_id) for image_id in masked})
         hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
