@@ -196,6 +196,25 @@ def mean_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     return {'miou': mean(both, union), **foreground}
 
 
+ERROR_SHARES = ('IoU', 'missed', 'too much', 'taken for another class', 'another class taken for it')
+
+
+def error_shares(confusion: np.ndarray) -> np.ndarray:
+    """Return the parts of each class's union of mask and prediction: counts (target, prediction) -> (C, 5).
+
+    The columns are ERROR_SHARES and add up to 1; NaN for a class that does not occur. A class is missed where the
+    background is predicted, and too much where the mask is background. The background's own errors are those of the
+    objects, so it has only the last two.
+    """
+    counts = np.asarray(confusion, np.float64)
+    both = np.diag(counts)
+    missed, surplus = counts[:, 0].copy(), counts[0].copy()
+    missed[0] = surplus[0] = 0
+    shares = np.stack([both, missed, surplus, counts.sum(1) - both - missed, counts.sum(0) - both - surplus], 1)
+    union = shares.sum(1, keepdims=True)
+    return np.divide(shares, union, out=np.full_like(shares, np.nan), where=union > 0)
+
+
 def _mean(values: np.ndarray) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float('nan')

@@ -3,7 +3,7 @@
 Reads   --on drawn: nothing (the quickstart's scenes are drawn into experiments/demo);
         --on photographs: a VOC root (--data_dir) and a file of ImageNet weights (--weights)
 Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.json, what the stages write on the way,
-        their messages in experiments/logs/{name}@{run}@seed={seed}.out, and experiments/{name}.png
+        their messages in experiments/logs/{name}@{run}@seed={seed}.out, and experiments/show/{name}/
 
     python3 -m recipes.ablation
     python3 -m recipes.ablation --on photographs --data_dir VOC_ROOT --weights MOBILENET_V2_IMAGENET_FILE
@@ -230,12 +230,18 @@ def build_commands(setting, tag, seed, row):
 
 def build_summary(setting, table):
     """Return the command that prints a table."""
-    picture = ['--picture', f'experiments/{setting.name}.png', '--images', '8'] if table == 'losses' else []
     rows = []
     for title, (run, _) in build_tables(setting)[table].items():
         row = [title, f'{setting.name}@{run}@seed=*@train@scale={setting.scales}@train']
         rows.append(' | '.join([*row, PUBLISHED[run]] if table == 'losses' else row))
-    return ['-m', 'tools.summarize', *shlex.split(setting.data), *picture, *rows]
+    return ['-m', 'tools.summarize', *rows]
+
+
+def build_pictures(args, setting):
+    """Return the command that draws the CAMs of the losses, those of the first seed."""
+    end = f'seed={args.seeds[0]}@train@scale={setting.scales}'
+    rows = [f'{title} | {setting.name}@{run}@{end}' for title, (run, _) in build_tables(setting)['losses'].items()]
+    return ['-m', 'tools.show', *rows, '--images', '8', '--out', f'experiments/show/{setting.name}']
 
 
 # Running ------------------------------------------------------------------------------------------------------------
@@ -291,7 +297,11 @@ def print_commands(args, runs, summaries):
 def main(args):
     setting = drawn_setting(args) if args.on == 'drawn' else photographs_setting(args)
     runs = plan_runs(args, setting)
-    summaries = {table: build_summary(setting, table) for table in args.tables}
+    summaries = {
+        TITLES[table].format(count=setting.other_images): build_summary(setting, table) for table in args.tables
+    }
+    if 'losses' in args.tables:
+        summaries['Pictures'] = build_pictures(args, setting)
 
     # Check the flags of every run before the first one starts.
     for train, *_ in runs.values():
@@ -300,14 +310,14 @@ def main(args):
         print_commands(args, runs, summaries)
         return
 
-    # Write the data sets, execute the runs, print the tables.
+    # Write the data sets, execute the runs, print the tables, draw the pictures.
     if args.on == 'drawn':
         draw_scenes(Path(args.data_dir or DRAWN))
     else:
         combine_photographs(Path('experiments/photographs'))
     failed = execute_runs(runs, args.jobs)
-    for table, command in summaries.items():
-        print(f'\n{TITLES[table].format(count=setting.other_images)}', flush=True)
+    for title, command in summaries.items():
+        print(f'\n{title}', flush=True)
         try:
             execute(command)
         except UserError as error:

@@ -5,7 +5,7 @@
 #   LOSS='--loss_option cl'                         flags of stage 1, such as '--loss_option cl_pcl_re --alpha 1'
 #   NAME=chain                                      first part of every tag
 #   THRESHOLDS='0.25 0.35 0.40 0.55 0.45'           thresholds of stage 6; stage 7 trains on the last one
-# Finished steps are not repeated, except stage 6. Tables and pictures come at the end, from tools.summarize.
+# Finished steps are not repeated, except stage 6. Tables come at the end, and experiments/report.html.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 : "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
 NAME=${NAME:-chain} LOSS=${LOSS:---loss_option cl} SCALES=0.5,1.0,1.5
@@ -53,6 +53,7 @@ for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     rows=("CAM | $NAME@cls@$domain@scale=$SCALES@$domain" "+ RW | $RW@$domain" "+ RW + dCRF | $RW@crf=1@$domain")
     [ $domain = val ] && rows+=("DeepLabv3+ | $NAME@seg@val@scale=0.6@iteration=10@val")
-    python -m tools.summarize $DATA --thresholds --domain $domain --picture experiments/$NAME@$domain.png --images 8 \
-        "${rows[@]}"
+    python -m tools.summarize --thresholds "${rows[@]}"
 done
+echo
+python -m tools.report $NAME

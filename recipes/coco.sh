@@ -39,3 +39,5 @@ python train_segmentation.py $DATA --weights $W --backbone $NET --mode fix --use
 python inference_segmentation.py $DATA --backbone $NET --mode fix --use_gn True --tag $NAME@seg --domain val \
     --scales $SCALES --iteration 10
 python evaluate.py $DATA --experiment_name $NAME@seg@val@scale=$SCALES@iteration=10 --domain val
+echo
+python -m tools.report $NAME

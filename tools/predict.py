@@ -281,16 +281,6 @@ def chosen_labels(args, names):
     return labels
 
 
-def names_on_pictures(names, font):
-    """Return the class names, with numbers for those that the font cannot write; say so."""
-    missing = [name for name in names if not visualize.can_write(font, name)]
-    if missing:
-        hint = 'pass --font a file that has them, such as DejaVuSans.ttf or one of Noto Sans'
-        what = f'the font lacks characters of {len(missing)} class names ({missing[0]}, ...), shown as numbers'
-        print(f'warning: {what}: {hint}', file=sys.stderr)
-    return [f'class {index}' if name in missing else name for index, name in enumerate(names)]
-
-
 def in_words(path, prediction, names):
     """Return the line of an image: its classes with their scores, the highest first."""
     order = sorted(prediction.scores, key=prediction.scores.get, reverse=True)
@@ -332,7 +322,7 @@ def main(args):
     check_outputs(images, args.out, args.overwrite)
     tagged = tagged if dataset and is_classifier and given is None else set()
     font = visualize.open_font(args.font)
-    shown = names_on_pictures(names, font)
+    shown = visualize.names_on_pictures(names, font)
 
     # Load the models.
     model, device, _ = file.load_for_inference(build_network(file.meta), args)

@@ -37,7 +37,8 @@ python train_affinitynet.py $TRAIN --architecture $NET --weights experiments/mod
 
 step '5: random-walk CAMs'
 RW=demo@affinity@train@beta=10@exp_times=8@rw
-python inference_rw.py $DATA --num_workers 2 --architecture $NET --model_name demo@affinity --cam_dir $CAM --image_size 128
+python inference_rw.py $DATA --num_workers 2 --architecture $NET --model_name demo@affinity --cam_dir $CAM --image_size 128 \
+    --save_edges
 python evaluate.py $DATA --experiment_name $RW
 
 step '6: pseudo-labels'
@@ -52,10 +53,13 @@ PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
 python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
 
 step 'Results'
-python -m tools.summarize $DATA --picture experiments/quickstart.png \
+python -m tools.summarize \
     "CAM, --loss_option cl | demo@cl@train@scale=0.5,1.0,1.5,2.0@train" \
     "CAM, Puzzle-CAM | $CAM@train" \
     "+ random walk | $RW@train" \
     "+ random walk + CRF: pseudo-labels | $RW@crf=1@train"
 echo
 python -m tools.summarize "DeepLabv3+ on val | $PREDICTIONS@val"
+echo
+python -m tools.report demo
+echo 'Open experiments/report.html in a browser: tables, curves, and every map of 200 images'

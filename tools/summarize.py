@@ -1,7 +1,7 @@
-"""Print results of evaluate.py as tables, compare them, and draw what was scored side by side.
+"""Print results of evaluate.py as tables, and compare them. Pictures are drawn by tools.show and tools.report.
 
-Reads   experiments/results/{name}.json and .npz; for --picture also the data set and experiments/predictions/
-Writes  the file of --picture
+Reads   experiments/results/{name}.json and .npz; for --options also what is upstream of the scored folders
+Writes  nothing
 
     python3 -m tools.summarize                                             all results, newest first
     python3 -m tools.summarize NAME NAME --classes --options               two runs side by side
@@ -13,26 +13,20 @@ or a part that no other name contains; * matches several runs, whose mean and st
 alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
 --thresholds adds the mIoU at each background threshold, the best one in brackets. --paired prints B - A: with the 95 %
 interval of Student's t over the seeds that both have or, for one run each, the bootstrap interval over their images.
---picture draws the first run of each row on the same images of --domain, one line per class of an image, in columns:
-image, mask, then the rows.
 """
 
 import csv
 import io
 import sys
 import time
-from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from tabulate import tabulate
 
 from core import UserError
-from core.data.dataset import open_dataset
 from core.intervals import difference_interval, score_interval, t_interval
-from core.maps import present_keys
-from util import artifacts, flags, results, stage, visualize
-from util.files import write_bytes
+from util import flags, provenance, results, stage
+from util.artifacts import format_of
 
 HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
 FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those of tabulate, which has no csv
@@ -42,7 +36,6 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     names = 'NAME, TITLE | NAME or TITLE | NAME | PUBLISHED (none: all results)'
     parser.add_argument('rows', nargs='*', metavar='ROW', help=names)
-    flags.add_data(parser)
     run = parser.groups['run and output']
     run.add_argument('--thresholds', action='store_true', help='also print the mIoU at each threshold')
     run.add_argument(
@@ -51,16 +44,12 @@ def parse_args(argv=None):
     run.add_argument('--options', action='store_true', help='also print the options in which the runs differ')
     run.add_argument('--paired', nargs=2, metavar=('A', 'B'), help='also print the paired difference B - A')
     run.add_argument('--format', choices=FORMATS, default='markdown', help='format of the tables')
-    run.add_argument('--picture', type=Path, help='PNG file to write')
-    run.add_argument('--domain', default='train', help='list whose first images are drawn')
-    run.add_argument('--images', type=flags.integer(1), default=6, help='number of images in the picture')
-    run.add_argument('--ids', default='', help='ids to draw instead, comma-separated')
     args = parser.parse_args(argv)
     args.rows = [[part.strip() for part in row.split('|')] for row in args.rows]
     for row in args.rows:
         if len(row) > 3:
             parser.error(f'{" | ".join(row)!r} is not NAME, TITLE | NAME or TITLE | NAME | PUBLISHED')
-    for flag in ('thresholds', 'classes', 'options', 'picture'):
+    for flag in ('thresholds', 'classes', 'options'):
         if vars(args)[flag] and not args.rows:
             parser.error(f'--{flag}: needs rows, such as NAME')
     return args
@@ -159,16 +148,25 @@ def tabulate_classes(rows):
 
 def tabulate_options(rows):
     """Return a table of the options and inputs that are not the same in all runs, with a column per row."""
-    columns = []
-    for _, runs, _ in rows:
-        made_with = [result.get('made_with') or {} for result in runs]
-        columns.append([{**made.get('fingerprint', {}), **made.get('options', {})} for made in made_with])
+    columns = [[chain_options(result) for result in runs] for _, runs, _ in rows]
     lines = [('option', *(title for title, *_ in rows))]
-    for name in sorted({name for column in columns for options in column for name in options}):
+    for name in dict.fromkeys(name for column in columns for options in column for name in options):
         cells = [list(dict.fromkeys(format_option(options.get(name)) for options in column)) for column in columns]
         if len({value for cell in cells for value in cell}) > 1:
             lines.append((name, *map(', '.join, cells)))
     return lines
+
+
+def chain_options(result):
+    """Return the options behind a result by stage and name, first those of the training runs and folders upstream."""
+    made_with = result.get('made_with') or {}
+    own = {**made_with.get('fingerprint', {}), **made_with.get('options', {})}
+    upstream = provenance.trace([result['experiment_name']])[:-1] if 'experiment_name' in result else []
+    steps = [
+        *((step.kind, step.options) for step in upstream),
+        (format_of(result.get('experiment_name', '')).title, own),
+    ]
+    return {f'{kind}: {name}': value for kind, options in steps for name, value in sorted(options.items())}
 
 
 def format_option(value):
@@ -234,45 +232,6 @@ def print_table(lines, form):
     print(tabulate(lines[1:], lines[0], tablefmt=FORMATS[form], colalign=align, disable_numparse=True))
 
 
-# Picture ------------------------------------------------------------------------------------------------------------
-
-
-def draw_output(dataset, folder, image_id, image, index):
-    """Return the map of the index-th present class over the image, or the label map if the folder has those."""
-    path = folder / f'{image_id}.npz'
-    if not path.is_file():
-        label = dataset.read_label_map(path.with_suffix('.png'), image.shape[:2])
-        return visualize.overlay_mask(image, label, dataset.palette)
-    name = 'rw' if 'rw' in artifacts.maps_inside(path) else 'hr_cam'
-    scores = artifacts.read_maps(path, name, dataset.num_classes)[1]
-    return visualize.overlay_heatmap(image, scores[index] / max(scores.max(), 1e-5))
-
-
-def draw(args, rows):
-    """Write the picture: one line per image and class."""
-    scored = [(title, runs[0]) for title, runs, _ in rows if runs[0].get('domain') == args.domain]
-    if not scored:
-        raise UserError(f'--picture: none of the rows was scored on --domain {args.domain}')
-    dataset = open_dataset(args.dataset, args.data_dir)
-    lines = []
-    ids = args.ids.split(',') if args.ids else dataset.ids(args.domain)[: args.images]
-    for image_id in ids:
-        image = np.array(dataset.read_image(image_id))
-        has_mask = dataset.has_mask(image_id)
-        mask = dataset.read_mask(image_id, image.shape[:2]) if has_mask else np.zeros(image.shape[:2], np.uint8)
-        for index in range(len(present_keys(dataset.read_labels(image_id))) - 1):
-            line = [image, visualize.overlay_mask(image, mask, dataset.palette)]
-            for _, result in scored:
-                folder = artifacts.PREDICTIONS / result['experiment_name']
-                line.append(draw_output(dataset, folder, image_id, image, index))
-            lines.append([visualize.letterbox(picture, 192) for picture in line])
-    if not lines:
-        raise UserError('--picture: none of the images has a class: name others by --ids')
-    grid = visualize.image_grid(lines, ['image', 'mask', *(title for title, _ in scored)])
-    write_bytes(args.picture, iio.imwrite('<bytes>', grid, extension='.png'))
-    print(f'written to {args.picture}')
-
-
 def main(args):
     rows = [row for argument in args.rows for row in find_rows(argument)]
     runs = [result for _, found, _ in rows for result in found]
@@ -296,8 +255,6 @@ def main(args):
         if i:
             print()
         print_table(lines, args.format)
-    if args.picture:
-        draw(args, rows)
 
 
 if __name__ == '__main__':

@@ -141,6 +141,12 @@ def list_paths() -> list[Path]:
     return paths
 
 
+def of_folder(name: str) -> list[dict]:
+    """Return the results of an output folder, on all lists."""
+    paths = sorted(path for path in FOLDER.glob('[!.]*.json') if path.name.startswith(f'{name}@'))
+    return [result for result in map(read, paths) if result.get('experiment_name') == name]
+
+
 def find(name: str) -> list[dict]:
     """Return the results that a name means, in the order of their names.
 

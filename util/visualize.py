@@ -1,6 +1,10 @@
-"""Pictures for people: heat maps, masks and labels over images, grids of them. All are (h, w, 3) uint8 RGB."""
+"""Pictures for people: heat maps, masks and labels over images, grids of them. All are (h, w, 3) uint8 RGB.
+
+A layer is what lies over an image: (h', w', 4) uint8 RGBA of any resolution, each pixel opaque or transparent.
+"""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,19 +18,36 @@ NO_CHARACTER = '\U0010ffff'  # in no font: drawn as what a font shows for a char
 LONGEST_SIDE = 4096  # small pictures are enlarged for their labels, but not beyond this
 
 
+def heatmap_layer(score: np.ndarray) -> np.ndarray:
+    """Return a score (h, w) in [0, 1] as a layer of colours from blue to red, opaque everywhere."""
+    levels = (np.clip(score, 0, 1) * 255).round().astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_JET), cv2.COLOR_BGR2RGBA)
+
+
+def mask_layer(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Return a mask of class indices (h, w) as a layer in the palette's colours; the background is transparent."""
+    return np.dstack([palette[mask], np.where(mask > 0, 255, 0)]).astype(np.uint8)
+
+
+def blend(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    """Lay a layer (h', w', 4) half transparently over an image; pixels of alpha 0 show the image alone."""
+    h, w = image.shape[:2]
+    opaque = layer[..., 3].all()
+    layer = cv2.resize(layer, (w, h), interpolation=cv2.INTER_LINEAR if opaque else cv2.INTER_NEAREST)
+    mixed = (0.5 * image + 0.5 * layer[..., :3]).astype(np.uint8)
+    return np.where(layer[..., 3:] > 0, mixed, image)
+
+
 def overlay_heatmap(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Blend a score in [0, 1] of any resolution (h', w') as a heat map over the image."""
     h, w = image.shape[:2]
     score = cv2.resize(np.clip(score, 0, 1).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    colours = cv2.applyColorMap((score * 255).round().astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
-    return (0.5 * image + 0.5 * colours).astype(np.uint8)
+    return blend(image, heatmap_layer(score))
 
 
 def overlay_mask(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Blend a mask of class indices (h', w') in the palette's colours over the image, except the background."""
-    h, w = image.shape[:2]
-    mask = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)
-    return np.where(mask[..., None] > 0, (0.5 * image + 0.5 * palette[mask]).astype(np.uint8), image)
+    return blend(image, mask_layer(mask, palette))
 
 
 def open_font(path: Path | None = None) -> ImageFont.FreeTypeFont:
@@ -66,11 +87,11 @@ def label_mask(
 
     overlay = overlay_mask(image, mask, palette).repeat(factor, 0).repeat(factor, 1)
     colours = {index: tuple(palette[index].tolist()) for index in labels}
-    inks = {index: _ink(colour) for index, colour in colours.items()}
-    for index, ink in inks.items():
+    inks = {index: ink(colour) for index, colour in colours.items()}
+    for index, line in inks.items():
         region = (mask == index).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
         outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(overlay, outlines, -1, ink, font.size // 10)
+        cv2.drawContours(overlay, outlines, -1, line, font.size // 10)
 
     picture = Image.fromarray(overlay)
     draw = ImageDraw.Draw(picture)
@@ -86,9 +107,11 @@ def label_mask(
     return np.array(picture)
 
 
-def _ink(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return black or white, whichever can be read on a colour."""
-    return (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 128 else (255, 255, 255)
+def ink(colour: Sequence[int]) -> tuple[int, int, int]:
+    """Return black or white, whichever has the higher contrast to a colour: at least 4.5 by WCAG 2.2, section 1.4.3."""
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in np.asarray(colour) / 255]
+    luminance = np.dot(linear, (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else (255, 255, 255)
 
 
 def _innermost(region: np.ndarray) -> tuple[int, int]:
@@ -107,14 +130,69 @@ def _free_row(top: int, last: int, height: int, left: int, right: int, plates: l
     return top
 
 
-def letterbox(picture: np.ndarray, side: int) -> np.ndarray:
-    """Scale a picture and pad it with white to (side, side)."""
+def fit(picture: np.ndarray, side: int) -> np.ndarray:
+    """Scale a picture to fit into (side, side) and pad it with white to the width of side."""
     h, w = picture.shape[:2]
     scale = side / max(h, w)
-    small = cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
-    canvas = np.full((side, side, 3), 255, np.uint8)
-    canvas[: small.shape[0], : small.shape[1]] = small
+    h, w = max(1, round(h * scale)), max(1, round(w * scale))
+    canvas = np.full((h, side, 3), 255, np.uint8)
+    canvas[:, :w] = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA)
     return canvas
+
+
+def caption(
+    picture: np.ndarray, title: str, chips: Sequence[tuple[str, Sequence[int]]], note: str, font: ImageFont.FreeTypeFont
+) -> np.ndarray:
+    """Put a caption below a picture: the title, class names in their colours (name, RGB), and a note; lines wrap."""
+    h, w = picture.shape[:2]
+    line, gap = sum(font.getmetrics()) + 2, math.ceil(font.size / 3)
+    words = [(word, None) for word in title.split()] + list(chips)
+    parts = [words, [(word, None) for word in note.split()]]
+    placed, x, y = [], 0, 0
+    for words in filter(None, parts):
+        for text, colour in words:
+            width = math.ceil(font.getlength(text)) + (2 * gap if colour is not None else 0)
+            if x and x + width > w:
+                x, y = 0, y + line
+            placed.append((x, y, width, text, colour))
+            x += width + gap
+        x, y = 0, y + line
+    canvas = Image.new('RGB', (w, h + y + gap), 'white')
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for x, y, width, text, colour in placed:
+        top = h + y + 2
+        if colour is None:
+            draw.text((x, top), text, (0, 0, 0), font)
+        else:
+            draw.rectangle((x, top, x + width - 1, top + line - 3), tuple(colour), (0, 0, 0))
+            draw.text((x + gap, top), text, ink(colour), font)
+    return np.array(canvas)
+
+
+def stack(pictures: Sequence[np.ndarray], columns: int, pad: int = 8) -> np.ndarray:
+    """Put pictures of any size next to one another, `columns` in a row; gaps are white."""
+    rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    width = max(sum(picture.shape[1] + pad for picture in row) for row in rows)
+    canvas, y = np.full((sum(heights) + pad * len(rows), width, 3), 255, np.uint8), 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for picture in row:
+            canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+            x += picture.shape[1] + pad
+        y += height + pad
+    return canvas
+
+
+def names_on_pictures(names: Sequence[str], font: ImageFont.FreeTypeFont) -> list[str]:
+    """Return class names, with numbers for those that the font cannot write, and print a warning about these."""
+    missing = [name for name in names if not can_write(font, name)]
+    if missing:
+        hint = 'pass --font a file that has them, such as DejaVuSans.ttf or one of Noto Sans'
+        what = f'the font lacks characters of {len(missing)} class names ({missing[0]}, ...), shown as numbers'
+        print(f'warning: {what}: {hint}', file=sys.stderr)
+    return [f'class {index}' if name in missing else name for index, name in enumerate(names)]
 
 
 def image_grid(rows: list[list[np.ndarray]], titles: Sequence[str] = (), pad: int = 4) -> np.ndarray:

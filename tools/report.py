@@ -1,0 +1,169 @@
+"""Make one HTML page of an experiment or several: tables, charts, every stage's maps over the images, what made them.
+
+Reads   experiments/results/, predictions/ and data/ of what is named; the data set that these record
+Writes  experiments/report.html, which needs neither a network nor other files
+
+    python3 -m tools.report
+    python3 -m tools.report my@puzzle my@affinity my@deeplab
+    python3 -m tools.report 'plain | my@cl@train@scale=0.5,1.0,1.5,2.0@train' 'Puzzle-CAM | my@puzzle@train@*'
+    python3 -m tools.report my --images 0 --out experiments/my.html
+
+Each argument is NAME or TITLE | NAME. NAME is a tag, the name of a result or of an output folder, the path of a result
+or a part that no other name contains; * matches several. Without arguments the page has everything under experiments/.
+Outputs that evaluate.py has not scored are in the gallery only.
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from plotly.offline import get_plotlyjs
+from plotly.utils import PlotlyJSONEncoder
+
+from core import UserError
+from core.metrics import ERROR_SHARES
+from tools.reporting import charts, gallery, panels, tables
+from tools.reporting.entries import add_recorded_data, find_entries, open_recorded, stage_number
+from util import artifacts, flags, provenance, results, stage, visualize
+from util.files import write_bytes
+from util.fingerprint import versions
+from util.parallel import parallel_map
+
+TEMPLATES = Path(__file__).parent / 'reporting' / 'templates'
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    parser.add_argument('names', nargs='*', metavar='NAME', help='NAME or TITLE | NAME (none: everything)')
+    add_recorded_data(parser)
+    flags.add_workers(parser)
+    run = parser.groups['run and output']
+    how_many = 'images in the gallery: the worst, the middle and the best ones (0: all)'
+    run.add_argument('--images', type=flags.integer(0), default=200, help=how_many)
+    run.add_argument('--ids', default='', help='ids that the gallery contains in any case, comma-separated')
+    run.add_argument('--out', type=Path, default=artifacts.EXPERIMENTS / 'report.html', help='file to write')
+    return parser.parse_args(argv)
+
+
+def make_charts(entries, steps, names):
+    """Return the charts of the page by name; those of a single entry end with its number."""
+    titles = [entry.title for entry in entries]
+    scored = {i: entry.result for i, entry in enumerate(entries) if entry.result}
+    swept = {i: result for i, result in scored.items() if len(result['sweep']) > 1}
+    figures = {}
+    if scored:
+        figures['classes'] = charts.chart_classes({i: result['iou'] for i, result in scored.items()}, titles)
+    if swept:
+        figures['thresholds'] = charts.chart_thresholds(swept, titles)
+    for i, result in scored.items():
+        if 'confusion' in result:
+            confusion = np.array(result['confusion'])
+            figures[f'errors-{i}'] = charts.chart_errors(confusion, names)
+            figures[f'confusion-{i}'] = charts.chart_confusion(confusion, names)
+    for kind in provenance.RUNS.values():
+        runs = [step for step in steps if step.kind == kind]
+        tags, curves = [run.name for run in runs], [run.curves for run in runs]
+        for name in charts.list_curves(curves):
+            figures[f'{kind}: {name}'] = charts.chart_curve(name, tags, curves)
+    return {name: figure.to_plotly_json() for name, figure in figures.items()}
+
+
+def make_gallery(args, dataset, entries, steps, counts):
+    """Return the data of the gallery: sources, cards of the chosen images, and how many there are in all."""
+    sources = gallery.find_sources(entries, steps)
+    scores = [gallery.score_images(*count) if count else {} for count in counts]
+    domains = sorted({entry.domain for entry in entries})
+    wanted = [image_id for image_id in args.ids.split(',') if image_id]
+    chosen, total = {}, 0
+    for domain in domains:
+        # Choose by the scores of the last stage that was scored on this list.
+        last = next((s for e, s in zip(entries[::-1], scores[::-1], strict=True) if s and e.domain == domain), {})
+        ids = [image_id for image_id in list(last) or dataset.ids(domain) if dataset.image_path(image_id).is_file()]
+        share = -(-args.images // len(domains))
+        means = {image_id: score['all'] for image_id, score in last.items()}
+        chosen.update(dict.fromkeys(gallery.choose_ids(ids, means, share, wanted), domain))
+        total += len(ids)
+    missing = [image_id for image_id in wanted if image_id not in chosen]
+    if missing:
+        raise UserError(f'--ids {missing[0]}: is not in the lists {", ".join(domains)}')
+    make = partial(gallery.make_card, domains=chosen, dataset=dataset, sources=sources)
+    cards = list(parallel_map(make, list(chosen), args.num_workers, 'images'))
+    for card in cards:
+        card['scores'] = {i: score[card['id']] for i, score in enumerate(scores) if card['id'] in score}
+    return {'sources': [source.title for source in sources], 'cards': cards, 'total': total}
+
+
+def render(dataset, entries, steps, counts, shown):
+    """Return the page."""
+    names = ('background', *dataset.class_names)
+    backbone, published = tables.find_published(steps, dataset.class_names)
+    classes = [make_label(name, colour) for name, colour in zip(names, dataset.palette.tolist(), strict=False)]
+    errors = [make_label(name, colour) for name, colour in panels.ERRORS.items()]
+    figures = make_charts(entries, steps, names)
+    failures = {
+        i: tables.describe_failures(np.array(entry.result['confusion']), names)
+        for i, entry in enumerate(entries)
+        if entry.result and 'confusion' in entry.result
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters['seconds'] = tables.format_seconds
+    environment.globals['enumerate'] = enumerate
+    return environment.get_template('report.html').render(
+        dataset=dataset,
+        entries=entries,
+        chain=tables.tabulate_chain(entries, counts, published),
+        backbone=backbone,
+        published=published,
+        differences=tables.tabulate_differences(entries, counts),
+        classes=classes,
+        errors=errors,
+        by_class=tables.tabulate_classes(entries),
+        failures=failures,
+        figures=list(figures),
+        groups=tables.tabulate_steps(steps),
+        steps=sorted(steps, key=lambda step: stage_number(step.kind)),
+        environments=tables.list_environments(steps),
+        training={kind: [step.name for step in steps if step.kind == kind] for kind in provenance.RUNS.values()},
+        colour_of=charts.colour_of,
+        share_colours=charts.SHARE_COLOURS,
+        gallery=shown,
+        shares=ERROR_SHARES,
+        scored={i: entry.title for i, entry in enumerate(entries) if entry.result},
+        swept={i: entry.title for i, entry in enumerate(entries) if len(entry.scores.get('sweep', ())) > 1},
+        domains=sorted({entry.domain for entry in entries}),
+        versions=versions(),
+        now=time.strftime('%Y-%m-%d %H:%M'),
+        data=as_json({'classes': classes, 'errors': errors, 'gallery': shown}),
+        charts=as_json(figures),
+        plotly=get_plotlyjs(),
+    )
+
+
+def make_label(name, colour):
+    """Return a name with its colour (RGB) and that of text on it, for the template and the page's script."""
+    return {'name': name, 'colour': f'rgb{tuple(colour)}', 'ink': f'rgb{visualize.ink(colour)}'}
+
+
+def as_json(content) -> str:
+    """Return JSON that can stand inside a <script>."""
+    return json.dumps(content, cls=PlotlyJSONEncoder, separators=(',', ':')).replace('<', '\\u003c')
+
+
+def main(args):
+    entries = find_entries(args.names)
+    dataset = open_recorded(args, artifacts.PREDICTIONS / entries[-1].folder)
+    counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]
+    steps = provenance.trace(dict.fromkeys(entry.folder for entry in entries))
+    shown = make_gallery(args, dataset, entries, steps, counts)
+    page = render(dataset, entries, steps, counts, shown).encode()
+    write_bytes(args.out, page)
+    print(f'{args.out}: {len(shown["cards"])} of {shown["total"]} images, {len(page) / 1e6:.1f} MB')
+
+
+if __name__ == '__main__':
+    stage.run(main, parse_args)

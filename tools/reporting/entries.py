@@ -1,0 +1,102 @@
+"""What a report is about: output folders by name, with their results, and the data set that they record."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import NamedTuple
+
+from core import UserError
+from core.data.dataset import Dataset, open_dataset
+from util import artifacts, flags, results
+
+# Kinds of steps in the order of the stages; those that are not listed come after them.
+ORDER = ('classifier', 'CAM', 'affinity label', 'AffinityNet', 'edge map', 'random-walk CAM', 'pseudo-label')
+
+
+class Entry(NamedTuple):
+    """An output folder on the images of a list, with its result if it was scored."""
+
+    title: str
+    folder: str
+    kind: str
+    domain: str
+    result: dict | None
+
+    @property
+    def scores(self) -> dict:
+        return self.result or {}
+
+
+def find_entries(rows: list[str]) -> list[Entry]:
+    """Return the entries that the arguments mean, in the order of the stages. Raises UserError if there is none."""
+    found = {}
+    for row in rows or ['*']:
+        title, _, name = (part.strip() for part in row.rpartition('|'))
+        for folder, domain, result in find_outputs(name):
+            kind = artifacts.format_of(folder).title
+            crf = result and result.get('crf_iteration')
+            found.setdefault((folder, domain, crf), Entry(title, folder, kind, domain, result))
+    if not found:
+        raise UserError(f'{artifacts.EXPERIMENTS} contains neither results nor output folders; run the stages first')
+    entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
+    results.check_comparable([{**entry.result, 'domain': None} for entry in entries if entry.result])
+    return name_entries(entries)
+
+
+def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
+    """Return (folder, list, result or None) of the results and the other output folders that a name means."""
+    folders = {path.name for path in artifacts.PREDICTIONS.glob('[!.]*') if path.is_dir()}
+    try:
+        scored = results.find(name)
+    except UserError:
+        scored = []
+        others = [folder for folder in folders if Path(name).name == folder or folder.startswith(f'{name}@')]
+        if not others and name != '*':
+            raise
+    else:
+        others = [folder for folder in folders if name == '*' or folder.startswith(f'{name}@')]
+    found = [(result['experiment_name'], result['domain'], result) for result in scored]
+    known = {folder for folder, *_ in found}
+    for folder in others:
+        domain = artifacts.read_args(artifacts.PREDICTIONS / folder).get('options', {}).get('domain')
+        if folder not in known and domain and artifacts.format_of(folder) != artifacts.AFFINITY_LABEL:
+            found.append((folder, domain, None))
+    return found
+
+
+def stage_number(kind: str) -> int:
+    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+
+def name_entries(entries: list[Entry]) -> list[Entry]:
+    """Give each entry without a title one that no other has, as short as possible."""
+    tags = sorted((path.stem for path in (artifacts.EXPERIMENTS / 'data').glob('*.json')), key=len, reverse=True)
+    several = len({entry.domain for entry in entries}) > 1
+
+    def title(entry: Entry, full: bool) -> str:
+        crf = f' + CRF ({entry.scores["crf_iteration"]})' if entry.scores.get('crf_iteration') else ''
+        tag = next((tag for tag in tags if entry.folder.startswith(f'{tag}@')), entry.folder)
+        where = f' on {entry.domain}' if several else ''
+        return entry.title or f'{entry.kind}{crf}: {entry.folder if full else tag}{where}'
+
+    short = [title(entry, full=False) for entry in entries]
+    return [
+        entry._replace(title=title(entry, full=short.count(name) > 1))
+        for entry, name in zip(entries, short, strict=True)
+    ]
+
+
+def add_recorded_data(parser: flags.Parser) -> None:
+    """Add --dataset and --data_dir, which `open_recorded` reads."""
+    data = parser.groups['data']
+    data.add_argument('--dataset', help='data set: JSON or CSV file (default: recorded in args.json of the output)')
+    data.add_argument('--data_dir', help='folder of the images (default: recorded in args.json of the output)')
+
+
+def open_recorded(args: Namespace, folder: Path) -> Dataset:
+    """Open the data set of --dataset and --data_dir, by default that which an output folder was made from."""
+    record = artifacts.read_args(folder).get('options', {})
+    options = {name: getattr(args, name) or record.get(name) for name in ('dataset', 'data_dir')}
+    for name, value in options.items():
+        if value is None:
+            raise UserError(f'--{name}: {folder / "args.json"} does not record it: pass it')
+    return open_dataset(options['dataset'], options['data_dir'])

@@ -1,0 +1,134 @@
+"""Drawings of what the stages write: a panel per map of an image, with what its caption says. No torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from core import IGNORE, UserError
+from core.data.dataset import Dataset
+from core.maps import strided_size, threshold_cams, upsample_rw
+from util import artifacts, visualize
+
+MAPS = {'hr_cam': artifacts.CAM.title, 'rw': artifacts.RANDOM_WALK.title}
+# Errors of a label map, apart for people who see no difference between red and green.
+MISSED, SURPLUS, CONFUSED, UNSCORED = (0, 114, 178), (230, 159, 0), (204, 51, 119), (128, 128, 128)
+ERRORS = {'missed': MISSED, 'too much': SURPLUS, 'wrong class': CONFUSED, 'not scored': UNSCORED}
+
+
+class Panel(NamedTuple):
+    """A layer over an image, and the parts of its caption."""
+
+    title: str
+    layer: np.ndarray | None = None  # (h, w, 4); None: the image alone
+    classes: tuple[int, ...] = ()  # named in the caption, each in its colour; the background only if alone
+    note: str = ''
+    errors: tuple[float, ...] = ()  # % of the scored pixels that are missed, too much, of a wrong class
+
+
+class Source(NamedTuple):
+    """A folder whose maps are shown."""
+
+    title: str
+    kind: str  # of label maps, which do not say it themselves
+    path: Path
+    thresholds: dict[str, float | None]  # by list, where it was scored: the threshold of its maps
+
+
+class Output(NamedTuple):
+    """What an output folder holds for an image: maps (K, h, w) of the classes keys[1:], or a label map (h, w)."""
+
+    title: str
+    keys: np.ndarray | None = None
+    maps: np.ndarray | None = None
+    label: np.ndarray | None = None
+
+    def predicted_label(self, size: tuple[int, int], threshold: float | None) -> np.ndarray:
+        """Return the label map that is scored: (h, w) of the size of the image; maps are thresholded."""
+        if self.label is not None:
+            return self.label
+        maps = upsample_rw(self.maps, size) if self.title == MAPS['rw'] else self.maps
+        return self.keys[threshold_cams(maps, threshold)]
+
+
+def find_file(folder: Path, image_id: str) -> Path | None:
+    """Return the file of an image in an output folder, None if there is none."""
+    paths = (folder / f'{image_id}{suffix}' for suffix in ('.npz', '.png'))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_output(dataset: Dataset, path: Path, title: str, size: tuple[int, int]) -> Output:
+    """Read a file of an output folder; `title` names a label map. Raises UserError naming the file."""
+    if path.suffix == '.png':
+        return Output(title, label=dataset.read_label_map(path, size))
+    names = artifacts.maps_inside(path)
+    name = next((name for name in MAPS if name in names), None)
+    if name is None:
+        raise UserError(f'{path}: contains none of {", ".join(MAPS)}{artifacts.REPAIR}')
+    keys, maps = artifacts.read_maps(path, name, dataset.num_classes, strided_size(size) if name == 'rw' else size)
+    return Output(MAPS[name], keys, maps)
+
+
+def draw_output(output: Output, palette: np.ndarray) -> list[Panel]:
+    """Return a panel per class for maps, one for a label map."""
+    if output.label is not None:
+        return [draw_label(output.title, output.label, palette)]
+    panels = []
+    for key, scores in zip(output.keys[1:].tolist(), output.maps, strict=True):
+        h, w = scores.shape
+        small = cv2.resize(scores, strided_size((h, w))[::-1], interpolation=cv2.INTER_AREA)
+        scores = scores if output.title == MAPS['rw'] else small
+        panels.append(Panel(output.title, visualize.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
+    return panels or [Panel(output.title, note='no class')]
+
+
+def draw_label(title: str, label: np.ndarray, palette: np.ndarray) -> Panel:
+    """Return the panel of a label map or mask (h, w)."""
+    classes = np.unique(label).tolist()
+    unsure = f'{100 * np.mean(label == IGNORE):.0f} % ignored' if IGNORE in classes else ''
+    shown = tuple(index for index in classes if index not in (0, IGNORE)) or (0,)
+    return Panel(title, visualize.mask_layer(label, palette), shown, unsure)
+
+
+def draw_errors(title: str, label: np.ndarray, mask: np.ndarray) -> Panel:
+    """Return the panel of a label map's errors against a mask, both (h, w): missed, too much, wrong class."""
+    scored = mask != IGNORE
+    kinds = (
+        (scored & (label == 0) & (mask > 0), MISSED),
+        (scored & (label > 0) & (mask == 0), SURPLUS),
+        (scored & (label > 0) & (mask > 0) & (label != mask), CONFUSED),
+        (~scored, UNSCORED),
+    )
+    layer = np.zeros((*mask.shape, 4), np.uint8)
+    for where, colour in kinds:
+        layer[where] = (*colour, 255)
+    shares = tuple(round(100 * float(where.sum() / max(1, scored.sum())), 1) for where, _ in kinds[:3])
+    return Panel(title, layer, errors=shares)
+
+
+def draw_image(
+    image_id: str, size: tuple[int, int], domain: str, dataset: Dataset, sources: Sequence[Source]
+) -> list[tuple[int | None, Panel]]:
+    """Return the panels of an image, each with the index of its source or None: image, mask, then those of each source.
+
+    Label maps and maps that were scored on the list `domain` have a panel
+    of their errors if there is a mask.
+    """
+    tags = dataset.read_labels(image_id) if domain != 'test' else np.zeros(dataset.num_classes)
+    drawn = [(None, Panel('image', classes=tuple((np.flatnonzero(tags) + 1).tolist()) or (0,)))]
+    mask = dataset.read_mask(image_id, size) if dataset.has_mask(image_id) else None
+    if mask is not None:
+        drawn.append((None, draw_label('ground truth', mask, dataset.palette)))
+    for index, source in enumerate(sources):
+        path = find_file(source.path, image_id)
+        if path is None:
+            continue
+        output = read_output(dataset, path, source.kind, size)
+        drawn += [(index, panel) for panel in draw_output(output, dataset.palette)]
+        is_scored = output.label is not None and source.kind != artifacts.AFFINITY_LABEL.title
+        if mask is not None and (is_scored or domain in source.thresholds):
+            label = output.predicted_label(size, source.thresholds.get(domain))
+            drawn.append((index, draw_errors('errors', label, mask)))
+    return drawn

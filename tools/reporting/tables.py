@@ -1,0 +1,141 @@
+"""The tables of tools.report: rows of text, for its template."""
+
+import numpy as np
+
+from core.data.entries import read_json
+from core.intervals import difference_interval, score_interval
+from core.metrics import ERROR_SHARES, error_shares
+from tools.reporting.entries import stage_number
+from util import flags, results
+
+PUBLISHED = flags.REPOSITORY / 'data' / 'published.json'
+
+
+def tabulate_chain(entries, counts, published):
+    """Return the rows of the scored entries, as text by column."""
+    rows = []
+    for entry, count in zip(entries, counts, strict=True):
+        result = entry.result
+        if result is None:
+            continue
+        interval = {name: percent_range(ends) for name, ends in score_interval(count[1]).items()} if count else {}
+        threshold = results.format_threshold(result['threshold'])
+        rows.append(
+            {
+                'title': entry.title,
+                'miou': f'{result["miou"]:.2f}',
+                'interval': interval.get('miou', ''),
+                'fp': f'{result["fp"]:.1f}',
+                'fn': f'{result["fn"]:.1f}',
+                'fp_interval': interval.get('fp', ''),
+                'fn_interval': interval.get('fn', ''),
+                'threshold': threshold if result['threshold'] is not None else '',
+                'choice': result.get('threshold_choice') or '',
+                'images': result['images'],
+                'domain': entry.domain,
+                'background': f'{result["all_background_miou"]:.1f}',
+                'published': published.get(entry.kind, '') if not result.get('crf_iteration') else '',
+            }
+        )
+    return rows
+
+
+def percent_range(ends) -> str:
+    return ' to '.join(f'{100 * end:.2f}' for end in ends)
+
+
+def find_published(steps, class_names) -> tuple[str, dict[str, float]]:
+    """Return the backbone and the paper's figures by kind, of this backbone or ResNeSt-101; {} unless this is VOC."""
+    published = read_json(PUBLISHED)
+    if list(class_names) != read_json(PUBLISHED.with_name(published['dataset']))['classes']:
+        return '', {}
+    used = [step.options.get('architecture') for step in steps if step.kind == 'classifier']
+    backbone = next((name for name in used if name in published['rows']), 'resnest101')
+    return backbone, published['rows'][backbone]
+
+
+def tabulate_differences(entries, counts):
+    """Return the differences between all pairs of runs that were scored on the same images, with their intervals."""
+    rows = []
+    scored = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count]
+    for i, (first, before) in enumerate(scored):
+        for second, after in scored[i + 1 :]:
+            if before[0] != after[0] or first.scores['masks'] != second.scores['masks']:
+                continue
+            interval = difference_interval(before[1], after[1])['miou']
+            change = second.result['miou'] - first.result['miou']
+            clear = '' if interval[0] <= 0 <= interval[1] else 'clear'
+            ends = ' to '.join(f'{100 * end:+.2f}' for end in interval)
+            rows.append((first.title, second.title, f'{change:+.2f}', ends, clear))
+    return rows
+
+
+def tabulate_classes(entries):
+    """Return the IoU per class as rows of text, a column per scored entry, after the titles; two have a difference."""
+    scored = [entry for entry in entries if entry.result and 'iou' in entry.result]
+    if not scored:
+        return [], []
+    differs = len(scored) == 2
+    titles = [entry.title for entry in scored] + (['difference'] if differs else [])
+    rows = []
+    for name in scored[0].result['iou']:
+        values = [entry.result['iou'][name] for entry in scored]
+        cells = ['-' if value is None else f'{value:.2f}' for value in values]
+        if differs:
+            cells.append('-' if None in values else f'{values[1] - values[0]:+.2f}')
+        rows.append((name, cells))
+    return titles, rows
+
+
+def describe_failures(confusion, names):
+    """Return the classes, lowest IoU first, with what their errors are: dicts of text."""
+    shares = error_shares(confusion)
+    rows = []
+    for index in np.argsort(np.nan_to_num(shares[:, 0], nan=2)):
+        if np.isnan(shares[index, 0]):
+            continue
+        others = np.array(confusion[index] + confusion[:, index])
+        others[[0, index]] = 0
+        worst = int(others.argmax())
+        rows.append(
+            {
+                'index': int(index),
+                'name': names[index],
+                'shares': [f'{100 * share:.1f}' for share in shares[index]],
+                'cause': ERROR_SHARES[1 + int(shares[index, 1:].argmax())],
+                'confused': f'{names[worst]}' if others[worst] else '',
+            }
+        )
+    return rows
+
+
+def tabulate_steps(steps):
+    """Return by kind of stage: its steps, and the options in which they differ."""
+    groups = []
+    for kind in sorted({step.kind for step in steps}, key=stage_number):
+        members = [step for step in steps if step.kind == kind]
+        names = sorted({name for step in members for name in step.options})
+        table = [(name, [format_option(step.options.get(name)) for step in members]) for name in names]
+        differing = [(name, values) for name, values in table if len(set(values)) > 1]
+        groups.append({'kind': kind, 'steps': members, 'differing': differing, 'options': table})
+    return groups
+
+
+def list_environments(steps):
+    """Return the different sets of versions as text, with the names of the steps that were made with them."""
+    environments = {}
+    for step in steps:
+        text = ', '.join(f'{name} {version}' for name, version in step.versions.items() if name != 'code')
+        environments.setdefault(text or 'not recorded', []).append(step.name)
+    return environments
+
+
+def format_option(value) -> str:
+    return '-' if value is None else str(value)
+
+
+def format_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return 'not recorded'
+    minutes, rest = divmod(round(seconds), 60)
+    return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min {rest} s'
