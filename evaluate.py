@@ -116,37 +116,35 @@ def count_pixels(mode, dataset, folder, ids, thresholds, num_workers, crf_iterat
     return total, by_image
 
 
-def report(rows, best):
+def report(result):
     """Print a line per threshold and the IoU per class at the best one."""
-    for row in rows:
+    for row in result['thresholds']:
         at = '' if row['threshold'] is None else f'threshold {results.format_threshold(row["threshold"])}: '
         print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
-    print(tabulate(best['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
-    at = '' if best['threshold'] is None else f' at threshold {results.format_threshold(best["threshold"])}'
-    print(f'best mIoU {best["miou"]:.2f} %{at}')
+    print(tabulate(result['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
+    at = '' if result['threshold'] is None else f' at threshold {results.format_threshold(result["threshold"])}'
+    print(f'best mIoU {result["miou"]:.2f} %{at}')
+    if result['mode'] == 'rw' and len(result['thresholds']) > 1:
+        report_factors(result['thresholds'], result['fp'])
+    print(f'(predicting background everywhere: {result["all_background_miou"]:.2f} %)')
 
 
-def report_factors(rows, best):
+def report_factors(rows, best_fp):
     """Print the thresholds that over- and under-segment by the published factors."""
     for name, factor in (('over', 1.6), ('under', 0.6)):
-        near = min(rows, key=lambda row: abs(row['fp'] - factor * best['fp']))
+        near = min(rows, key=lambda row: abs(row['fp'] - factor * best_fp))
         at = f'{near["fp"]:.2f} % at threshold {results.format_threshold(near["threshold"])}'
         print(f"{name}: FP {at} is closest to {factor} times the best one's")
 
 
 def score(args, mode, dataset, folder, ids):
-    """Print the scores and return the content of the result file, and the counts per image."""
+    """Return the content of the result file, and the counts per image."""
     thresholds = list_thresholds(args, mode)
+    masks = fingerprint.file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids})
     total, by_image = count_pixels(mode, dataset, folder, ids, thresholds, args.num_workers, args.crf_iteration)
     names = ('background', *dataset.class_names)
     rows = [{'threshold': t, **metrics.summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
     best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
-    report(rows, rows[best])
-    if mode == 'rw' and len(rows) > 1:
-        report_factors(rows, rows[best])
-    background = 100 * metrics.ConfusionMatrix(len(names), total[0]).background_miou()
-    print(f'(predicting background everywhere: {background:.2f} %)')
-    masks = fingerprint.file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids})
     content = {
         'experiment_name': args.experiment_name,
         'dataset': dataset.name,
@@ -159,7 +157,7 @@ def score(args, mode, dataset, folder, ids):
         'threshold_choice': None if mode == 'png' else results.GIVEN if len(rows) == 1 else results.BEST,
         **rows[best],
         'confusion': total[best].tolist(),
-        'all_background_miou': background,
+        'all_background_miou': 100 * metrics.ConfusionMatrix(len(names), total[0]).background_miou(),
         'thresholds': rows,
         'made_with': artifacts.read_args(folder.path),
     }
@@ -173,6 +171,8 @@ def main(args):
     name = f'{args.experiment_name}{crf}@{args.domain}'
     path, upload = artifacts.results_path(name, 'json'), artifacts.results_path(name, 'tgz')
     files.check_name(path, '--experiment_name')
+    if args.csv:
+        files.check_output(args.csv, '--csv')
     mode, folder = open_outputs(args, dataset, masked or ids)
     with files.locked(files.lock_path(path), str(path)):
         files.remove_leftovers(path, path.with_suffix('.npz'), upload)
@@ -191,6 +191,7 @@ def main(args):
         results.write(name, content, masked, by_image)
         if args.csv:
             results.write_csv(args.csv, content)
+    report(content)  # last: a reader such as head may close stdout
     print(f'written to {path}')
 
 

@@ -16,6 +16,7 @@ from core import UserError
 from util import files
 from util.files import (
     check_name,
+    check_output,
     locked,
     make_folder,
     remove_all_leftovers,
@@ -67,6 +68,33 @@ def test_error_of_a_write_names_the_file_and_the_reason(tmp_path):
         write_bytes(tmp_path / 'folder', b'content')
     assert str(error.value).endswith(f"cannot be written: Is a directory: '{tmp_path / 'folder'}'")
     assert os.listdir(tmp_path) == ['folder']
+
+
+def test_outputs_are_checked_before_the_work(in_tmp):
+    Path('file').write_text('kept')
+    check_output(Path('new/table.csv'), '--csv')
+    check_output(Path('file'), '--csv')  # may be replaced
+    assert os.listdir('new') == []
+    assert Path('file').read_text() == 'kept'
+    for path, line in (
+        ('new', '--csv new: is a folder: add the name of a file'),
+        ('', '--csv .: is a folder: add the name of a file'),
+        ('file/table.csv', '--csv file: is not a folder: remove it or name another folder'),
+        ('x' * 252 + '.csv', f'--csv: {"x" * 40}... would have 256 bytes, the limit is 255: shorten it'),
+    ):
+        with pytest.raises(UserError) as error:
+            check_output(Path(path), '--csv')
+        assert str(error.value) == line
+
+
+def test_folders_without_permission_are_named(in_tmp, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, 'Permission denied', f'{dir}/tmpabc')
+
+    monkeypatch.setattr('tempfile.TemporaryFile', refuse)
+    line = r'--csv a/b.csv: cannot be written \(Permission denied\): name another file'
+    with pytest.raises(UserError, match=f'^{line}$'):
+        check_output(Path('a/b.csv'), '--csv')
 
 
 def test_json_round_trip(tmp_path):

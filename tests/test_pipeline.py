@@ -556,6 +556,28 @@ def test_thresholds_and_their_table(copy, capsys):
     assert Path('labels.csv').read_text().splitlines()[1].startswith(',')
 
 
+def test_table_that_cannot_be_written_is_refused_before_scoring(copy, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, 'count_pixels', lambda *_: pytest.fail('scored'))
+    script, line = commands(copy)['evaluate cams']
+    assert '--csv .: is a folder' in fault_of(script, [*line, '--csv', '.'], capsys)
+
+
+def test_result_is_written_before_it_is_printed(copy, monkeypatch):
+    """Whoever reads the output, such as head, may stop early."""
+    path = Path(f'experiments/results/{CAMS}@train.json')
+    before = path.read_bytes()
+    path.unlink()
+
+    def stop(result):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, 'report', stop)
+    with pytest.raises(BrokenPipeError):
+        run(copy, 'evaluate cams', '--csv', 'sweep.csv')
+    assert path.read_bytes() == before
+    assert Path('sweep.csv').is_file()
+
+
 def test_random_walk_and_crf_scores_what_stage_6_scores(copy):
     """Also at one of several thresholds, which share a CRF; nothing else is overwritten."""
     results = Path('experiments/results')

@@ -213,3 +213,26 @@ def test_values_of_flags_get_their_dashes(capsys):
         with pytest.raises(SystemExit) as ended:
             stage.run(main, lambda message=message: argparse.Namespace(domain='x', message=message))
         assert ended.value.code == f'{sys.argv[0]}: error: {line}'
+
+
+MANY_LINES = """
+from util import stage
+
+def main(args):
+    for i in range(20_000):
+        print(i)
+
+stage.run(main, lambda: None)
+"""
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_a_reader_that_stops_early_is_not_an_error(unbuffered):
+    command = f"set -o pipefail; '{sys.executable}' -c '{MANY_LINES}' | head -1"
+    environment = {**subprocess_environment(), 'PYTHONUNBUFFERED': unbuffered}
+    run = subprocess.run(['bash', '-c', command], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (141, '0\n', '')
+
+
+def test_other_broken_pipes_are_errors(capsys):
+    assert fault_of(raising(BrokenPipeError(32, 'Broken pipe')), [], capsys).endswith('Broken pipe')

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,21 @@ def make_folder(path: Path) -> None:
         obstacle = next(p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir())
         what = 'a broken link' if obstacle.is_symlink() and not obstacle.exists() else 'not a folder'
         raise UserError(f'{obstacle}: is {what}: remove it or name another folder') from None
+
+
+def check_output(path: Path, flag: str) -> None:
+    """Create the folder of a file that is written later. Raises UserError naming the flag if that would fail."""
+    check_name(path, flag)
+    if path.is_dir():
+        raise UserError(f'{flag} {path}: is a folder: add the name of a file')
+    try:
+        make_folder(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f'{flag} {path}: cannot be written ({error.strerror}): name another file') from None
+    except UserError as error:
+        raise UserError(f'{flag} {error}') from None
 
 
 def check_name(path: Path, flag: str) -> None:

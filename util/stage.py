@@ -1,5 +1,6 @@
 """Entry point and progress bar of the scripts. No torch: stages 3, 6 and 9 import this module and fork."""
 
+import os
 import signal
 import sys
 import threading
@@ -61,14 +62,27 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
         main(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(141)
         line = explain(error)
         if line is None:
             raise
         is_flag = isinstance(error, UserError) and line.split(' ', 1)[0] in vars(args or Namespace())
         sys.exit(f'{sys.argv[0]}: error: {"--" if is_flag else ""}{line}')
+
+
+def _reader_is_gone() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more (... | head), and then drop what is still to print."""
+    try:
+        print(flush=True)
+        return False
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
 
 
 def explain(error: Exception) -> str | None:
