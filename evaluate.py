@@ -85,34 +85,33 @@ def list_thresholds(args, mode):
 
 
 def count_image(image_id, mode, dataset, folder, thresholds, crf_iteration):
-    """Return the pixel counts of one image (thresholds, target, prediction)."""
+    """Return the classes of one image and their pixel counts (thresholds, target, prediction)."""
     image = np.array(dataset.read_image(image_id)) if crf_iteration else None
     mask = dataset.read_mask(image_id, image.shape[:2] if crf_iteration else None)
     classes = dataset.num_classes + 1
     if mode == 'png':
-        return metrics.count_labels([read_prediction(folder, image_id, mask.shape)], mask, classes)
+        prediction = read_prediction(folder, image_id, mask.shape)
+        return metrics.drop_absent(metrics.count_labels([prediction], mask, classes))
     name, size = ('rw', strided_size(mask.shape)) if mode == 'rw' else ('hr_cam', mask.shape)
     keys, maps = folder.read_maps(image_id, name, size)
     maps = upsample_rw(maps, mask.shape) if mode == 'rw' else maps
     if crf_iteration:
         labels = [threshold_cams(maps, threshold) for threshold in thresholds]
         refined = crf_from_labels(image, labels, len(keys), crf_iteration)
-        return metrics.count_labels([keys[label] for label in refined], mask, classes)
+        return metrics.drop_absent(metrics.count_labels([keys[label] for label in refined], mask, classes))
     sweep = metrics.ThresholdSweep(classes, thresholds)
     sweep.update(maps, keys, mask)
-    return sweep.confusion()
+    return metrics.drop_absent(sweep.confusion())
 
 
 def count_pixels(mode, dataset, folder, ids, thresholds, num_workers, crf_iteration=0):
-    """Return the counts of all images (thresholds, target, prediction) and per image (N, thresholds, classes, 3)."""
+    """Return the counts of all images (thresholds, target, prediction); and per image its classes, and T, P and TP."""
     inputs = {'dataset': dataset, 'folder': folder, 'thresholds': thresholds}
     count = partial(count_image, mode=mode, crf_iteration=crf_iteration, **inputs)
-    classes = dataset.num_classes + 1
-    total = np.zeros((len(thresholds), classes, classes), np.int64)
-    by_image = np.zeros((len(ids), len(thresholds), classes, 3), np.uint32)
-    for i, counts in enumerate(parallel_map(count, ids, num_workers, 'scoring')):
-        total += counts
-        by_image[i] = metrics.class_counts(counts)
+    total, by_image = np.zeros((len(thresholds), *2 * [dataset.num_classes + 1]), np.int64), []
+    for classes, counts in parallel_map(count, ids, num_workers, 'scoring'):
+        total[:, classes[:, None], classes] += counts
+        by_image.append((classes, metrics.class_counts(counts).astype(np.uint32)))
     return total, by_image
 
 

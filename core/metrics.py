@@ -171,6 +171,15 @@ def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
     return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
 
 
+def drop_absent(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the K classes that occur in counts (thresholds, target, prediction), and the counts of these alone.
+
+    An image has few of a data set's classes, and the counts grow with their square.
+    """
+    classes = np.flatnonzero(confusion.any((0, 1)) | confusion.any((0, 2)))
+    return classes, confusion[:, classes[:, None], classes]
+
+
 def class_counts(confusion: np.ndarray) -> np.ndarray:
     """Return T, P and TP of each class: counts (..., target, prediction) -> (..., C, 3)."""
     both = np.diagonal(confusion, axis1=-2, axis2=-1)

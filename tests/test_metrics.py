@@ -11,6 +11,7 @@ from core.metrics import (
     average_precision,
     class_counts,
     count_labels,
+    drop_absent,
     f1_score,
     list_thresholds,
     mean_scores,
@@ -148,6 +149,17 @@ def test_class_counts_against_a_loop(rng):
     counts = class_counts(count_labels(list(labels), target, 5))
     for label, found in zip(labels, counts, strict=True):
         assert found.T.tolist() == [*map(list, counted(label, target, 5))]
+
+
+def test_counts_without_absent_classes():
+    """Class 1 is only in the mask, class 3 only in the second prediction, 0 and 2 nowhere."""
+    confusion = np.zeros((2, 4, 4), np.int64)
+    confusion[0, 1, 1], confusion[1, 1, 3] = 5, 6
+    classes, counts = drop_absent(confusion)
+    assert classes.tolist() == [1, 3]
+    assert counts.tolist() == [[[5, 0], [0, 0]], [[0, 6], [0, 0]]]
+    assert np.array_equal(class_counts(counts), class_counts(confusion)[:, classes])
+    assert [part.shape for part in drop_absent(np.zeros((2, 4, 4), int))] == [(0,), (2, 0, 0)]
 
 
 def test_summary_is_in_percent_and_needs_a_class():

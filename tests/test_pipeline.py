@@ -509,12 +509,15 @@ def test_results_say_what_was_scored(experiments, demo, name, domain):
 def test_counts_per_image_add_up_to_the_result(experiments, demo, name, domain):
     result = json.loads((experiments / 'results' / f'{name}@{domain}.json').read_text())
     with np.load(experiments / 'results' / f'{name}@{domain}.npz', allow_pickle=False) as file:
-        ids, thresholds, counts = file['ids'], file['thresholds'], file['counts']
+        ids, thresholds = file['ids'], file['thresholds']
+        counts = np.zeros((len(ids), len(thresholds) or 1, result['num_classes'] + 1, 3), np.int64)
+        counts[file['images'], :, file['classes']] = file['counts']
+        assert len(file['counts']) < counts.shape[0] * counts.shape[2]  # not every image has every class
+        assert [file[name].dtype for name in ('images', 'classes', 'counts')] == [np.uint8, np.uint8, np.uint16]
     assert ids.tolist() == ids_of(demo, domain)
-    assert counts.dtype == np.uint16  # no class has 65,536 pixels
     label_maps = result['mode'] == 'png'
     assert thresholds.tolist() == ([] if label_maps else [row['threshold'] for row in result['thresholds']])
-    total = counts.astype(np.int64).sum(0)
+    total = counts.sum(0)
     for row, (target, predicted, both) in zip(result['thresholds'], np.moveaxis(total, -1, 1), strict=True):
         union = target + predicted - both
         iou = [100 * b / u if u else None for b, u in zip(both, union, strict=True)]

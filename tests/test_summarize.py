@@ -236,18 +236,18 @@ def test_options_that_differ(in_tmp, capsys):
 
 def write_counted(name, rng, found: float, ids=20, **more):
     """Write a result with counts of images of 100 pixels with a cat, of which `found` is hit; return the counts."""
-    counts = np.zeros((ids, 1, 2, 3), np.int64)
+    counts = np.zeros((ids, 2, 3), np.int64)
     size = rng.integers(20, 60, ids)
     hit = rng.binomial(size, found)
-    counts[:, 0, 1] = np.stack([size, hit, hit], 1)
-    counts[:, 0, 0] = np.stack([100 - size, 100 - hit, 100 - size], 1)
-    (background, cat) = counts.sum((0, 1))
+    counts[:, 1] = np.stack([size, hit, hit], 1)
+    counts[:, 0] = np.stack([100 - size, 100 - hit, 100 - size], 1)
+    background, cat = counts.sum(0)
     confusion = np.array([[background[2], 0], [cat[0] - cat[2], cat[2]]])
     iou = summarize_counts(confusion, ('background', 'cat'))
     rest = {'threshold': 0.3, 'images': ids, 'all_background_miou': 30.0, 'domain': 'train', 'experiment_name': name}
     content = {**iou, **rest, 'confusion': confusion.tolist(), 'thresholds': [{**iou, 'threshold': 0.3}], **more}
-    results.write(name, content, [f'image{i}' for i in range(ids)], counts)
-    return counts[:, 0]
+    results.write(name, content, [f'image{i}' for i in range(ids)], [(np.arange(2), row[None]) for row in counts])
+    return counts
 
 
 def test_interval_over_images(in_tmp, rng, capsys):

@@ -3,7 +3,9 @@
 {name}.json holds the scores of evaluate.py, {name}.npz the pixel counts of every image:
     ids         (N,) text
     thresholds  (thresholds,) float64; empty for label maps, whose counts have one row
-    counts      (N, thresholds, classes, 3), T, P and TP as the smallest unsigned integers that fit; background first
+    images      (entries,) which of the ids; an entry is an image and a class in its mask or its predictions
+    classes     (entries,) 0 is the background
+    counts      (entries, thresholds, 3), T, P and TP as the smallest unsigned integers that fit
 {name}.tgz is the upload for the VOC test server. No torch: stage 9 imports this module and forks.
 """
 
@@ -29,12 +31,16 @@ NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')  # what every re
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def write(name: str, content: dict, ids: list[str], by_image: np.ndarray) -> None:
-    """Write a result: the content of the JSON file, and T, P and TP per image (N, thresholds, classes, 3)."""
+def write(name: str, content: dict, ids: list[str], by_image: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write a result: the content of the JSON file; and per image its K classes, and T, P and TP (thresholds, K, 3)."""
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
-    smallest = np.min_scalar_type(by_image.max())
-    counts = {'thresholds': np.array(thresholds, np.float64), 'counts': by_image.astype(smallest)}
-    write_npz(results_path(name, 'npz'), ids=np.array(ids), **counts)
+    arrays = {
+        'images': np.repeat(np.arange(len(ids)), [len(classes) for classes, _ in by_image]),
+        'classes': np.concatenate([classes for classes, _ in by_image]),
+        'counts': np.concatenate([counts.swapaxes(0, 1) for _, counts in by_image]),
+    }
+    smallest = {key: array.astype(np.min_scalar_type(array.max(initial=0))) for key, array in arrays.items()}
+    write_npz(results_path(name, 'npz'), ids=np.array(ids), thresholds=np.array(thresholds, np.float64), **smallest)
     write_json(results_path(name, 'json'), content)
 
 
@@ -96,14 +102,19 @@ def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             ids, thresholds, counts = file['ids'].tolist(), file['thresholds'].tolist(), file['counts']
-        counts = counts[:, thresholds.index(result['threshold']) if thresholds else 0]
-        confusion = np.array(result['confusion'])
+            confusion = np.array(result['confusion'])
+            index = thresholds.index(result['threshold']) if thresholds else 0
+            if counts.ndim == 4:  # of earlier versions: (N, thresholds, classes, 3)
+                by_image = counts[:, index]
+            else:
+                by_image = np.zeros((len(ids), len(confusion), 3), counts.dtype)
+                by_image[file['images'], file['classes']] = counts[:, index]
         total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
-        if len(ids) != len(counts) or not np.array_equal(counts.sum(0, dtype=np.int64), total):
+        if len(ids) != len(by_image) or not np.array_equal(by_image.sum(0, dtype=np.int64), total):
             raise ValueError
-    except NPZ_ERRORS:
+    except (*NPZ_ERRORS, IndexError):
         raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
-    return ids, counts
+    return ids, by_image
 
 
 def seed_of(result: dict) -> int:
