@@ -113,7 +113,21 @@ def test_missing_results_are_named(in_tmp, capsys):
     assert 'contains no results; run evaluate.py first' in fault_of(summarize, [], capsys)
 
 
-@pytest.mark.parametrize('change', [{'miou': None}, {'fp': 'x'}, {'fn': float('nan')}, {'thresholds': [1]}, None])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'miou': None},
+        {'fp': 'x'},
+        {'fn': float('nan')},
+        {'thresholds': [1]},
+        {'domain': 1},
+        {'masks': []},
+        {'iou': ['cat']},
+        {'iou': {'cat': 'x'}},
+        {'made_with': [1]},
+        None,
+    ],
+)
 def test_damaged_results_are_named(in_tmp, capsys, change):
     write_result('a@train', 50)
     path = results_path('a@train', 'json')

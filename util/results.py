@@ -27,6 +27,14 @@ from util.files import write_bytes, write_json
 FOLDER = EXPERIMENTS / 'results'
 BEST, GIVEN = 'best on these masks', 'given'  # how the threshold of a result was chosen
 NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')  # what every result has
+KINDS = {
+    'domain': str,
+    'dataset': str,
+    'masks': str,
+    'mode': str,
+    'iou': dict,
+    'made_with': dict,
+}  # what newer ones have
 
 # Writing ------------------------------------------------------------------------------------------------------------
 
@@ -82,12 +90,15 @@ def read(path: Path) -> dict:
     """
     try:
         content = json.loads(path.read_text())
-        if not np.isfinite([content[name] for name in NUMBERS]).all():
+        numbers = [content[name] for name in NUMBERS]
+        numbers += [value for value in content.get('iou', {}).values() if value is not None]
+        wrong = [name for name, kind in KINDS.items() if not isinstance(content.get(name, kind()), kind)]
+        if wrong or not np.isfinite(numbers).all():
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
         return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
 
 
