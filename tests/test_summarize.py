@@ -194,13 +194,15 @@ def test_near_names_are_shown(in_tmp, capsys):
 @pytest.mark.parametrize(
     'change, part',
     [
-        ({'domain': 'val'}, 'different splits cannot be in one table: a@x (train), b@x (val)'),
+        ({'domain': 'val'}, 'different splits cannot be in one table: a@x (train), b@x (val); print a table of each'),
         ({'dataset': 'VOC 2012'}, 'different data sets cannot be in one table: a@x (drawn), b@x (VOC 2012)'),
+        ({'images': 7}, 'different numbers of images cannot be in one table: a@x (6), b@x (7)'),
+        ({'masks': 'b' * 64}, f'different masks cannot be in one table: a@x ({"a" * 40}), b@x ({"b" * 40})'),
         ({'iou': {'background': 1, 'dog': 2}}, 'different classes cannot be in one table: a@x (background, cat), b@x'),
     ],
 )
 def test_other_data_or_splits_are_refused(in_tmp, capsys, change, part):
-    known = {'dataset': 'drawn', 'iou': {'background': 1, 'cat': 2}}
+    known = {'dataset': 'drawn', 'masks': 'a' * 64, 'iou': {'background': 1, 'cat': 2}}
     write_result('a@x', 50, **known)
     write_result('b@x', 50, **{**known, **change})
     write_result('old@x', 50)
@@ -209,11 +211,20 @@ def test_other_data_or_splits_are_refused(in_tmp, capsys, change, part):
     tables(capsys, 'a@x', 'old@x')
 
 
-def test_other_masks_are_warned_of(in_tmp, capsys):
-    write_result('a@x', 50, masks='1')
-    write_result('b@x', 50, masks='2')
-    summarize.main(summarize.parse_args(['a@x', 'b@x']))
-    assert capsys.readouterr().err == 'warning: these results were scored on different masks\n'
+def test_a_mean_is_of_one_stage(in_tmp, capsys):
+    """Of a tag there may be CAMs, CAMs after a CRF, and their label maps."""
+    write_result('a@seed=0@train', 50, folder='a@seed=0')
+    for name, more, part in (
+        ('a@seed=1@rw', {'folder': 'a@seed=1@rw'}, 'a@seed=0@train (CAM), a@seed=1@rw@train (random-walk CAM)'),
+        ('a@seed=1@dcrf=10', {'crf_iteration': 10}, 'a@seed=1@dcrf=10@train (CAM + dCRF of 10 iterations)'),
+    ):
+        write_result(f'{name}@train', 60, **more)
+        for line in (['a@*'], ['title | a@*', '--classes'], ['--paired', 'a@*', 'a@*']):
+            text = fault_of(summarize, line, capsys)
+            assert 'outputs of different stages cannot be in one row: a@seed=0@train (CAM), ' in text
+            assert part in text
+        tables(capsys, 'a')  # a row for each
+        results_path(f'{name}@train', 'json').unlink()
 
 
 def test_classes_side_by_side(in_tmp, capsys):
@@ -266,7 +277,7 @@ def write_counted(name, rng, found: float, ids=20, **more):
 
 def test_interval_over_images(in_tmp, rng, capsys):
     counts = write_counted('a@train', rng, 0.7)
-    write_result('old@train', 50)
+    write_result('old@train', 50, images=20)
     table = tables(capsys, 'a@train', 'old@train')[0]
     low, high = score_interval(counts)['miou']
     assert [row[4] for row in table] == ['95 %', f'{100 * low:.2f} to {100 * high:.2f}', '']
@@ -288,11 +299,20 @@ def test_paired_over_images(in_tmp, rng, capsys):
     assert {row[4] for row in table[1:]} == {'+0.00 to +0.00'}
 
 
+def test_one_image_has_no_interval(in_tmp, rng, capsys):
+    write_counted('a@train', rng, 0.7, ids=1)
+    assert '95 %' not in tables(capsys, 'a')[0][0]
+    text = fault_of(summarize, ['--paired', 'a', 'a'], capsys)
+    assert '--paired: 1 image was scored, an interval needs at least 2' in text
+
+
 def test_counts_that_do_not_fit_are_refused(in_tmp, rng, capsys):
     for name in ('a@train', 'b@train'):
         write_counted(name, rng, 0.6)
     assert 'different images or masks' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
-    write_counted('b@train', rng, 0.6, ids=19)
+    path = results_path('b@train', 'npz')
+    with np.load(path) as file:
+        write_npz(path, **{**file, 'ids': file['ids'][::-1]})
     assert 'were scored on different images' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
     path = results_path('a@train', 'npz')
     content = path.read_bytes()
@@ -326,7 +346,7 @@ def test_seeds_that_cannot_be_paired(in_tmp, capsys):
     for name in ('a@seed=0', 'a@seed=1', 'b@seed=1', 'b@seed=2', 'c@1', 'c@2', 'd@seed=0@x', 'd@seed=0@y'):
         write_result(name, 50)
     for second, part in (
-        ('b@*', '--paired: 1 seeds are in both A and B'),
+        ('b@*', '--paired: A and B share 1 of their seeds, an interval needs at least 2'),
         ('c@*', 'c@1: its seed is unknown'),
         ('d@*', '--paired d@seed=0@x: two runs have the same seed'),
     ):

@@ -95,7 +95,7 @@ def tabulate_rows(rows):
         miou, fp, fn = (np.array([result[name] for result in runs]) for name in ('miou', 'fp', 'fn'))
         mean = f'{miou.mean():.2f}' + (f' +- {miou.std(ddof=1):.2f}' if len(miou) > 1 else '')
         counts = results.read_counts(runs[0]) if len(runs) == 1 else None
-        interval = format_interval(score_interval(counts[1])['miou']) if counts else ''
+        interval = format_interval(score_interval(counts[1])['miou']) if counts and len(counts[0]) > 1 else ''
         thresholds = ' '.join(sorted({results.format_threshold(result['threshold']) for result in runs}))
         background = f'{runs[0]["all_background_miou"]:.2f}'
         scores = mean, interval, f'{fp.mean():.1f}', f'{fn.mean():.1f}'
@@ -202,6 +202,8 @@ def pair_images(first, second):
             raise UserError(f'--paired {result["name"]}: has no counts per image (.npz); rerun evaluate.py')
     if counts[0][0] != counts[1][0]:
         raise UserError(f'--paired {first["name"]} {second["name"]}: were scored on different images')
+    if len(counts[0][0]) < 2:
+        raise UserError('--paired: 1 image was scored, an interval needs at least 2')
     return f'{len(counts[0][0])} images', difference_interval(counts[0][1], counts[1][1])
 
 
@@ -209,13 +211,14 @@ def pair_seeds(*pair):
     """Return the runs of both whose seed the other has too, in the same order."""
     by_seed = []
     for runs in pair:
+        results.check_mean(runs)
         seeds = {results.seed_of(result): result for result in runs}
         if len(seeds) < len(runs):
             raise UserError(f'--paired {runs[0]["name"]}: two runs have the same seed: use a narrower pattern')
         by_seed.append(seeds)
     common, alone = sorted(by_seed[0].keys() & by_seed[1].keys()), sorted(by_seed[0].keys() ^ by_seed[1].keys())
     if len(common) < 2:
-        raise UserError(f'--paired: {len(common)} seeds are in both A and B, an interval needs at least 2')
+        raise UserError(f'--paired: A and B share {len(common)} of their seeds, an interval needs at least 2')
     if alone:
         print(f'warning: seeds only in A or only in B are left out: {", ".join(map(str, alone))}', file=sys.stderr)
     return [[seeds[seed] for seed in common] for seeds in by_seed]
@@ -236,8 +239,8 @@ def main(args):
     rows = [row for argument in args.rows for row in find_rows(argument)]
     runs = [result for _, found, _ in rows for result in found]
     results.check_comparable(runs)
-    if len({result['masks'] for result in runs if 'masks' in result}) > 1:
-        print('warning: these results were scored on different masks', file=sys.stderr)
+    for _, found, _ in rows:
+        results.check_mean(found)
 
     tables = [tabulate_rows(rows)] if rows else []
     if args.thresholds:

@@ -14,14 +14,14 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
 from core import UserError
-from util.artifacts import EXPERIMENTS, NPZ_ERRORS, results_path, write_npz
+from util.artifacts import EXPERIMENTS, NPZ_ERRORS, format_of, results_path, write_npz
 from util.files import write_bytes, write_json
 
 FOLDER = EXPERIMENTS / 'results'
@@ -138,18 +138,37 @@ def seed_of(result: dict) -> int:
 
 
 def check_comparable(results: Sequence[dict]) -> None:
-    """Raise UserError naming two results of different splits, data sets or classes. Older files do not say them all."""
+    """Raise UserError naming two results of different splits, data sets, classes, images or masks.
+
+    Older files do not name them all.
+    """
     for what, value_of in (
         ('splits', lambda result: result.get('domain')),
         ('data sets', lambda result: result.get('dataset')),
         ('classes', lambda result: ', '.join(result.get('iou', ())) or None),
+        ('numbers of images', lambda result: result['images']),
+        ('masks', lambda result: result.get('masks')),
     ):
-        known = [(value_of(result), result['name']) for result in results if value_of(result) is not None]
-        for value, name in known[1:]:
-            if value != known[0][0]:
-                raise UserError(
-                    f'different {what} cannot be in one table: {known[0][1]} ({known[0][0]}), {name} ({value})'
-                )
+        _check_same(results, value_of, f'different {what} cannot be in one table', 'print a table of each')
+
+
+def check_mean(results: Sequence[dict]) -> None:
+    """Raise UserError naming two results of different stages, whose mean would be meaningless."""
+    _check_same(results, _stage_of, 'outputs of different stages cannot be in one row', 'use a narrower pattern')
+
+
+def _stage_of(result: dict) -> str:
+    title, iterations = format_of(str(result.get('experiment_name'))).title, result.get('crf_iteration')
+    return f'{title} + dCRF of {iterations} iterations' if iterations else title
+
+
+def _check_same(results: Sequence[dict], value_of: Callable[[dict], object], fault: str, remedy: str) -> None:
+    known = [(value_of(result), result['name']) for result in results]
+    known = [(value, name) for value, name in known if value is not None]
+    for value, name in known[1:]:
+        if value != known[0][0]:
+            first, second = (f'{name} ({str(value)[:40]})' for value, name in (known[0], (value, name)))
+            raise UserError(f'{fault}: {first}, {second}; {remedy}')
 
 
 # Finding ------------------------------------------------------------------------------------------------------------
