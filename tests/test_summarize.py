@@ -106,7 +106,7 @@ def test_missing_results_are_named(in_tmp, capsys):
     for name in ('../a', 'a/b'):
         assert fault_of(summarize, [f'x | {name}'], capsys).endswith(f'error: {name}: no such file')
     for name in ('', '**', 'a?'):
-        assert 'not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
+        assert f'results/{name}.json not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
     assert 'is not NAME, TITLE | NAME or' in fault_of(summarize, ['a | b | c | d'], capsys)
     for flag in ('--classes', '--options', '--thresholds', '--picture x.png'):
         assert f'{flag.split()[0]}: needs rows' in fault_of(summarize, flag.split(), capsys)
@@ -163,6 +163,7 @@ def test_names_by_tag_part_and_path(in_tmp, capsys):
     for name, expected in (
         ('demo@cl@train.json', ['10.00']),
         ('puzzle', ['20.00']),
+        ('puzzle@train.json', ['20.00']),
         ('monst', ['30.00']),
         ('demo', ['40.00']),  # a full name comes before a tag
         ('demo@cl', ['10.00']),
@@ -186,6 +187,11 @@ def test_near_names_are_shown(in_tmp, capsys):
     text = fault_of(summarize, ['dmeo@cl'], capsys)
     assert 'dmeo@cl.json not found; did you mean demo@cl@train@scale=0.5,1.0,1.5,2.0@train' in text
     assert 'zzz' not in text
+    for name in ('puzle', 'Puzzle', 'puzle.json'):
+        text = fault_of(summarize, [name], capsys)
+        assert text.endswith(f'{name.removesuffix(".json")}.json not found; did you mean demo@puzzle@train?')
+    for name in ('x', '', '*q*'):
+        assert f'results/{name}.json not found; python3 -m tools.summarize lists' in fault_of(summarize, [name], capsys)
 
 
 # Comparisons --------------------------------------------------------------------------------------------------------
@@ -367,6 +373,18 @@ def test_formats(in_tmp, capsys):
     assert out.startswith('\\begin{tabular}{lrrrrrrr}')
     assert 'a\\_b@train' in out
     assert 'mIoU \\%' in out
+
+
+def test_special_characters_in_tables(in_tmp, capsys):
+    """A | in a cell of Markdown; and * or [ at the beginning of a line of LaTeX, after the \\\\ of the line before."""
+    write_result('a@train', 50, iou={'background': 80.0, 'cat | dog': 1.0, '[x]': 2.0, '& _%#$~^{}': 3.0})
+    summarize.main(summarize.parse_args(['a', '*@train', '--classes']))
+    assert '| cat \\| dog' in capsys.readouterr().out
+    summarize.main(summarize.parse_args(['a', '*@train', '--classes', '--format', 'latex']))
+    lines = [line.lstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:4] for line in lines if line.startswith('{}')] == ['{}*@', '{}[x']
+    assert not [line for line in lines if line[:1] in '*[' and line]
+    assert any(line.startswith('\\& \\_\\%\\#\\$') for line in lines)
 
 
 # Picture ------------------------------------------------------------------------------------------------------------

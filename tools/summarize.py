@@ -17,6 +17,7 @@ interval of Student's t over the seeds that both have or, for one run each, the 
 
 import csv
 import io
+import re
 import sys
 import time
 
@@ -112,7 +113,7 @@ def format_interval(interval, sign=''):
 def tabulate_thresholds(rows):
     """Return a table of mean mIoU per threshold for each row of maps."""
     rows = [(title, [result['sweep'] for result in runs]) for title, runs, _ in rows]
-    rows = [(title, sweeps) for title, sweeps in rows if None not in sweeps[0]]
+    rows = [(title, sweeps) for title, sweeps in rows if not any(None in sweep for sweep in sweeps)]
     thresholds = sorted({threshold for _, sweeps in rows for sweep in sweeps for threshold in sweep})
     lines = [('threshold', *map(results.format_threshold, thresholds))]
     for title, sweeps in rows:
@@ -231,8 +232,13 @@ def print_table(lines, form):
         csv.writer(text, lineterminator='\n').writerows(lines)
         print(text.getvalue(), end='')
         return
+    if form == 'markdown':
+        lines = [[str(cell).replace('|', '\\|') for cell in line] for line in lines]
     align = ('left', *('right' for _ in lines[0][1:]))
-    print(tabulate(lines[1:], lines[0], tablefmt=FORMATS[form], colalign=align, disable_numparse=True))
+    text = tabulate(lines[1:], lines[0], tablefmt=FORMATS[form], colalign=align, disable_numparse=True)
+    if form == 'latex':  # the \\ of the line before would take a leading * or [ as its argument
+        text = re.sub(r'^ *(?=[*[])', '{}', text, flags=re.MULTILINE)
+    print(text)
 
 
 def main(args):

@@ -198,8 +198,9 @@ def find(name: str) -> list[dict]:
         if not Path(name).is_file():
             raise UserError(f'{name}: no such file')
         return [read(Path(name))]
+    name = name.removesuffix('.json')
     names = sorted(path.stem for path in FOLDER.glob('[!.]*.json'))
-    pattern = '.*'.join(map(re.escape, name.removesuffix('.json').split('*')))
+    pattern = '.*'.join(map(re.escape, name.split('*')))
     found = [other for other in names if re.fullmatch(pattern, other)]
     if not found and '*' not in name and name:
         found = [other for other in names if other.startswith(f'{name}@')]
@@ -209,8 +210,8 @@ def find(name: str) -> list[dict]:
                 raise UserError(f'{name!r} is a part of {len(found)} names: {_some(found)}')
     if not found:
         near = _nearest(name, names)
-        hint = f'did you mean {_some(near)}?' if near else 'run evaluate.py first'
-        raise UserError(f'{FOLDER / name}.json not found; {hint}')
+        hint = 'python3 -m tools.summarize lists all results' if names else 'run evaluate.py first'
+        raise UserError(f'{FOLDER}/{name}.json not found; {f"did you mean {_some(near)}?" if near else hint}')
     return [read(FOLDER / f'{other}.json') for other in found]
 
 
@@ -219,10 +220,11 @@ def _some(names: list[str]) -> str:
 
 
 def _nearest(name: str, names: list[str]) -> list[str]:
-    """Return up to three names that are similar to it as a whole or in as many of their first characters."""
+    """Return up to three names that are similar to it as a whole, in their first characters or in a part."""
 
     def similarity(other: str) -> float:
-        return max(SequenceMatcher(None, name, part).ratio() for part in (other, other[: len(name)]))
+        parts = {other, other[: len(name) or None], *other.split('@')}
+        return max(SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in parts)
 
-    ranked = sorted(names, key=similarity, reverse=True)
-    return [other for other in ranked[:3] if similarity(other) >= 0.6]
+    ranked = sorted(((similarity(other), other) for other in names), key=lambda pair: -pair[0])
+    return [other for ratio, other in ranked[:3] if ratio >= 0.6]
