@@ -39,6 +39,24 @@ def demo(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope='session')
+def experiment(demo, tmp_path_factory) -> Path:
+    """A working directory with the outputs of all stages on the drawn set, made from its masks, and their results.
+
+    The runs are my@puzzle, my@affinity and my@deeplab. Nothing is random; no test may write into experiments/ there.
+    """
+    from made_outputs import make_experiment
+
+    root = tmp_path_factory.mktemp('experiment')
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        make_experiment(demo)
+    finally:
+        os.chdir(before)
+    return root
+
+
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch) -> Path:
     """An empty working directory, which will hold the experiments/ of the test."""

@@ -36,6 +36,15 @@ KINDS = {
     'made_with': dict,
 }  # what newer ones have
 
+# What results in one table have in common.
+COMPARED: dict[str, Callable[[dict], object]] = {
+    'splits': lambda result: result.get('domain'),
+    'data sets': lambda result: result.get('dataset'),
+    'classes': lambda result: ', '.join(result.get('iou', ())) or None,
+    'numbers of images': lambda result: result['images'],
+    'masks': lambda result: result.get('masks'),
+}
+
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,19 +146,13 @@ def seed_of(result: dict) -> int:
     return int(found[1] if seed is None else seed)
 
 
-def check_comparable(results: Sequence[dict]) -> None:
+def check_comparable(results: Sequence[dict], *properties: str) -> None:
     """Raise UserError naming two results of different splits, data sets, classes, images or masks.
 
-    Older files do not name them all.
+    `properties` are some of COMPARED, all by default. Older files do not name them all.
     """
-    for what, value_of in (
-        ('splits', lambda result: result.get('domain')),
-        ('data sets', lambda result: result.get('dataset')),
-        ('classes', lambda result: ', '.join(result.get('iou', ())) or None),
-        ('numbers of images', lambda result: result['images']),
-        ('masks', lambda result: result.get('masks')),
-    ):
-        _check_same(results, value_of, f'different {what} cannot be in one table', 'print a table of each')
+    for what in properties or COMPARED:
+        _check_same(results, COMPARED[what], f'different {what} cannot be in one table', 'print a table of each')
 
 
 def check_mean(results: Sequence[dict]) -> None:

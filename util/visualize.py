@@ -171,13 +171,13 @@ def caption(
 
 
 def stack(pictures: Sequence[np.ndarray], columns: int, pad: int = 8) -> np.ndarray:
-    """Put pictures of any size next to one another, `columns` in a row; gaps are white."""
+    """Put pictures of any size next to one another, `columns` in a row, with white gaps to the left and above each."""
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     heights = [max(picture.shape[0] for picture in row) for row in rows]
-    width = max(sum(picture.shape[1] + pad for picture in row) for row in rows)
-    canvas, y = np.full((sum(heights) + pad * len(rows), width, 3), 255, np.uint8), 0
+    width = max(sum(pad + picture.shape[1] for picture in row) for row in rows)
+    canvas, y = np.full((sum(heights) + pad * len(rows), width, 3), 255, np.uint8), pad
     for row, height in zip(rows, heights, strict=True):
-        x = 0
+        x = pad
         for picture in row:
             canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
             x += picture.shape[1] + pad

@@ -38,22 +38,20 @@ def find_entries(rows: list[str]) -> list[Entry]:
     if not found:
         raise UserError(f'{artifacts.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
-    results.check_comparable([{**entry.result, 'domain': None} for entry in entries if entry.result])
+    results.check_comparable([entry.result for entry in entries if entry.result], 'data sets', 'classes')
     return name_entries(entries)
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     """Return (folder, list, result or None) of the results and the other output folders that a name means."""
-    folders = {path.name for path in artifacts.PREDICTIONS.glob('[!.]*') if path.is_dir()}
+    folders = sorted(path.name for path in artifacts.PREDICTIONS.glob('[!.]*') if path.is_dir())
+    others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
     try:
         scored = results.find(name)
     except UserError:
-        scored = []
-        others = [folder for folder in folders if Path(name).name == folder or folder.startswith(f'{name}@')]
         if not others and name != '*':
             raise
-    else:
-        others = [folder for folder in folders if name == '*' or folder.startswith(f'{name}@')]
+        scored = []
     found = [(result['experiment_name'], result['domain'], result) for result in scored]
     known = {folder for folder, *_ in found}
     for folder in others:
