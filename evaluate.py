@@ -9,6 +9,7 @@ Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per cl
         --domain val --data_dir $D/SegmentationClass
 """
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def score(args, mode, dataset, folder, ids):
 
 
 def main(args):
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset, begun = open_dataset(args.dataset, args.data_dir), time.monotonic()
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
     name = f'{args.experiment_name}{crf}@{args.domain}'
@@ -187,7 +188,7 @@ def main(args):
             raise UserError(f'domain {args.domain!r}: nothing to compare with: none of its images has a mask{expected}')
         stage.print_mask_count(dataset, args.domain, masked)
         content, by_image = score(args, mode, dataset, folder, masked)
-        results.write(name, content, masked, by_image)
+        results.write(name, content, masked, by_image, seconds=time.monotonic() - begun)
         if args.csv:
             results.write_csv(args.csv, content)
     report(content)  # last: a reader such as head may close stdout

@@ -3,13 +3,16 @@
 Reads   experiments/models/{model_name}.pth of stage 4; experiments/predictions/{cam_dir}/{id}.npz of stage 2;
         images of the list --domain
 Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={exp_times}@rw/{id}.npz: keys (K+1,),
-        rw (K, h/4, w/4)
+        rw (K, h/4, w/4); with --save_edges also {model_name}@{train|val}@edge/{id}.npz: edge (h/4, w/4)
 
     python3 inference_rw.py --architecture resnest101 --model_name AffinityNet@ResNeSt-101@Puzzle \\
         --cam_dir ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug --data_dir $D
 
 The random-walk CAMs should then score 71.92 mIoU on train (paper, Table 2).
 """
+
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 
@@ -39,6 +42,8 @@ def parse_args(argv=None):
     inference.add_argument('--exp_times', type=flags.integer(0, 12), default=8, help=steps)
     size = flags.integer(32, 16384)
     inference.add_argument('--image_size', type=size, default=512, help='smaller images are padded to this size')
+    edges = 'keep the edge maps too, also of a finished random walk'
+    parser.groups['run and output'].add_argument('--save_edges', action='store_true', help=edges)
     return parser.parse_args(argv)
 
 
@@ -52,10 +57,13 @@ def main(args):
     meta = file.resolve(args, dataset, ['AffinityNet'], architecture='backbone')
     model, device, model_hash = file.load_for_inference(build_network(meta), args)
 
-    inputs = {'model': model_hash, 'cams': cams}
     flat = []  # images without edges
-    with artifacts.create_folder(artifacts.RANDOM_WALK, args, dataset, ids, **inputs) as random_walks:
-        missing = random_walks.missing
+    with ExitStack() as folders:
+        create = partial(artifacts.create_folder, args=args, dataset=dataset, ids=ids, model=model_hash)
+        random_walks = folders.enter_context(create(artifacts.RANDOM_WALK, cams=cams))
+        edge_maps = folders.enter_context(create(artifacts.EDGE)) if args.save_edges else None
+        no_edge = edge_maps.missing if edge_maps else set()
+        missing = random_walks.missing | no_edge
         batches = MultiScaleDataset(dataset, ids, missing, [1.0], args.batch_size)
         batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
         with parallel.BackgroundWriter(args.num_workers) as writer:
@@ -68,7 +76,9 @@ def main(args):
 
                 # Propagate each image's CAMs; scale them to a maximum of 1 for float16.
                 for image_id, edge in zip(batch_ids, edges, strict=True):
-                    if image_id in missing:
+                    if image_id in no_edge:
+                        writer.submit(edge_maps.write_edge, image_id, edge.cpu().numpy())
+                    if image_id in random_walks.missing:
                         keys, cam = cams.read_maps(image_id, 'cam', size)
                         cam = torch.from_numpy(cam).to(device)
                         rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()

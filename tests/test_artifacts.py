@@ -21,6 +21,7 @@ from util import artifacts
 from util.artifacts import (
     AFFINITY_LABEL,
     CAM,
+    EDGE,
     PREDICTION,
     PSEUDO_LABEL,
     RANDOM_WALK,
@@ -77,6 +78,7 @@ def test_folder_names():
         assert folder_name(CAM, cams) == f'T@x@{split}@scale=0.5,1.0,1.5,2.0'
         random_walk = options(model_name='M', domain=domain, beta=10, exp_times=8)
         assert folder_name(RANDOM_WALK, random_walk) == f'M@{split}@beta=10@exp_times=8@rw'
+        assert folder_name(EDGE, random_walk) == f'M@{split}@edge'
     random_walk = options(model_name='M', domain='val', beta=10.0, exp_times=8)
     assert folder_name(RANDOM_WALK, random_walk) == 'M@val@beta=10@exp_times=8@rw'
     labels = options(experiment_name='C', domain='train_aug', fg_threshold=0.4, bg_threshold=0.1)
@@ -92,6 +94,7 @@ def test_folder_names():
         ('T@train@scale=0.5,1.0', CAM, 'inference_classification.py'),
         ('T@train@scale=0.5,1.0@aff_fg=0.40_bg=0.10', AFFINITY_LABEL, 'make_affinity_labels.py'),
         ('M@train@beta=10@exp_times=8@rw', RANDOM_WALK, 'inference_rw.py'),
+        ('M@train@edge', EDGE, 'inference_rw.py'),
         ('M@train@beta=10@exp_times=8@rw@crf=1', PSEUDO_LABEL, 'make_pseudo_labels.py'),
         ('D@val@scale=1.0@iteration=10', PREDICTION, 'inference_segmentation.py'),
     ],
@@ -272,6 +275,60 @@ def test_other_versions_resume_and_are_recorded(in_tmp, monkeypatch):
     assert args_json()['history'] == [{'options': ARGS, 'versions': old}]
 
 
+def test_seconds_are_summed_over_the_commands_that_wrote(in_tmp, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(artifacts.time, 'monotonic', lambda: now[0])
+
+    def work(seconds, ids, fails=False, **changes):
+        try:
+            with created(**changes) as folder:
+                now[0] += seconds
+                fill(folder, ids)
+                if fails:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        return args_json()['seconds']
+
+    assert work(5, []) == 0
+    assert work(5, ['a']) == 5
+    assert work(1.5, ['b'], fails=True) == 6.5
+    before = (FOLDER / 'args.json').read_bytes()
+    monkeypatch.setattr(artifacts, 'versions', lambda: {'code': 'later'})
+    assert work(7, [], num_workers=9) == 6.5
+    assert (FOLDER / 'args.json').read_bytes() == before  # a command that writes nothing leaves no trace
+    (FOLDER / 'b.npz').unlink()
+    assert work(2, ['b'], num_workers=9) == 8.5
+    assert work(4, IDS, overwrite=True) == 4
+
+
+def test_seconds_of_a_folder_without_them_stay_unknown(in_tmp):
+    with created() as folder:
+        fill(folder, ['a'])
+        fingerprint = folder.fingerprint
+    record = args_json()
+    del record['seconds']
+    (FOLDER / 'args.json').write_text(json.dumps(record))
+    with created() as folder:
+        fill(folder, ['b'])
+    assert args_json()['seconds'] is None
+    assert folder.fingerprint == fingerprint
+
+
+def test_options_that_an_output_does_not_use_share_its_folder(in_tmp):
+    def create(**changes):
+        args = {**ARGS, 'model_name': 'M', 'cam_dir': 'C', 'beta': 10, 'exp_times': 8, 'image_size': 64, **changes}
+        return create_folder(EDGE, options(**args), LabelMaps(), IDS, model='1234')
+
+    with create() as folder:
+        for image_id in IDS:
+            folder.write_edge(image_id, CAMS[0])
+    with create(cam_dir='D', beta=5, exp_times=2) as folder:
+        assert folder.missing == set()
+    with pytest.raises(UserError, match='image_size: 64, requested 32'), create(image_size=32):
+        pass
+
+
 def test_outputs_without_args_are_refused(in_tmp):
     with created() as folder:
         fill(folder)
@@ -380,6 +437,31 @@ def test_random_walk_cams_round_trip(tmp_path):
     write_rw(tmp_path / 'a.npz', KEYS, HR_CAMS)
     assert sorted(maps_inside(tmp_path / 'a.npz')) == ['keys', 'rw']
     np.testing.assert_allclose(read_maps(tmp_path / 'a.npz', 'rw', 20)[1], HR_CAMS, atol=3e-4)
+
+
+def test_edge_maps_round_trip_or_are_refused(tmp_path):
+    folder, edge = folder_at(tmp_path, EDGE), CAMS[0]
+    folder.write_edge('a', edge)
+    found = folder.read_edge('a', edge.shape)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, edge, atol=3e-4)
+    assert maps_inside(tmp_path / 'a.npz') == ['edge']
+    for content, size, part in (
+        (edge, (4, 3), '"edge" is 4x3, the image is 3x4'),
+        (CAMS, None, 'is not an edge map'),
+        (np.zeros((3, 4), int), None, 'is not an edge map'),
+        (edge + 1, None, 'contains values outside 0 to 1'),
+        (with_nan()[1], None, 'contains non-finite values'),
+    ):
+        np.savez(tmp_path / 'a.npz', edge=content)
+        with pytest.raises(UserError, match=re.escape(f'{tmp_path}/a.npz: ')) as error:
+            folder.read_edge('a', size)
+        assert part in str(error.value)
+    np.savez(tmp_path / 'a.npz', rw=edge)
+    with pytest.raises(UserError, match='not an npz file with "edge"'):
+        folder.check('a')
+    with pytest.raises(UserError, match='would not be finite'):
+        folder.write_edge('b', with_nan()[1])
 
 
 def test_every_map_of_a_format_has_to_be_written(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from core import UserError
+from util.fingerprint import versions
 from util.log import Averages, Log
 
 ARGS = argparse.Namespace(tag='tag', print_ratio=0.5, max_epoch=2)
@@ -57,8 +58,35 @@ def test_lines_and_curves(in_tmp):
     content = json.loads((in_tmp / 'experiments/data/tag.json').read_text())
     assert content == {
         'options': vars(ARGS),
+        'versions': versions(),
+        'seconds': content['seconds'],
         'curves': {'lr': [[5, 0.05]], 'loss': [[5, 1.25]], 'alpha': [[5, 2.0]], 'mIoU': [[10, 50.0], [20, 25.0]]},
     }
+
+
+def test_seconds_are_summed_over_sessions(in_tmp, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr('util.log.time.time', lambda: now[0])
+    content = {}
+    for length, expected in ((5.25, 5.25), (2, 7.25), (10, 17.25)):
+        log = Log(ARGS, 4)
+        if content:
+            log.load_state_dict(content)
+        with log:
+            now[0] += length
+            log.save_curves()
+            content = log.state_dict()
+            now[0] += 100  # after its last checkpoint the session is killed
+        assert json.loads((in_tmp / 'experiments/data/tag.json').read_text())['seconds'] == expected
+
+
+def test_seconds_of_a_checkpoint_without_them_are_unknown(in_tmp):
+    log = Log(ARGS, 4)
+    log.load_state_dict({'curves': {}})
+    with log:
+        log.save_curves()
+        assert log.state_dict()['seconds'] is None
+    assert json.loads((in_tmp / 'experiments/data/tag.json').read_text())['seconds'] is None
 
 
 def test_points_after_the_last_checkpoint_are_dropped(in_tmp):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment
+from conftest import REPOSITORY, fault_of, run_stage, subprocess_environment, without_seconds
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -38,13 +38,14 @@ from core.losses import alpha_at
 from core.maps import threshold_cams, upsample_rw
 from core.metrics import ConfusionMatrix
 from core.models import AffinityNet, Classifier
+from core.models.affinitynet import predict_edges
 from core.models.weights import read_state_dict
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
 from recipes import gradients, rounding
 from util import files
-from util.artifacts import read_args, read_maps, write_npz
-from util.fingerprint import digest, file_hash
+from util.artifacts import EDGE, Folder, read_args, read_maps, write_npz
+from util.fingerprint import digest, file_hash, versions
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -179,7 +180,8 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
         }  # fmt: skip
         assert (folder / '.lock').read_bytes() == b''
         record = json.loads((folder / 'args.json').read_text())
-        assert set(record) == {'fingerprint', 'options', 'versions', 'history'}
+        assert set(record) == {'fingerprint', 'options', 'versions', 'history', 'seconds'}
+        assert record['seconds'] > 0
         assert record['options']
         assert record['history'] == []
     models = {path.name for path in (experiments / 'models').iterdir()}
@@ -270,6 +272,84 @@ def test_random_walk_cams(experiments, demo):
         np.testing.assert_allclose(rw, (expected / expected.max()).numpy(), atol=2e-3)
         compared += 1
     assert compared
+
+
+EDGES = 'aff@train@edge'
+
+
+def outputs_of(name: str) -> dict[str, bytes]:
+    """Return the bytes of every file of a folder of predictions."""
+    return {path.name: path.read_bytes() for path in Path('experiments/predictions', name).glob('[!.]*')}
+
+
+def test_edges_are_added_to_a_finished_random_walk(copy, capsys, monkeypatch):
+    """The walk is not computed again; its folder stays as it is, and does not depend on --save_edges."""
+    before = outputs_of(RANDOM_WALKS)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference_rw, 'random_walk', None)
+        run(copy, 'random_walk', '--save_edges')
+    assert outputs_of(RANDOM_WALKS) == before
+    ids = ids_of(copy, 'train_aug')
+    edges = outputs_of(EDGES)
+    assert set(edges) == {'args.json', 'inputs.json', *(f'{image_id}.npz' for image_id in ids)}
+    capsys.readouterr()
+    run(copy, 'random_walk', '--save_edges')
+    assert capsys.readouterr().out.count('0 of them new') == 2
+    assert (outputs_of(RANDOM_WALKS), outputs_of(EDGES)) == (before, edges)
+
+    # Both at once, and the edges of another walk, which are the same.
+    run(copy, 'random_walk', '--save_edges', '--overwrite')
+    for name, content in ((RANDOM_WALKS, before), (EDGES, edges)):
+        found = outputs_of(name)
+        assert {file: found[file] for file in found if file != 'args.json'} == {
+            file: content[file] for file in content if file != 'args.json'
+        }
+    capsys.readouterr()
+    run(copy, 'random_walk', '--save_edges', '--beta', '5')
+    assert f'12 edge maps in experiments/predictions/{EDGES}, 0 of them new' in capsys.readouterr().out
+    with pytest.raises(UserError, match=f'{EDGES} exists with different settings .image_size: 96, requested 64'):
+        run(copy, 'random_walk', '--save_edges', '--beta', '3', '--image_size', '64')
+
+
+def test_edges_are_those_of_the_walk(copy):
+    run(copy, 'random_walk', '--save_edges')
+    model = AffinityNet(NET)
+    model.load_state_dict(state_of('aff'))
+    folder = Folder(EDGE, Path('experiments/predictions', EDGES), dataset_of(copy), ids_of(copy, 'train_aug'))
+    for image_id in folder.ids:
+        image = torch.from_numpy(image_of(copy, image_id))[None]
+        (expected,) = predict_edges(model.eval(), normalize(image), 96)
+        edge = folder.read_edge(image_id, tuple(expected.shape))
+        np.testing.assert_allclose(edge, expected.numpy(), atol=2e-3)
+        with np.load(folder.file(image_id)) as file:
+            assert (file.files, file['edge'].dtype) == (['edge'], np.float16)
+
+
+def test_either_missing_file_is_made_again(copy, capsys):
+    run(copy, 'random_walk', '--save_edges')
+    before = outputs_of(RANDOM_WALKS), outputs_of(EDGES)
+    one, other, damaged = ids_of(copy, 'train_aug')[:3]
+    Path(f'experiments/predictions/{RANDOM_WALKS}/{one}.npz').unlink()
+    Path(f'experiments/predictions/{EDGES}/{other}.npz').unlink()
+    Path(f'experiments/predictions/{EDGES}/{damaged}.npz').write_bytes(b'PK')
+    capsys.readouterr()
+    run(copy, 'random_walk', '--save_edges', '--repair')
+    text = capsys.readouterr().out
+    assert f'regenerating: experiments/predictions/{EDGES}/{damaged}.npz: not an npz file with "edge"' in text
+    assert '12 edge maps' in text and ', 2 of them new' in text and ', 1 of them new' in text
+    for name, content in zip((RANDOM_WALKS, EDGES), before, strict=True):
+        found = outputs_of(name)
+        assert all(found[file] == content[file] for file in content if file.endswith('.npz'))
+
+
+def test_edges_cannot_be_evaluated(copy, capsys):
+    script, line = commands(copy)['evaluate']
+    words = [*without(line, '--domain'), '--experiment_name', EDGES]
+    assert f'{EDGES} not found; run inference_rw.py first' in fault_of(script, words, capsys)
+    run(copy, 'random_walk', '--save_edges')
+    for mode in ([], ['--mode', 'rw']):
+        text = fault_of(script, [*words, *mode], capsys)
+        assert f'{EDGES}/train_00000.npz: an edge map has no classes to score; train_affinitynet.py logs' in text
 
 
 def test_pseudo_labels(experiments, demo):
@@ -533,12 +613,14 @@ def test_counts_per_image_add_up_to_the_result(experiments, demo, name, domain):
 
 def test_results_do_not_depend_on_workers_or_dates(copy):
     files_of = [Path(f'experiments/results/{CAMS}@train.{ending}') for ending in ('json', 'npz')]
-    before = [path.read_bytes() for path in files_of]
+    before = [without_seconds(path) for path in files_of]
+    assert json.loads(files_of[0].read_text())['seconds'] > 0
+    assert json.loads(files_of[0].read_text())['versions'] == versions()
     for workers in ('0', '2'):
         for path in files_of:
             path.unlink()
         run(copy, 'evaluate cams', '--num_workers', workers)
-        assert [path.read_bytes() for path in files_of] == before
+        assert [without_seconds(path) for path in files_of] == before
 
 
 def test_thresholds_and_their_table(copy, capsys):
@@ -807,7 +889,7 @@ def test_stages_take_the_network_from_the_model_file(copy, capsys, name, tag, fo
         torch.save(content, path)
     run_stage(script, [*words, '--overwrite'])
     path = copy.parent / 'experiments/predictions' / folder
-    record, before = read_args(path), {file: file.read_bytes() for file in path.glob('*.*')}
+    record, before = read_args(path), {file: without_seconds(file) for file in path.glob('*.*')}
     network = SEGMENTER if tag == 'seg' else {'architecture': NET}
     options = {key: value for key, value in record['fingerprint'].items() if key not in ('classes', 'model', 'cams')}
     assert options == {**OPTIONS[name], **network, 'precision': 'fp32'}
@@ -815,8 +897,8 @@ def test_stages_take_the_network_from_the_model_file(copy, capsys, name, tag, fo
     run_stage(script, without(words, '--architecture', '--backbone'))
     assert '0 of them new' in capsys.readouterr().out
     run_stage(script, [*without(words, '--architecture', '--backbone'), '--overwrite'])
-    assert read_args(path) == record
-    assert {file: file.read_bytes() for file in path.glob('*.*')} == before
+    assert {**read_args(path), 'seconds': record['seconds']} == record
+    assert {file: without_seconds(file) for file in path.glob('*.*')} == before
 
 
 @pytest.mark.parametrize('name, tag', [('cams', 'cls'), ('random_walk', 'aff'), ('predictions', 'seg')])

@@ -277,7 +277,9 @@ def write_counted(name, rng, found: float, ids=20, **more):
     iou = summarize_counts(confusion, ('background', 'cat'))
     rest = {'threshold': 0.3, 'images': ids, 'all_background_miou': 30.0, 'domain': 'train', 'experiment_name': name}
     content = {**iou, **rest, 'confusion': confusion.tolist(), 'thresholds': [{**iou, 'threshold': 0.3}], **more}
-    results.write(name, content, [f'image{i}' for i in range(ids)], [(np.arange(2), row[None]) for row in counts])
+    results.write(
+        name, content, [f'image{i}' for i in range(ids)], [(np.arange(2), row[None]) for row in counts], seconds=1
+    )
     return counts
 
 

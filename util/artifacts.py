@@ -6,6 +6,7 @@ To add an output format, add a row here. No torch: stages 3, 6 and 9 import this
 import io
 import json
 import sys
+import time
 import zipfile
 import zlib
 from argparse import Namespace
@@ -18,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from core import UserError
-from util.files import check_name, locked, make_folder, remove_all_leftovers, write_bytes, write_json
+from util.files import check_name, locked, remove_all_leftovers, write_bytes, write_json
 from util.fingerprint import (
     changed_ids,
     check_fingerprint,
@@ -42,6 +43,7 @@ class Format(NamedTuple):
     script: str  # the stage that writes it
     folder: str  # template of the folder's name: options of the stage, and {split}
     maps: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()  # options of the stage that do not affect this output
 
     @property
     def ending(self) -> str:
@@ -62,9 +64,10 @@ AFFINITY_LABEL = Format(
 RANDOM_WALK = Format(
     'random-walk CAM', 'inference_rw.py', '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw', ('rw',)
 )
+EDGE = Format('edge map', 'inference_rw.py', '{model_name}@{split}@edge', ('edge',), ('cam_dir', 'beta', 'exp_times'))
 PSEUDO_LABEL = Format('pseudo-label', 'make_pseudo_labels.py', '{experiment_name}@crf={crf_iteration}')
 PREDICTION = Format('prediction', 'inference_segmentation.py', '{tag}@{split}@scale={scales}@iteration={iteration}')
-FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, PSEUDO_LABEL, PREDICTION)
+FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)
 
 # Options of the network stages that change only the rounding of their outputs (docs/method.md, "CAMs").
 ROUNDING_OPTIONS = ('batch_size',)
@@ -149,6 +152,17 @@ class Folder:
         """Return keys (K+1,) and the maps (K, h, w) float32 of a name of the size (h, w); see `read_maps` below."""
         return read_maps(self.file(image_id), name, self.dataset.num_classes, size)
 
+    def read_edge(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return an edge map (h, w) float32 in [0, 1] of the size (h, w); see `read_maps` below."""
+        (edge,) = read_arrays(self.file(image_id), 'edge')
+        if edge.ndim != 2 or edge.dtype.kind != 'f':
+            raise UserError(f'{self.file(image_id)}: "edge" {edge.dtype}{edge.shape} is not an edge map{REPAIR}')
+        return _checked(self.file(image_id), 'edge', edge, size)
+
+    def write_edge(self, image_id: str, edge: np.ndarray) -> None:
+        """Write an edge map (h, w) as float16."""
+        write_npz(self.file(image_id), edge=edge.astype(np.float16))
+
     def write_label(self, image_id: str, label: np.ndarray) -> None:
         """Write a label map (h, w) as a palette PNG."""
         write_bytes(self.file(image_id), self.dataset.encode_label_map(label))
@@ -172,8 +186,11 @@ class Folder:
         """Read a file. Raises UserError if it is damaged or not of this format."""
         if not self.kind.maps:
             self.read_label(image_id)
-        for name in self.kind.maps:
-            self.read_maps(image_id, name)
+        elif self.kind == EDGE:
+            self.read_edge(image_id)
+        else:
+            for name in self.kind.maps:
+                self.read_maps(image_id, name)
 
     def summary(self) -> str:
         return f'{len(self.ids)} {self.kind.title}s in {self.path}, {len(self.missing)} of them new'
@@ -228,11 +245,13 @@ def create_folder(
     """Create or resume the output folder of a stage, and hold its lock inside.
 
     `inputs` are hashes, dicts of a hash by image id, and folders of earlier stages; the images are always an input.
-    args.json in the folder holds the fingerprint (options, classes and inputs), all options and the versions;
-    inputs.json holds the hashes by image id. The same command resumes where it was stopped, and regenerates the files
-    of images whose inputs have changed. Other settings raise UserError if there are outputs, unless --overwrite removes
-    them first. --repair reads every existing file and regenerates those that are damaged. Prints a summary at the end.
+    args.json in the folder holds the fingerprint (options, classes and inputs), all options, the versions and the
+    seconds of the commands that wrote files; inputs.json holds the hashes by image id. The same command resumes where
+    it was stopped, and regenerates the files of images whose inputs have changed. Other settings raise UserError if
+    there are outputs, unless --overwrite removes them first. --repair reads every existing file and regenerates those
+    that are damaged. Prints a summary at the end.
     """
+    begun = time.monotonic()
     folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, ids)
     check_name(folder.path, 'the name of the output folder')
     inputs, hashes = identify_inputs(dataset, ids, inputs)
@@ -242,13 +261,20 @@ def create_folder(
             records = [folder.path / name for name in ('args.json', 'inputs.json')]
             for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
                 path.unlink(missing_ok=True)
-        _record(folder, args, fingerprint(args, ROUNDING_OPTIONS, classes=dataset.class_names, **inputs))
+        ignored = (*ROUNDING_OPTIONS, *kind.unused)
+        settings = fingerprint(args, ignored, classes=dataset.class_names, **inputs)
+        old = _read_settings(folder, settings)
         _remove_outdated(folder, hashes)
         folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
         if args.repair:
             existing = set(ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
-        yield folder
+        if folder.missing:
+            _record(folder, args, settings, old)
+        try:
+            yield folder
+        finally:
+            _add_seconds(folder, time.monotonic() - begun)
     print(folder.summary())
 
 
@@ -271,23 +297,38 @@ def identify_inputs(
     return single, by_image
 
 
-def _record(folder: Folder, args: Namespace, settings: dict) -> None:
-    """Check args.json against the requested settings, or write it. An empty folder protects nothing."""
-    path = folder.path / 'args.json'
-    record = {'fingerprint': settings, 'options': vars(args), 'versions': versions(), 'history': []}
-    if any(folder.path.glob(f'*{folder.kind.suffix}')):
-        old = read_args(folder.path)
-        if not record.keys() <= old.keys():
-            raise UserError(
-                f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
-            )
-        check_fingerprint(folder.path, old['fingerprint'], settings)
-        before = {'options': old['options'], 'versions': old['versions']}
-        if before == {'options': record['options'], 'versions': record['versions']}:
-            return
-        record['history'] = [*old['history'], before]
-    make_folder(folder.path)
-    write_json(path, record)
+def _read_settings(folder: Folder, settings: dict) -> dict:
+    """Return args.json if there are outputs, {} if there are none, which protects nothing.
+
+    Raises UserError if it is not valid or of other settings than the requested ones.
+    """
+    if not any(folder.path.glob(f'*{folder.kind.suffix}')):
+        return {}
+    old = read_args(folder.path)
+    if not {'fingerprint', 'options', 'versions', 'history'} <= old.keys():
+        raise UserError(
+            f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
+        )
+    check_fingerprint(folder.path, old['fingerprint'], settings)
+    return old
+
+
+def _record(folder: Folder, args: Namespace, settings: dict, old: dict) -> None:
+    """Write args.json; the options and versions of earlier commands become its history."""
+    record = {'fingerprint': settings, 'options': vars(args), 'versions': versions(), 'history': [], 'seconds': 0}
+    if old:
+        before, now = ({name: content[name] for name in ('options', 'versions')} for content in (old, record))
+        record['history'] = [*old['history'], before] if before != now else old['history']
+        record['seconds'] = old.get('seconds')  # unknown in folders of earlier versions
+    if record != old:
+        write_json(folder.path / 'args.json', record)
+
+
+def _add_seconds(folder: Folder, seconds: float) -> None:
+    """Add the duration of a command to args.json if it has written a file."""
+    record = read_args(folder.path)
+    if record.get('seconds') is not None and any(folder.file(image_id).is_file() for image_id in folder.missing):
+        write_json(folder.path / 'args.json', {**record, 'seconds': round(record['seconds'] + seconds, 2)})
 
 
 def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]]) -> None:
@@ -353,11 +394,13 @@ def maps_inside(path: Path) -> list[str]:
 def detect_mode(folder: Path, image_id: str, kind: Format) -> str:
     """Return what a folder contains, from the file of an id: 'npy' (CAMs), 'rw' (random-walk CAMs) or 'png'.
 
-    Raises UserError if it is none of them; `kind` is the format that its name announces.
+    Raises UserError if it is none of them, or edge maps; `kind` is the format that its name announces.
     """
     path = folder / f'{image_id}.npz'
     if path.is_file():
         names = maps_inside(path)
+        if 'edge' in names:
+            raise UserError(f'{path}: an edge map has no classes to score; train_affinitynet.py logs scores of edges')
         if not {'rw', 'hr_cam'} & {*names}:
             raise UserError(f'{path}: contains neither "rw" nor "hr_cam"{REPAIR}')
         return 'rw' if 'rw' in names else 'npy'
@@ -374,15 +417,7 @@ def read_maps(
     Raises UserError naming the file if it is missing or damaged, its maps and keys disagree, a class is above
     num_classes, a value is outside [0, 1], or the maps are not of the size (h, w).
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            keys, maps = file['keys'], file[name]
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except NPZ_ERRORS as error:
-        raise UserError(
-            f'{path}: not an npz file with "keys" and "{name}", or damaged ({type(error).__name__}){REPAIR}'
-        ) from None
+    keys, maps = read_arrays(path, 'keys', name)
     if (
         keys.ndim != 1
         or maps.ndim != 3
@@ -398,15 +433,35 @@ def read_maps(
             f'{path}: keys {keys.tolist()} are not 0 followed by increasing classes up to {num_classes}: '
             'it belongs to another data set: check --dataset'
         )
-    if size is not None and maps.shape[1:] != tuple(size):
-        raise UserError(f'{path}: "{name}" is {maps.shape[2]}x{maps.shape[1]}, the image is {size[1]}x{size[0]}')
+    return keys, _checked(path, name, maps, size)
+
+
+def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Return arrays of an npz file. Raises UserError naming the file if it is missing, damaged or lacks one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except FileNotFoundError:
+        raise UserError(f'{path}: no such file') from None
+    except NPZ_ERRORS as error:
+        expected = ' and '.join(f'"{name}"' for name in names)
+        raise UserError(
+            f'{path}: not an npz file with {expected}, or damaged ({type(error).__name__}){REPAIR}'
+        ) from None
+
+
+def _checked(path: Path, name: str, maps: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    """Return maps (..., h, w) as float32. Raises UserError if they are not in [0, 1] or not of the size (h, w)."""
+    if size is not None and maps.shape[-2:] != tuple(size):
+        h, w = maps.shape[-2:]
+        raise UserError(f'{path}: "{name}" is {w}x{h}, the image is {size[1]}x{size[0]}')
     maps = maps.astype(np.float32)
     lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise UserError(f'{path}: "{name}" contains non-finite values{REPAIR}')
     if lowest < 0 or highest > 1.001:
         raise UserError(f'{path}: "{name}" contains values outside 0 to 1{REPAIR}')
-    return keys, maps
+    return maps
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -22,7 +22,8 @@ CACHE = Path('experiments') / 'cache' / 'files.json'
 # Options that do not affect the content of an output. Files that they name enter the fingerprint by their content.
 IGNORED_OPTIONS = frozenset(
     (
-        'data_dir dataset device domain num_workers overwrite pred_dir print_ratio repair save_interval source weights'
+        'data_dir dataset device domain num_workers overwrite pred_dir print_ratio repair save_edges save_interval '
+        'source weights'
     ).split()
 )
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2')

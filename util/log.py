@@ -51,12 +51,15 @@ class Log:
         self.interval, self.iterations = max(1, int(per_epoch * args.print_ratio)), per_epoch * args.max_epoch
         self.averages = Averages()
         self.curves: dict[str, list[list[float]]] = {}
+        self.versions = versions()
+        self.earlier: float | None = 0.0  # seconds of the sessions before this one
 
     def state_dict(self) -> dict:
-        return {'curves': self.curves}
+        return {'curves': self.curves, 'seconds': self.seconds()}
 
     def load_state_dict(self, state: dict) -> None:
         self.curves = state['curves']
+        self.earlier = state.get('seconds')  # unknown in checkpoints of earlier versions
 
     def __enter__(self) -> 'Log':
         self.start = time.time()
@@ -66,7 +69,7 @@ class Log:
         # Drop the points that a killed run logged after its last checkpoint.
         done = max((points[-1][0] for points in self.curves.values()), default=-1)
         self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / self.tag), purge_step=done + 1)
-        self.line(json.dumps({'options': self.options, 'versions': versions()}))
+        self.line(json.dumps({'options': self.options, 'versions': self.versions}))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -122,9 +125,14 @@ class Log:
         self.writer.add_image(name, image, step, dataformats='HWC')
 
     def save_curves(self) -> None:
-        """Write data/{tag}.json: options, and [step, value] points by curve."""
-        write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {'options': self.options, 'curves': self.curves})
+        """Write data/{tag}.json: options, versions, seconds of all sessions, and [step, value] points by curve."""
+        content = {'options': self.options, 'versions': self.versions, 'seconds': self.seconds()}
+        write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {**content, 'curves': self.curves})
         self.writer.flush()
+
+    def seconds(self) -> float | None:
+        """Return the duration of this session and of the earlier ones up to their last checkpoints."""
+        return None if self.earlier is None else round(self.earlier + time.time() - self.start, 2)
 
     def elapsed(self) -> str:
         minutes, seconds = divmod(int(time.time() - self.start), 60)

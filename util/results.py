@@ -23,6 +23,7 @@ import numpy as np
 from core import UserError
 from util.artifacts import EXPERIMENTS, NPZ_ERRORS, format_of, results_path, write_npz
 from util.files import write_bytes, write_json
+from util.fingerprint import versions
 
 FOLDER = EXPERIMENTS / 'results'
 BEST, GIVEN = 'best on these masks', 'given'  # how the threshold of a result was chosen
@@ -48,8 +49,13 @@ COMPARED: dict[str, Callable[[dict], object]] = {
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def write(name: str, content: dict, ids: list[str], by_image: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Write a result: the content of the JSON file; and per image its K classes, and T, P and TP (thresholds, K, 3)."""
+def write(
+    name: str, content: dict, ids: list[str], by_image: list[tuple[np.ndarray, np.ndarray]], seconds: float
+) -> None:
+    """Write a result: the content of the JSON file; and per image its K classes, and T, P and TP (thresholds, K, 3).
+
+    The duration of the evaluation and the versions are added to the content.
+    """
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
     arrays = {
         'images': np.repeat(np.arange(len(ids)), [len(classes) for classes, _ in by_image]),
@@ -58,7 +64,7 @@ def write(name: str, content: dict, ids: list[str], by_image: list[tuple[np.ndar
     }
     smallest = {key: array.astype(np.min_scalar_type(array.max(initial=0))) for key, array in arrays.items()}
     write_npz(results_path(name, 'npz'), ids=np.array(ids), thresholds=np.array(thresholds, np.float64), **smallest)
-    write_json(results_path(name, 'json'), content)
+    write_json(results_path(name, 'json'), {**content, 'seconds': round(seconds, 2), 'versions': versions()})
 
 
 def write_csv(path: Path, content: dict) -> None:
