@@ -43,7 +43,7 @@ def test_edge_head_against_its_definition():
     torch.testing.assert_close(head(features), expected)
 
 
-@pytest.mark.parametrize('backbone', [NARROW, 'mobilenet_v2'])
+@pytest.mark.parametrize('backbone', [NARROW, 'mobilenet_v2', 'efficientnet_lite0'])
 def test_only_the_head_trains(backbone):
     model = AffinityNet(backbone).train()
     before = statistics(model)

