@@ -153,11 +153,8 @@ class Folder:
         return read_maps(self.file(image_id), name, self.dataset.num_classes, size)
 
     def read_edge(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return an edge map (h, w) float32 in [0, 1] of the size (h, w); see `read_maps` below."""
-        (edge,) = read_arrays(self.file(image_id), 'edge')
-        if edge.ndim != 2 or edge.dtype.kind != 'f':
-            raise UserError(f'{self.file(image_id)}: "edge" {edge.dtype}{edge.shape} is not an edge map{REPAIR}')
-        return _checked(self.file(image_id), 'edge', edge, size)
+        """Return an edge map (h, w) float32 in [0, 1] of the size (h, w); see `read_edge` below."""
+        return read_edge(self.file(image_id), size)
 
     def write_edge(self, image_id: str, edge: np.ndarray) -> None:
         """Write an edge map (h, w) as float16."""
@@ -407,6 +404,14 @@ def detect_mode(folder: Path, image_id: str, kind: Format) -> str:
     if path.with_name(f'{image_id}.png').is_file():
         return 'png'
     raise UserError(f'{folder} contains neither {image_id}.npz nor {image_id}.png{remedy(kind, path)}')
+
+
+def read_edge(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the edge map (h, w) float32 of a file. Raises UserError like `read_maps`."""
+    (edge,) = read_arrays(path, 'edge')
+    if edge.ndim != 2 or edge.dtype.kind != 'f':
+        raise UserError(f'{path}: "edge" {edge.dtype}{edge.shape} is not an edge map{REPAIR}')
+    return _checked(path, 'edge', edge, size)
 
 
 def read_maps(

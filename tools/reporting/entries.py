@@ -10,6 +10,7 @@ from util import artifacts, flags, results
 
 # Kinds of steps in the order of the stages; those that are not listed come after them.
 ORDER = ('classifier', 'CAM', 'affinity label', 'AffinityNet', 'edge map', 'random-walk CAM', 'pseudo-label')
+NOT_SCORED = (artifacts.AFFINITY_LABEL, artifacts.EDGE)
 
 
 class Entry(NamedTuple):
@@ -56,7 +57,7 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     known = {folder for folder, *_ in found}
     for folder in others:
         domain = artifacts.read_args(artifacts.PREDICTIONS / folder).get('options', {}).get('domain')
-        if folder not in known and domain and artifacts.format_of(folder) != artifacts.AFFINITY_LABEL:
+        if folder not in known and domain and artifacts.format_of(folder) not in NOT_SCORED:
             found.append((folder, domain, None))
     return found
 

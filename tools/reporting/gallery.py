@@ -2,6 +2,7 @@
 
 import base64
 import io
+from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from core.data.dataset import Dataset
 from core.metrics import mean_scores
 from tools.reporting import panels
 from tools.reporting.entries import Entry, stage_number
+from util import artifacts
 from util.provenance import Step
 
 SIDE = 320  # longer side of the pictures, in pixels
@@ -21,11 +23,15 @@ def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]
     titles = {entry.folder: entry.title for entry in reversed(entries)}
     sources = []
     for step in sorted((step for step in steps if not step.is_run), key=lambda step: stage_number(step.kind)):
+        if step.kind == artifacts.RANDOM_WALK.title:
+            edges = artifacts.PREDICTIONS / artifacts.folder_name(artifacts.EDGE, Namespace(**step.options))
+            if edges.is_dir():
+                kind = artifacts.EDGE.title
+                sources.append(panels.Source(f'{kind}: {step.options["model_name"]}', kind, edges, {}))
         scored = [entry for entry in entries if entry.folder == step.name and entry.result]
         thresholds = {e.domain: e.result['threshold'] for e in scored if not e.result.get('crf_iteration')}
-        sources.append(
-            panels.Source(titles.get(step.name, f'{step.kind}: {step.name}'), step.kind, step.path, thresholds)
-        )
+        title = titles.get(step.name, f'{step.kind}: {step.name}')
+        sources.append(panels.Source(title, step.kind, step.path, thresholds))
     return sources
 
 

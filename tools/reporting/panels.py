@@ -38,12 +38,13 @@ class Source(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What an output folder holds for an image: maps (K, h, w) of the classes keys[1:], or a label map (h, w)."""
+    """What a folder holds for an image: maps (K, h, w) of the classes keys[1:], a label map or an edge map (h, w)."""
 
     title: str
     keys: np.ndarray | None = None
     maps: np.ndarray | None = None
     label: np.ndarray | None = None
+    edge: np.ndarray | None = None
 
     def predicted_label(self, size: tuple[int, int], threshold: float | None) -> np.ndarray:
         """Return the label map that is scored: (h, w) of the size of the image; maps are thresholded."""
@@ -64,17 +65,21 @@ def read_output(dataset: Dataset, path: Path, title: str, size: tuple[int, int])
     if path.suffix == '.png':
         return Output(title, label=dataset.read_label_map(path, size))
     names = artifacts.maps_inside(path)
+    if 'edge' in names:
+        return Output(artifacts.EDGE.title, edge=artifacts.read_edge(path, strided_size(size)))
     name = next((name for name in MAPS if name in names), None)
     if name is None:
-        raise UserError(f'{path}: contains none of {", ".join(MAPS)}{artifacts.REPAIR}')
+        raise UserError(f'{path}: contains none of {", ".join((*MAPS, "edge"))}{artifacts.REPAIR}')
     keys, maps = artifacts.read_maps(path, name, dataset.num_classes, strided_size(size) if name == 'rw' else size)
     return Output(MAPS[name], keys, maps)
 
 
 def draw_output(output: Output, palette: np.ndarray) -> list[Panel]:
-    """Return a panel per class for maps, one for a label map."""
+    """Return a panel per class for maps, one for a label map or edge map."""
     if output.label is not None:
         return [draw_label(output.title, output.label, palette)]
+    if output.edge is not None:
+        return [Panel(output.title, visualize.heatmap_layer(output.edge))]
     panels = []
     for key, scores in zip(output.keys[1:].tolist(), output.maps, strict=True):
         h, w = scores.shape
