@@ -231,9 +231,12 @@ PROGRAMS = (
     'tools.prepare_coco',
     'tools.predict',
     'tools.prepare_voc',
+    'tools.report',
+    'tools.show',
     'tools.summarize',
     'benchmarks.run',
     'recipes.gradients',
+    'recipes.pictures',
     'recipes.rounding',
 )
 TRAINER_GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'run and output')
@@ -252,7 +255,9 @@ GROUPS = {
     'tools.prepare_coco': ('data',),
     'tools.predict': ('data', 'model', 'inference', 'run and output'),
     'tools.prepare_voc': ('data', 'run and output'),
-    'tools.summarize': ('data', 'run and output'),
+    'tools.report': ('data', 'run and output'),
+    'tools.show': ('data', 'run and output'),
+    'tools.summarize': ('run and output',),
 }
 
 

@@ -6,12 +6,14 @@ import pytest
 from core import UserError
 from core.maps import threshold_cams
 from core.metrics import (
+    ERROR_SHARES,
     ConfusionMatrix,
     ThresholdSweep,
     average_precision,
     class_counts,
     count_labels,
     drop_absent,
+    error_shares,
     f1_score,
     list_thresholds,
     mean_scores,
@@ -211,3 +213,17 @@ def test_f1_score():
     assert f1_score(predictions, labels)[:2] == pytest.approx([2 / 3, 2 / 3])
     assert np.isnan(f1_score(predictions, labels)[2])
     assert f1_score(predictions, labels)[3] == 0
+
+
+def test_error_shares_divide_the_union():
+    confusion = np.array([[50, 3, 2, 0], [10, 20, 5, 0], [0, 4, 30, 0], [0, 0, 0, 0]])
+    shares = error_shares(confusion)
+    assert shares.shape == (4, len(ERROR_SHARES))
+    np.testing.assert_allclose(shares[:3].sum(1), 1)
+    # Class 1: 20 right; 10 missed, 3 too much, 5 taken for class 2, 4 of class 2 taken for it.
+    np.testing.assert_allclose(shares[1], np.array([20, 10, 3, 5, 4]) / 42)
+    np.testing.assert_allclose(shares[2], np.array([30, 0, 2, 4, 5]) / 41)
+    # The background: 5 taken for objects, 10 of objects taken for it.
+    np.testing.assert_allclose(shares[0], np.array([50, 0, 0, 5, 10]) / 65)
+    assert np.isnan(shares[3]).all()
+    np.testing.assert_allclose(shares[:, 0], ConfusionMatrix(4, confusion).iou())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fault_of
+from conftest import CHROMIUM, fault_of
 from made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
 
 from core.data.dataset import open_dataset
@@ -16,8 +16,6 @@ from tools import report
 from tools.reporting.gallery import choose_ids
 from util import results
 from util.artifacts import PREDICTIONS
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 def make_page(out: Path, *arguments: str) -> str:
@@ -67,10 +65,10 @@ def test_chain(page):
     head, *rows = rows_of(page, 'Results')
     assert head[3:5] == ['mIoU %', '95 % interval']
     assert [row[0] for row in rows] == [
-        'CAM: my@puzzle on train',
-        'random-walk CAM: my@affinity on train',
-        'pseudo-label: my@affinity on train',
-        'prediction: my@deeplab on val',
+        'CAM: my@puzzle',
+        'random-walk CAM: my@affinity',
+        'pseudo-label: my@affinity',
+        'prediction: my@deeplab',
     ]
     for row, folder, domain in zip(rows, (CAM, WALK, LABELS, PREDICTIONS_ON_VAL), 3 * ['train'] + ['val'], strict=True):
         (result,) = results.of_folder(folder)

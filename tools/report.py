@@ -50,14 +50,14 @@ def parse_args(argv=None):
 
 def make_charts(entries, steps, names):
     """Return the charts of the page by name; those of a single entry end with its number."""
-    titles = [entry.title for entry in entries]
+    labels = [entry.label for entry in entries]
     scored = {i: entry.result for i, entry in enumerate(entries) if entry.result}
     swept = {i: result for i, result in scored.items() if len(result['sweep']) > 1}
     figures = {}
     if scored:
-        figures['classes'] = charts.chart_classes({i: result['iou'] for i, result in scored.items()}, titles)
+        figures['classes'] = charts.chart_classes({i: result['iou'] for i, result in scored.items()}, labels)
     if swept:
-        figures['thresholds'] = charts.chart_thresholds(swept, titles)
+        figures['thresholds'] = charts.chart_thresholds(swept, labels)
     for i, result in scored.items():
         if 'confusion' in result:
             confusion = np.array(result['confusion'])
@@ -133,8 +133,8 @@ def render(dataset, entries, steps, counts, shown):
         share_colours=charts.SHARE_COLOURS,
         gallery=shown,
         shares=ERROR_SHARES,
-        scored={i: entry.title for i, entry in enumerate(entries) if entry.result},
-        swept={i: entry.title for i, entry in enumerate(entries) if len(entry.scores.get('sweep', ())) > 1},
+        scored={i: entry.label for i, entry in enumerate(entries) if entry.result},
+        swept={i: entry.label for i, entry in enumerate(entries) if len(entry.scores.get('sweep', ())) > 1},
         domains=sorted({entry.domain for entry in entries}),
         versions=versions(),
         now=time.strftime('%Y-%m-%d %H:%M'),

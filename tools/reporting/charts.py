@@ -1,5 +1,6 @@
 """The charts of tools.report as Plotly figures: what is drawn is said here, colours of the page are set in the page."""
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,12 +23,17 @@ def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def extra(title: str) -> str:
+    """Return the second part of a hover text, in which Plotly would read HTML and %{...}."""
+    return f'<extra>{html.escape(title).replace("%", "&#37;")}</extra>'
+
+
 def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -> go.Figure:
     """Return bars of the IoU (%) by class name, a group per class and a colour per run; columns by place of the run."""
     names = list(next(iter(columns.values())))[::-1]  # the first class on top
     figure = go.Figure()
     for i, column in reversed(columns.items()):
-        values, hover = [column[name] for name in names], '%{y}: %{x:.2f} %<extra>' + titles[i] + '</extra>'
+        values, hover = [column[name] for name in names], '%{y}: %{x:.2f} %' + extra(titles[i])
         figure.add_bar(x=values, y=names, orientation='h', marker_color=colour_of(i), hovertemplate=hover)
     figure.update_layout(LAYOUT, barmode='group', height=80 + len(names) * (10 + 9 * len(columns)))
     figure.update_xaxes(title_text='IoU, %', range=[0, 100], automargin=True)
@@ -71,7 +77,7 @@ def chart_thresholds(results: dict[int, dict], titles: Sequence[str]) -> go.Figu
         x = [row['threshold'] for row in result['thresholds']]
         for metric, (name, dash) in METRICS.items():
             y = [row[metric] for row in result['thresholds']]
-            hover = name + ' %{y:.2f} % at %{x}<extra>' + titles[i] + '</extra>'
+            hover = name + ' %{y:.2f} % at %{x}' + extra(titles[i])
             figure.add_scatter(x=x, y=y, line={'color': colour_of(i), 'dash': dash}, mode='lines', hovertemplate=hover)
         best = {'x': [result['threshold']], 'y': [result['miou']], 'marker': {'color': colour_of(i), 'size': 10}}
         figure.add_scatter(**best, mode='markers', hoverinfo='skip')
@@ -96,7 +102,7 @@ def chart_curve(name: str, tags: Sequence[str], runs: Sequence[dict[str, list]])
         if points:
             x, y = zip(*points, strict=True)
             mode = 'lines+markers' if len(points) < 50 else 'lines'
-            line, hover = {'color': colour_of(i)}, 'iteration %{x}: %{y:.4g}<extra>' + tag + '</extra>'
+            line, hover = {'color': colour_of(i)}, 'iteration %{x}: %{y:.4g}' + extra(tag)
             figure.add_scatter(x=x, y=y, name=tag, line=line, mode=mode, hovertemplate=hover)
     figure.update_layout(LAYOUT, title={'text': name, 'font': {'size': 14}}, height=220, margin_t=36)
     figure.update_xaxes(automargin=True)

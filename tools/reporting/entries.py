@@ -21,10 +21,17 @@ class Entry(NamedTuple):
     kind: str
     domain: str
     result: dict | None
+    label: str = ''  # the title, and the list where there are several
 
     @property
     def scores(self) -> dict:
         return self.result or {}
+
+    @property
+    def crf(self) -> str:
+        """The dense CRF of evaluate.py --crf_iteration, if any."""
+        iterations = self.scores.get('crf_iteration')
+        return f' + CRF ({iterations})' if iterations else ''
 
 
 def find_entries(rows: list[str]) -> list[Entry]:
@@ -34,8 +41,8 @@ def find_entries(rows: list[str]) -> list[Entry]:
         title, _, name = (part.strip() for part in row.rpartition('|'))
         for folder, domain, result in find_outputs(name):
             kind = artifacts.format_of(folder).title
-            crf = result and result.get('crf_iteration')
-            found.setdefault((folder, domain, crf), Entry(title, folder, kind, domain, result))
+            entry = Entry(title, folder, kind, domain, result)
+            found.setdefault((folder, domain, entry.crf), entry)
     if not found:
         raise UserError(f'{artifacts.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
@@ -67,21 +74,22 @@ def stage_number(kind: str) -> int:
 
 
 def name_entries(entries: list[Entry]) -> list[Entry]:
-    """Give each entry without a title one that no other has, as short as possible."""
-    tags = sorted((path.stem for path in (artifacts.EXPERIMENTS / 'data').glob('*.json')), key=len, reverse=True)
+    """Give entries without a title one that no other folder has, as short as possible, and labels with their lists."""
+    short = [entry.title or short_title(entry.kind, entry.folder, entry.crf) for entry in entries]
     several = len({entry.domain for entry in entries}) > 1
+    named = []
+    for entry, title in zip(entries, short, strict=True):
+        others = {other.folder for other, name in zip(entries, short, strict=True) if name == title}
+        title = f'{entry.kind}{entry.crf}: {entry.folder}' if len(others) > 1 else title
+        named.append(entry._replace(title=title, label=f'{title} on {entry.domain}' if several else title))
+    return named
 
-    def title(entry: Entry, full: bool) -> str:
-        crf = f' + CRF ({entry.scores["crf_iteration"]})' if entry.scores.get('crf_iteration') else ''
-        tag = next((tag for tag in tags if entry.folder.startswith(f'{tag}@')), entry.folder)
-        where = f' on {entry.domain}' if several else ''
-        return entry.title or f'{entry.kind}{crf}: {entry.folder if full else tag}{where}'
 
-    short = [title(entry, full=False) for entry in entries]
-    return [
-        entry._replace(title=title(entry, full=short.count(name) > 1))
-        for entry, name in zip(entries, short, strict=True)
-    ]
+def short_title(kind: str, folder: str, crf: str = '') -> str:
+    """Return the kind of a folder and the tag of the run that it is named after."""
+    tags = (path.stem for path in (artifacts.EXPERIMENTS / 'data').glob('*.json'))
+    tag = max((tag for tag in tags if folder.startswith(f'{tag}@')), key=len, default=folder)
+    return f'{kind}{crf}: {tag}'
 
 
 def add_recorded_data(parser: flags.Parser) -> None:

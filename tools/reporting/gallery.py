@@ -11,7 +11,7 @@ from PIL import Image
 from core.data.dataset import Dataset
 from core.metrics import mean_scores
 from tools.reporting import panels
-from tools.reporting.entries import Entry, stage_number
+from tools.reporting.entries import Entry, short_title, stage_number
 from util import artifacts
 from util.provenance import Step
 
@@ -20,17 +20,17 @@ SIDE = 320  # longer side of the pictures, in pixels
 
 def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]:
     """Return the folders of the entries and those upstream of them, in the order of the stages."""
-    titles = {entry.folder: entry.title for entry in reversed(entries)}
+    titles = {entry.folder: entry.title for entry in reversed(entries) if not entry.crf}
     sources = []
     for step in sorted((step for step in steps if not step.is_run), key=lambda step: stage_number(step.kind)):
         if step.kind == artifacts.RANDOM_WALK.title:
             edges = artifacts.PREDICTIONS / artifacts.folder_name(artifacts.EDGE, Namespace(**step.options))
             if edges.is_dir():
                 kind = artifacts.EDGE.title
-                sources.append(panels.Source(f'{kind}: {step.options["model_name"]}', kind, edges, {}))
-        scored = [entry for entry in entries if entry.folder == step.name and entry.result]
-        thresholds = {e.domain: e.result['threshold'] for e in scored if not e.result.get('crf_iteration')}
-        title = titles.get(step.name, f'{step.kind}: {step.name}')
+                sources.append(panels.Source(short_title(kind, edges.name), kind, edges, {}))
+        scored = [entry for entry in entries if entry.folder == step.name and entry.result and not entry.crf]
+        thresholds = {entry.domain: entry.result['threshold'] for entry in scored}
+        title = titles.get(step.name) or short_title(step.kind, step.name)
         sources.append(panels.Source(title, step.kind, step.path, thresholds))
     return sources
 
@@ -80,6 +80,7 @@ def make_card(image_id: str, domains: dict[str, str], dataset: Dataset, sources:
             'note': panel.note,
             'errors': panel.errors,
             'layer': encode_layer(panel.layer),
+            'smooth': is_heatmap(panel.layer),
         }
         for index, panel in drawn
     ]
@@ -97,16 +98,21 @@ def make_card(image_id: str, domains: dict[str, str], dataset: Dataset, sources:
     }
 
 
+def is_heatmap(layer: np.ndarray | None) -> bool:
+    """Return whether a layer is opaque everywhere: a heat map, whose colours may be interpolated."""
+    return layer is not None and bool(layer[..., 3].all())
+
+
 def encode_layer(layer: np.ndarray | None) -> str | None:
     """Return a layer as a data URL: heat maps lossy, masks with their exact colours."""
     if layer is None:
         return None
     h, w = layer.shape[:2]
     scale = min(1, SIDE / max(h, w))
-    opaque = bool(layer[..., 3].all())
-    small = (max(1, round(w * scale)), max(1, round(h * scale)))
-    layer = cv2.resize(layer, small, interpolation=cv2.INTER_AREA if opaque else cv2.INTER_NEAREST)
-    return encode(layer[..., :3], quality=60) if opaque else encode(layer, lossless=True)
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    if is_heatmap(layer):
+        return encode(cv2.resize(layer[..., :3], size, interpolation=cv2.INTER_AREA), quality=60)
+    return encode(cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST), lossless=True)
 
 
 def encode(picture: np.ndarray, **options) -> str:

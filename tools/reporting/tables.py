@@ -34,7 +34,7 @@ def tabulate_chain(entries, counts, published):
                 'images': result['images'],
                 'domain': entry.domain,
                 'background': f'{result["all_background_miou"]:.1f}',
-                'published': published.get(entry.kind, '') if not result.get('crf_iteration') else '',
+                'published': published.get(entry.kind, '') if not entry.crf else '',
             }
         )
     return rows
@@ -66,7 +66,7 @@ def tabulate_differences(entries, counts):
             change = second.result['miou'] - first.result['miou']
             clear = '' if interval[0] <= 0 <= interval[1] else 'clear'
             ends = ' to '.join(f'{100 * end:+.2f}' for end in interval)
-            rows.append((first.title, second.title, f'{change:+.2f}', ends, clear))
+            rows.append((first.label, second.label, f'{change:+.2f}', ends, clear))
     return rows
 
 
@@ -76,7 +76,7 @@ def tabulate_classes(entries):
     if not scored:
         return [], []
     differs = len(scored) == 2
-    titles = [entry.title for entry in scored] + (['difference'] if differs else [])
+    titles = [entry.label for entry in scored] + (['difference'] if differs else [])
     rows = []
     for name in scored[0].result['iou']:
         values = [entry.result['iou'][name] for entry in scored]

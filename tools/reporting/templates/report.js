@@ -102,8 +102,8 @@
     const node = element('span', { className: 'picture', style: `aspect-ratio:${card.width}/${card.height}` });
     node.append(element('img', { src: card.image, alt: '', decoding: 'async' }));
     if (panel.layer) {
-      const exact = panel.title.startsWith('CAM') || panel.title.startsWith('random') ? '' : 'exact';
-      node.append(element('img', { src: panel.layer, alt: '', className: exact, decoding: 'async' }));
+      const className = panel.smooth ? '' : 'exact';
+      node.append(element('img', { src: panel.layer, alt: '', className, decoding: 'async' }));
     }
     return node;
   };
