@@ -56,10 +56,9 @@ def open_outputs(args, dataset, ids):
     mode = artifacts.detect_mode(path, ids[0], kind)
     if args.mode not in (None, mode):
         raise UserError(f'--mode {args.mode}: {path} contains files of mode {mode}; it is detected without --mode')
-    if mode == 'png' and args.threshold is not None:
-        raise UserError(f'--threshold {args.threshold}: {path} contains label maps, which have no scores')
-    if mode == 'png' and args.crf_iteration:
-        raise UserError(f'--crf_iteration {args.crf_iteration}: {path} contains label maps, which have no scores')
+    for flag, value in (('threshold', args.threshold), ('crf_iteration', args.crf_iteration or None)):
+        if mode == 'png' and value is not None:
+            raise UserError(f'--{flag} {value}: {path} contains label maps, which have no scores')
     label_map = artifacts.PREDICTION._replace(script=kind.script)
     kinds = {'png': label_map, 'npy': artifacts.CAM, 'rw': artifacts.RANDOM_WALK}
     return mode, artifacts.open_folder(kinds[mode], args.experiment_name, '--experiment_name', dataset, ids)
@@ -179,6 +178,8 @@ def main(args):
 
         # The masks of test are not public: pack the predictions for the server.
         if args.domain == 'test' and not masked and dataset.mask_path(ids[0]):
+            if mode != 'png':
+                raise UserError(f'domain test: has no masks, and {folder.path} contains no label maps to upload')
             labels = ((i, read_prediction(folder, i)) for i in stage.progress(ids, 'packing', len(ids)))
             results.write_upload(upload, ((i, dataset.encode_label_map(label)) for i, label in labels))
             print(f'{upload}: {len(ids)} predictions for the test server')

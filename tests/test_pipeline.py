@@ -688,7 +688,7 @@ def test_crf_needs_the_images(copy, capsys):
     assert 'SegmentationClass/JPEGImages/train_00000.jpg: no such file (6 of 6 are missing)' in text
 
 
-def test_upload_for_the_test_server(copy):
+def test_upload_for_the_test_server(copy, capsys):
     info = json.loads((copy / 'dataset.json').read_text())
     info['lists']['test'] = info['lists']['val']
     (copy / 'dataset.json').write_text(json.dumps(info))
@@ -703,6 +703,11 @@ def test_upload_for_the_test_server(copy):
     assert name in upload.name
     with tarfile.open(upload, 'r:gz') as archive:
         members = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    info['lists']['test'] = info['lists']['train']
+    (copy / 'dataset.json').write_text(json.dumps(info))
+    script, line = commands(copy)['evaluate cams']
+    text = fault_of(script, [*line, '--domain', 'test'], capsys)
+    assert f'--domain test: has no masks, and experiments/predictions/{CAMS} contains no label maps to upload' in text
     folder = 'results/VOC2012/Segmentation/comp6_test_cls'
     assert set(members) == {f'{folder}/{image_id}.png' for image_id in ids_of(copy, 'val')}
     for path, content in members.items():

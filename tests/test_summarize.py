@@ -222,7 +222,7 @@ def test_a_mean_is_of_one_stage(in_tmp, capsys):
     write_result('a@seed=0@train', 50, folder='a@seed=0')
     for name, more, part in (
         ('a@seed=1@rw', {'folder': 'a@seed=1@rw'}, 'a@seed=0@train (CAM), a@seed=1@rw@train (random-walk CAM)'),
-        ('a@seed=1@dcrf=10', {'crf_iteration': 10}, 'a@seed=1@dcrf=10@train (CAM + dCRF of 10 iterations)'),
+        ('a@seed=1@dcrf=10', {'crf_iteration': 10}, 'a@seed=1@dcrf=10@train (CAM, --crf_iteration 10)'),
     ):
         write_result(f'{name}@train', 60, **more)
         for line in (['a@*'], ['title | a@*', '--classes'], ['--paired', 'a@*', 'a@*']):

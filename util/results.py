@@ -28,14 +28,7 @@ from util.fingerprint import versions
 FOLDER = EXPERIMENTS / 'results'
 BEST, GIVEN = 'best on these masks', 'given'  # how the threshold of a result was chosen
 NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')  # what every result has
-KINDS = {
-    'domain': str,
-    'dataset': str,
-    'masks': str,
-    'mode': str,
-    'iou': dict,
-    'made_with': dict,
-}  # what newer ones have
+TYPES = {'domain': str, 'dataset': str, 'masks': str, 'iou': dict, 'made_with': dict}  # entries that older ones lack
 
 # What results in one table have in common.
 COMPARED: dict[str, Callable[[dict], object]] = {
@@ -107,8 +100,8 @@ def read(path: Path) -> dict:
         content = json.loads(path.read_text())
         numbers = [content[name] for name in NUMBERS]
         numbers += [value for value in content.get('iou', {}).values() if value is not None]
-        wrong = [name for name, kind in KINDS.items() if not isinstance(content.get(name, kind()), kind)]
-        if wrong or not np.isfinite(numbers).all():
+        well_typed = all(isinstance(content.get(name, kind()), kind) for name, kind in TYPES.items())
+        if not well_typed or not np.isfinite(numbers).all():
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
@@ -145,7 +138,7 @@ def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
 
 def seed_of(result: dict) -> int:
     """Return the seed of a run: an option, else "@seed=N" in its name. Raises UserError if there is neither."""
-    seed = (result.get('made_with') or {}).get('options', {}).get('seed')
+    seed = result.get('made_with', {}).get('options', {}).get('seed')
     found = re.search(r'(?:^|@)seed=(\d+)(?:@|$)', result['name'])
     if seed is None and not found:
         raise UserError(f'{result["name"]}: its seed is unknown: neither an option nor "@seed=N" in its name')
@@ -168,7 +161,7 @@ def check_mean(results: Sequence[dict]) -> None:
 
 def _stage_of(result: dict) -> str:
     title, iterations = format_of(str(result.get('experiment_name'))).title, result.get('crf_iteration')
-    return f'{title} + dCRF of {iterations} iterations' if iterations else title
+    return f'{title}, --crf_iteration {iterations}' if iterations else title
 
 
 def _check_same(results: Sequence[dict], value_of: Callable[[dict], object], fault: str, remedy: str) -> None:
