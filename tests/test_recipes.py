@@ -64,7 +64,7 @@ def test_a_run_is_that_of_the_shell_script(commands, run, seed):
 
 
 def test_the_runs_are_those_of_the_shell_script(commands):
-    """57 runs, seed by seed, after the drawing and before the seven tables."""
+    """57 runs, seed by seed, after the drawing and before the seven tables and the pictures."""
     assert commands[0] == '-m tools.make_demo_data --out experiments/demo --seed 0'
     tags = [line.split('--tag ')[1].split()[0] for line in commands if line.startswith('train_')]
     names = [
@@ -73,7 +73,7 @@ def test_the_runs_are_those_of_the_shell_script(commands):
         *('steps=third_cl', 'steps=third_cl_pcl_re', 'num_pieces=1', 'num_pieces=4', 'num_pieces=9', 'num_pieces=16'),
     ]
     assert tags == [f'ablation@{name}@seed={seed}' for seed in (0, 1, 2) for name in names]
-    assert len(commands) == 1 + 3 * len(tags) + 7
+    assert len(commands) == 1 + 3 * len(tags) + 7 + 1
 
 
 def test_a_dry_run_writes_nothing(in_tmp, capsys):
@@ -84,19 +84,23 @@ def test_a_dry_run_writes_nothing(in_tmp, capsys):
 def test_the_tables_are_those_of_the_shell_script(commands):
     end = '@seed=*@train@scale=0.5,1.0,1.5,2.0@train'
     rows = [
-        *('--picture', 'experiments/ablation.png', '--images', '8'),
         f'L_cls | ablation@cl{end} | 47.82',
         f'+ L_p-cls | ablation@cl_pcl{end} | 47.70',
         f'+ L_re | ablation@cl_re{end} | 49.21',
         f'all three | ablation@cl_pcl_re{end} | 51.53',
     ]
-    assert shlex.split(commands[-7]) == ['-m', 'tools.summarize', *DATA.split(), *rows]
+    assert shlex.split(commands[-8]) == ['-m', 'tools.summarize', *rows]
     rows = [f'{alpha} | ablation@alpha={alpha}{end}' for alpha in ('0.5', '1', '2', '8')]
     rows.insert(3, f'4 | ablation@cl_pcl_re{end}')
-    assert shlex.split(commands[-6]) == ['-m', 'tools.summarize', *DATA.split(), *rows]
+    assert shlex.split(commands[-7]) == ['-m', 'tools.summarize', *rows]
     rows = [f'masking | ablation@cl_pcl_re{end}']
     rows += [f'{option} | ablation@re_loss_option={option}{end}' for option in ('none', 'selection')]
-    assert shlex.split(commands[-4]) == ['-m', 'tools.summarize', *DATA.split(), *rows]
+    assert shlex.split(commands[-5]) == ['-m', 'tools.summarize', *rows]
+    end = '@seed=0@train@scale=0.5,1.0,1.5,2.0'
+    losses = {'L_cls': 'cl', '+ L_p-cls': 'cl_pcl', '+ L_re': 'cl_re', 'all three': 'cl_pcl_re'}
+    rows = [f'{title} | ablation@{loss}{end}' for title, loss in losses.items()]
+    where = ['--images', '8', '--out', 'experiments/show/ablation']
+    assert shlex.split(commands[-1]) == ['-m', 'tools.show', *rows, *where]
 
 
 def test_photographs(in_tmp, capsys):
@@ -113,7 +117,7 @@ def test_photographs(in_tmp, capsys):
     other = '--loss_option cl --dataset experiments/photographs/both.json --max_epoch 4'
     assert words[12] == [*train, 'photographs@images=632_cl@seed=3', *other.split()]
     assert words[14][-1] == 'photographs@images=632_cl@seed=3@train@scale=0.5,1.0'
-    assert len(words) == 6 * 3 + 2
+    assert len(words) == 6 * 3 + 2 + 1
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_runs_and_tables(demo, in_tmp, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert 'Loss (paper: Table 1' in out
     assert f'{miou:.2f}' in out
-    assert (in_tmp / 'experiments' / 'ablation.png').is_file()
+    assert (in_tmp / 'experiments' / 'show' / 'ablation' / 'page-1.png').is_file()
     before = result.stat().st_mtime_ns
     ablation.main(ablation.parse_args(line))
     assert result.stat().st_mtime_ns == before

@@ -21,7 +21,7 @@ def write_result(rng, thresholds=THRESHOLDS, images=5, largest=70_000) -> np.nda
     content = {**numbers, 'threshold': thresholds[-1], 'confusion': confusion.sum(0)[-1].tolist()}
     content['thresholds'] = [{'threshold': threshold, 'miou': 1} for threshold in thresholds]
     by_image = [(classes, class_counts(counts)) for classes, counts in map(drop_absent, confusion)]
-    results.write('a', content, [f'image{i}' for i in range(images)], by_image)
+    results.write('a', content, [f'image{i}' for i in range(images)], by_image, seconds=1)
     return class_counts(confusion)
 
 

@@ -1,25 +1,22 @@
-"""tools/summarize.py: tables over runs, comparisons, and the picture."""
+"""tools/summarize.py: tables over runs, and comparisons."""
 
 import csv
 import io
 import json
 import os
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import fault_of
-from PIL import Image
+from made_outputs import CAM, LABELS
 
 from core import UserError
-from core.data.dataset import open_dataset
 from core.intervals import difference_interval, score_interval
-from core.maps import present_keys
 from core.metrics import summarize as summarize_counts
 from tools import summarize
-from util import results, visualize
-from util.artifacts import PREDICTIONS, results_path, write_npz
-from util.files import write_bytes, write_json
+from util import results
+from util.artifacts import results_path, write_npz
+from util.files import write_json
 
 
 def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **more):
@@ -108,8 +105,8 @@ def test_missing_results_are_named(in_tmp, capsys):
     for name in ('', '**', 'a?'):
         assert f'results/{name}.json not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
     assert 'is not NAME, TITLE | NAME or' in fault_of(summarize, ['a | b | c | d'], capsys)
-    for flag in ('--classes', '--options', '--thresholds', '--picture x.png'):
-        assert f'{flag.split()[0]}: needs rows' in fault_of(summarize, flag.split(), capsys)
+    for flag in ('--classes', '--options', '--thresholds'):
+        assert f'{flag}: needs rows' in fault_of(summarize, [flag], capsys)
     assert 'contains no results; run evaluate.py first' in fault_of(summarize, [], capsys)
 
 
@@ -233,6 +230,16 @@ def test_a_mean_is_of_one_stage(in_tmp, capsys):
         results_path(f'{name}@train', 'json').unlink()
 
 
+def test_options_upstream_differ(experiment, monkeypatch, capsys):
+    """Of a chain: what the training runs and folders before the scored one were made with."""
+    monkeypatch.chdir(experiment)
+    rows = tables(capsys, '--options', f'{CAM}@train', f'{LABELS}@train')[1]
+    assert ['AffinityNet: radius', '-', '5'] in rows
+    assert ['random-walk CAM: cam_dir', '-', CAM] in rows
+    assert ['pseudo-label: threshold', '-', '0.35'] in rows
+    assert not [row for row in rows if row[0] == 'classifier: alpha']  # both have it
+
+
 def test_classes_side_by_side(in_tmp, capsys):
     for seed, cat in enumerate((30, 34)):
         write_result(f'a@seed={seed}', 50 + seed, iou={'background': 80.0, 'cat': cat, 'dog': None})
@@ -256,10 +263,10 @@ def test_options_that_differ(in_tmp, capsys):
     write_result('b', 50, made_with={'options': {'alpha': 1.0, 'seed': 0, 'batch_size': 16, 'level': 'cam'}})
     assert tables(capsys, '--options', 'first | a@*', 'b')[1] == [
         ['option', 'first', 'b'],
-        ['alpha', '4.0', '1.0'],
-        ['level', '-', 'cam'],
-        ['model', f'{"0" * 12}..., {"1" * 12}...', '-'],
-        ['seed', '0, 1', '0'],
+        ['CAM: alpha', '4.0', '1.0'],
+        ['CAM: model', f'{"0" * 12}..., {"1" * 12}...', '-'],
+        ['CAM: seed', '0, 1', '0'],
+        ['CAM: level', '-', 'cam'],
     ]
     summarize.main(summarize.parse_args(['b', 'b', '--options']))
     assert capsys.readouterr().err == 'these runs have the same options\n'
@@ -387,78 +394,3 @@ def test_special_characters_in_tables(in_tmp, capsys):
     assert [line[:4] for line in lines if line.startswith('{}')] == ['{}*@', '{}[x']
     assert not [line for line in lines if line[:1] in '*[' and line]
     assert any(line.startswith('\\& \\_\\%\\#\\$') for line in lines)
-
-
-# Picture ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def outputs(demo, in_tmp):
-    """CAMs, random-walk CAMs and label maps of the first two images of train, made from their masks, and results."""
-    dataset = open_dataset(demo / 'dataset.json', demo)
-    ids = dataset.ids('train')[:2]
-    for image_id in ids:
-        mask = dataset.read_mask(image_id)
-        keys = present_keys(dataset.read_labels(image_id))
-        maps = np.stack([(mask == key).astype(np.float16) for key in keys[1:]])
-        write_npz(PREDICTIONS / f'cams/{image_id}.npz', keys=keys, cam=maps[:, ::4, ::4], hr_cam=maps)
-        write_npz(PREDICTIONS / f'walk/{image_id}.npz', keys=keys, rw=maps[:, ::4, ::4])
-        label = np.where(mask == 255, 0, mask)
-        write_bytes(PREDICTIONS / f'labels/{image_id}.png', dataset.encode_label_map(label))
-    write_result('cams@train', 50)
-    write_result('walk@train', 55, folder='walk')
-    write_result('labels@train', 60, None, folder='labels')
-    write_result('elsewhere@val', 60, None, 'val', 'elsewhere')
-    return dataset, ids, ['--dataset', str(demo / 'dataset.json'), '--data_dir', str(demo)]
-
-
-ROWS = ['a | cams@train', 'w | walk@train', 'b | labels@train']
-
-
-def test_picture(outputs, monkeypatch, capsys):
-    dataset, ids, data = outputs
-    written, write = [], iio.imwrite
-    monkeypatch.setattr(summarize.iio, 'imwrite', lambda *args, **more: written.append(args) or write(*args, **more))
-    summarize.main(summarize.parse_args([*ROWS, '--picture', 'new/grid.png', '--images', '2', *data]))
-    assert capsys.readouterr().out.endswith('written to new/grid.png\n')
-    grid = iio.imread('new/grid.png')
-    assert len(written) == 1
-    assert np.array_equal(written[0][1], grid)
-    with Image.open('new/grid.png') as picture:
-        assert picture.format == 'PNG'
-
-    # Image, mask and the three rows of train: one line per class of an image, under a line of titles.
-    lines = sum(int(dataset.read_labels(image_id).sum()) for image_id in ids)
-    assert grid.shape == (24 + lines * 196, 5 * 196, 3)
-    assert (grid[:24] < 128).any()
-    top = 24
-    for image_id in ids:
-        image = np.array(dataset.read_image(image_id))
-        mask = dataset.read_mask(image_id)
-        for key in present_keys(dataset.read_labels(image_id))[1:]:
-            present = (mask == key).astype(np.float32)
-            for column, expected in {
-                0: image,
-                1: visualize.overlay_mask(image, mask, dataset.palette),
-                2: visualize.overlay_heatmap(image, present),
-                3: visualize.overlay_heatmap(image, present[::4, ::4]),
-                4: visualize.overlay_mask(image, np.where(mask == 255, 0, mask), dataset.palette),
-            }.items():
-                found = grid[top : top + 192, column * 196 : column * 196 + 192]
-                assert np.array_equal(found, visualize.letterbox(expected, 192)), (image_id, key, column)
-            top += 196
-
-
-def test_picture_of_given_ids(outputs):
-    dataset, ids, data = outputs
-    lines = int(dataset.read_labels(ids[1]).sum())
-    summarize.main(summarize.parse_args([*ROWS, '--picture', 'grid.png', '--ids', ids[1], *data]))
-    grid = iio.imread('grid.png')
-    assert len(grid) == 24 + lines * 196
-    image = np.array(dataset.read_image(ids[1]))
-    assert np.array_equal(grid[24 : 24 + 192, :192], visualize.letterbox(image, 192))
-
-
-def test_picture_without_rows_of_the_list(outputs, capsys):
-    text = fault_of(summarize, ['c | elsewhere@val', '--picture', 'grid.png', *outputs[2]], capsys)
-    assert '--picture: none of the rows was scored on --domain train' in text

@@ -57,7 +57,7 @@ def _common(record: dict) -> tuple[dict, dict, float | None]:
 def trace(names: Iterable[str]) -> list[Step]:
     """Return everything that led to some output folders, each step once, inputs before what was made from them.
 
-    Steps that are no longer there are left out.
+    Steps that no longer exist are left out.
     """
     steps: dict[tuple[bool, str], Step] = {}
 
