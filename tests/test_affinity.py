@@ -1,11 +1,13 @@
-"""Pixel pairs: paths derived again from docs/method.md, affinities and their gradient, labels of pairs."""
+"""Pixel pairs: paths derived again from docs/method.md, affinities and their gradient, labels and scores of pairs."""
+
+import math
 
 import pytest
 import torch
 from conftest import directions_of
 
 from core import UserError
-from core.affinity import PathIndex, affinity_labels, search_paths
+from core.affinity import THRESHOLDS, PathIndex, affinity_labels, count_pairs, pair_scores, search_paths
 
 
 @pytest.mark.parametrize('radius, number', [(2, 4), (5, 34), (10, 152)])
@@ -128,3 +130,81 @@ def test_radius_that_does_not_fit_the_map(radius, size):
 def test_edge_map_of_another_size():
     with pytest.raises(UserError, match=r'edge map is \(9, 7\).*7x9'):
         PathIndex(3, (7, 9)).edge_to_affinity(torch.zeros(1, 1, 9, 7))
+
+
+# Scores of predicted affinities -------------------------------------------------------------------------------------
+
+
+def scores_by_loops(edges, masks, radius) -> dict[str, float]:
+    """Return what `pair_scores` should, from the affinity of each pair of pixels."""
+    pairs = []  # affinity, whether the classes differ
+    for edge, mask in zip(edges.tolist(), masks.tolist(), strict=True):
+        h, w = len(edge), len(edge[0])
+        for y in range(h - radius + 1):
+            for x in range(radius - 1, w - radius + 1):
+                for (dy, dx), path in directions_of(radius).items():
+                    ends = mask[y][x], mask[y + dy][x + dx]
+                    if 255 not in ends:
+                        affinity = 1 - max(edge[y + py][x + px] for py, px in path)
+                        pairs.append((affinity, ends[0] != ends[1]))
+
+    def ratio(some, of):
+        return sum(some) / sum(of) if sum(of) else math.nan
+
+    boundaries = [differ for _, differ in pairs]
+    cut = [affinity <= 0.5 for affinity, _ in pairs]
+    hits = [a and b for a, b in zip(cut, boundaries, strict=True)]
+    kept = [not a and not b for a, b in zip(cut, boundaries, strict=True)]
+    area, recall_before = 0, 0
+    for threshold in [*THRESHOLDS, 2]:
+        below = [affinity <= threshold for affinity, _ in pairs]
+        found = [a and b for a, b in zip(below, boundaries, strict=True)]
+        recall = ratio(found, boundaries)
+        area += (recall - recall_before) * (ratio(found, below) if any(below) else 0)
+        recall_before = recall
+    return {
+        'boundary precision': ratio(hits, cut),
+        'boundary recall': ratio(hits, boundaries),
+        'boundary AP': area,
+        'affinity precision': ratio(kept, [not a for a in cut]),
+        'affinity recall': ratio(kept, [not b for b in boundaries]),
+    }
+
+
+@pytest.mark.parametrize('radius, size', [(2, (3, 5)), (3, (7, 8)), (4, (9, 12))])
+def test_scores_of_pairs_against_loops(rng, radius, size):
+    index = PathIndex(radius, size)
+    edges = torch.from_numpy(rng.random((3, *size)) ** 3)
+    edges[0, 1:3] = 0.5  # an affinity of exactly 0.5 is not affine
+    masks = torch.from_numpy(rng.choice([0, 1, 2, 255], (3, *size), p=[0.5, 0.2, 0.2, 0.1]))
+    counts = count_pairs(edges, masks, index, 2)
+    assert pair_scores(counts) == pytest.approx(scores_by_loops(edges, masks, radius))
+    one_by_one = [count_pairs(edges[i : i + 1], masks[i : i + 1], index, 2) for i in range(3)]
+    assert torch.equal(counts, sum(one_by_one))
+
+
+def test_perfect_and_inverted_edges():
+    """An edge on both sides of a vertical boundary, and everywhere else."""
+    mask = torch.zeros(1, 8, 9, dtype=torch.long)
+    mask[..., 4:] = 1
+    edge = torch.zeros(1, 8, 9)
+    edge[..., 3:5] = 1
+    index = PathIndex(2, (8, 9))
+    scores = pair_scores(count_pairs(edge, mask, index, 1))
+    assert scores['boundary recall'] == scores['boundary AP'] / scores['boundary precision'] == 1
+    assert scores['affinity precision'] == 1
+    assert 0.5 < scores['affinity recall'] < 1  # the pairs along the edge are cut too
+    inverted = pair_scores(count_pairs(torch.ones_like(edge), mask, index, 1))
+    assert inverted['boundary recall'] == 1
+    assert inverted['affinity recall'] == 0
+    assert math.isnan(inverted['affinity precision'])
+
+
+def test_scores_without_pairs_are_nan():
+    index = PathIndex(2, (4, 5))
+    nothing = count_pairs(torch.zeros(1, 4, 5), torch.full((1, 4, 5), 255), index, 1)
+    assert not nothing.any()
+    assert all(math.isnan(value) for value in pair_scores(nothing).values())
+    alike = pair_scores(count_pairs(torch.zeros(1, 4, 5), torch.ones(1, 4, 5).long(), index, 1))
+    assert (alike['affinity precision'], alike['affinity recall']) == (1, 1)
+    assert all(math.isnan(alike[name]) for name in ('boundary precision', 'boundary recall', 'boundary AP'))
