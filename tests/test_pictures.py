@@ -1,58 +1,73 @@
-"""recipes/pictures.py: cutting pictures of the documentation from a report."""
+"""Grids of pictures: what is in each row, in which colours, under which names."""
 
-from pathlib import Path
+from types import SimpleNamespace
 
-import imageio.v3 as iio
+import numpy as np
 import pytest
-from conftest import CHROMIUM, fault_of
 
-from recipes import pictures
-from tools import report
+from core.data.voc import palette
+from util import pictures, visualize
+from util.pictures import Heatmap, draw_rows
 
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason='no Chromium: tools/test.sh says how to install it')
+DATASET = SimpleNamespace(class_names=('dog', 'cow', '猫'), palette=palette())
+SIDE = 256
 
 
 @pytest.fixture
-def page(experiment, tmp_path, monkeypatch) -> str:
-    monkeypatch.chdir(experiment)
-    out = tmp_path / 'report.html'
-    report.main(report.parse_args(['my', '--num_workers', '0', '--out', str(out)]))
-    return str(out)
+def captions(monkeypatch):
+    """The captions drawn: texts and names with their colours."""
+    drawn = []
+
+    def caption(picture, text, classes=None):
+        drawn.append((text, {name: tuple(colour) for name, colour in (classes or {}).items()}))
+        return picture
+
+    monkeypatch.setattr(visualize, 'caption', caption)
+    return drawn
 
 
-@needs_browser
-def test_cards_and_sections(page, tmp_path):
-    def cut(name, *line):
-        pictures.main(pictures.parse_args([page, *line, '--out', str(tmp_path / name)]))
-        return iio.imread(tmp_path / name)
-
-    one = cut('one.png', '--ids', 'train_00001')
-    two = cut('two.jpg', '--ids', 'train_00001,train_00002', '--hide', 'CAM')
-    assert one.shape[1] > 1000 and two.shape[1] == one.shape[1]
-    assert (tmp_path / 'two.jpg').read_bytes()[:3] == b'\xff\xd8\xff'
-    phone = cut('phone.png', '--section', 'chain', '--width', '390', '--scheme', 'dark')
-    assert phone.shape[1] <= 390
-    assert phone[2, 2, :3].max() < 60
+def images(number: int) -> np.ndarray:
+    return np.stack([np.full((SIDE, SIDE, 3), 20 * i + 10, np.uint8) for i in range(number)])
 
 
-@needs_browser
-@pytest.mark.parametrize(
-    'line, words',
-    [
-        (['--ids', 'nobody'], '--ids nobody: is not in the gallery'),
-        (['--section', 'nothing'], '--section nothing'),
-    ],
-)
-def test_what_the_page_lacks(page, tmp_path, capsys, line, words):
-    assert words in fault_of(pictures, [page, *line, '--out', str(tmp_path / 'x.png')], capsys)
-    assert not (tmp_path / 'x.png').exists()
+def colour(index: int) -> tuple:
+    return tuple(DATASET.palette[index])
 
 
-def test_faults_before_a_browser_is_needed(tmp_path, capsys, monkeypatch):
-    out = ['--out', str(tmp_path / 'x.png')]
-    assert 'no such file' in fault_of(pictures, ['nowhere.html', '--ids', 'a', *out], capsys)
-    assert 'pass either --ids or --section' in fault_of(pictures, ['p.html', *out], capsys)
-    assert '--out x.gif' in fault_of(pictures, ['p.html', '--ids', 'a', '--out', 'x.gif'], capsys)
-    Path(tmp_path / 'p.html').write_text('')
-    monkeypatch.setattr(pictures, 'sync_playwright', None)
-    assert 'playwright is not installed' in fault_of(pictures, [str(tmp_path / 'p.html'), '--ids', 'a', *out], capsys)
+def test_captions_name_the_classes_of_each_picture(captions):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:20], mask[20:30], mask[30:40] = 2, 255, 3
+    cams = [[Heatmap('CAM', np.ones((4, 4)), 1)], [Heatmap('edge', np.zeros((8, 8)))]]
+    draw_rows(DATASET, images(2), {'ground truth': [mask, None], 'prediction': [mask * 0, mask * 0 + 1]}, cams)
+    assert captions == [
+        ('image', {}),
+        ('ground truth', {'cow': colour(2), 'class 3': colour(3)}),
+        ('prediction', {}),
+        ('CAM', {'dog': colour(1)}),
+        ('image', {}),
+        ('prediction', {'dog': colour(1)}),
+        ('edge', {}),
+    ]
+
+
+def test_pictures_are_the_overlays_of_their_images():
+    picture, score = images(3), np.linspace(0, 1, 16).reshape(4, 4)
+    mask = np.zeros((3, 64, 64), np.uint8)
+    mask[:, :32] = 2
+    grid = draw_rows(DATASET, picture, {'ground truth': mask}, [[Heatmap('edge', score)]] * 3)
+    head = len(visualize.caption(picture[0], 'image')) - SIDE
+    for i in range(3):
+        top = i * (head + SIDE + 4) + head
+        cells = [grid[top : top + SIDE, j * (SIDE + 4) :][:, :SIDE] for j in range(3)]
+        expected = [
+            picture[i],
+            visualize.overlay_mask(picture[i], mask[i], DATASET.palette),
+            visualize.overlay_heatmap(picture[i], score),
+        ]
+        for cell, other in zip(cells, expected, strict=True):
+            assert np.array_equal(cell, other)
+
+
+def test_only_the_first_images_are_drawn(captions):
+    draw_rows(DATASET, images(12), {'ground truth': [None] * 12})
+    assert captions == [('image', {})] * pictures.ROWS

@@ -9,8 +9,8 @@ from conftest import draw_image, voc_xml
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from core.data.torch_datasets import ImageDataset, MultiScaleDataset
-from core.data.transforms import Pipeline, RandomCrop, RandomFlip, rescale
+from core.data.torch_datasets import ImageDataset, MultiScaleDataset, ground_truth
+from core.data.transforms import Pipeline, RandomCrop, RandomFlip, TopLeftCrop, rescale
 
 
 @pytest.fixture
@@ -87,6 +87,18 @@ def test_mask_of_another_size_than_its_image_is_named(dataset):
     dataset.mask_path('b').write_bytes(dataset.encode_label_map(np.zeros((40, 30), np.uint8)))
     with pytest.raises(UserError, match='SegmentationClass/b.png: the mask is 30x40, the image is 40x30'):
         image_dataset(dataset)[1]
+
+
+def test_ground_truth_of_pictures_is_transformed_and_optional(dataset):
+    """A picture does not end a run: a missing mask is None, a damaged one too."""
+    samples = ImageDataset(dataset, ['a', 'b'], Pipeline(TopLeftCrop(16)))
+    masks = ground_truth(samples, 8)
+    for image_id, mask in zip('ab', masks, strict=True):
+        assert np.array_equal(mask, dataset.read_mask(image_id)[:16, :16])
+    assert len(ground_truth(samples, 1)) == 1
+    dataset.mask_path('a').unlink()
+    dataset.mask_path('b').write_bytes(b'')
+    assert ground_truth(samples, 8) == [None, None]
 
 
 @pytest.mark.parametrize('backend', ['pillow', 'torch'])

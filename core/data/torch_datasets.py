@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from core import UserError
 from core.data.dataset import Dataset
 from core.data.transforms import Pipeline, rescale
 
@@ -46,6 +47,18 @@ class ImageDataset:
         if self.labels is not None:
             sample['labels'] = self.labels[position]
         return sample
+
+
+def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
+    """Return the ground-truth masks of the first samples for pictures, None where there is none that can be read."""
+    masks, dataset = [], samples.dataset
+    for image_id in samples.ids[:count]:
+        try:
+            sample = ImageDataset(dataset, [image_id], samples.transform, read_mask=dataset.read_mask)[0]
+            masks.append(sample['masks'].numpy())
+        except UserError:
+            masks.append(None)
+    return masks
 
 
 class MultiScaleDataset:
