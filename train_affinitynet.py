@@ -1,6 +1,7 @@
 """Stage 4: train AffinityNet on affinity labels: the edges between neighbouring pixels of different classes.
 
-Reads   images of the list train_aug; experiments/predictions/{label_name}/{id}.png of stage 3
+Reads   images of the list train_aug; experiments/predictions/{label_name}/{id}.png of stage 3; images and masks of the
+        list train, if there are any masks, to score the edges
 Writes  experiments/models/{tag}.pth (the last epoch), logs/{tag}.txt, data/{tag}.json, tensorboards/{tag}/
 
     python3 train_affinitynet.py --architecture resnest101 --tag AffinityNet@ResNeSt-101@Puzzle --data_dir $D \\
@@ -10,15 +11,17 @@ Writes  experiments/models/{tag}.pth (the last epoch), logs/{tag}.txt, data/{tag
 import torch
 
 from core import IGNORE, UserError
-from core.affinity import PathIndex, affinity_labels
+from core.affinity import PathIndex, affinity_labels, count_pairs, pair_scores
+from core.data import transforms
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
-from core.data.transforms import normalize, training_pipeline
 from core.losses import affinity_loss
 from core.maps import strided_size
 from core.models import BACKBONES, AffinityNet, load_weights
-from util import artifacts, devices, flags, loaders, optim, stage, visualize
+from util import artifacts, devices, flags, loaders, optim, pictures, stage
 from util.run import Run
+
+SCORED_IMAGES = 128  # on the drawn set their scores are within a point of those of all 300 masks
 
 
 def parse_args(argv=None):
@@ -35,14 +38,36 @@ def parse_args(argv=None):
     return args
 
 
-def draw_edges(batch, logits, palette):
-    """Return a grid with a row of image, affinity label and edge map for the first images of a batch."""
-    images, labels = batch['images'].pixels[:8].cpu().numpy(), batch['masks'][:8].cpu().numpy()
-    edges = torch.sigmoid(logits[:8, 0].detach().float()).cpu().numpy()
-    rows = []
-    for image, label, edge in zip(images, labels, edges, strict=True):
-        rows.append([image, visualize.overlay_mask(image, label, palette), visualize.overlay_heatmap(image, edge)])
-    return visualize.image_grid(rows)
+def build_score_loader(args, dataset, edge_size, device):
+    """Return the batches whose edges are scored after each epoch: up to SCORED_IMAGES of train, evenly spaced."""
+    ids = dataset.ids_with_masks('train', with_images=True)
+    count = min(len(ids), SCORED_IMAGES)
+    ids = [ids[i * len(ids) // count] for i in range(count)]
+    crop = transforms.Pipeline(transforms.TopLeftCrop(args.image_size), transforms.ResizeMask(edge_size[0]))
+    score_set = ImageDataset(dataset, ids, crop, read_mask=dataset.read_mask)
+    return loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+
+
+def draw_edges(dataset, title, batch, edges):
+    """Return pictures of the first images of a batch: image, label map (titled), edge map."""
+    images, label_maps = batch['images'].pixels.cpu().numpy(), {title: batch['masks'].cpu().numpy()}
+    heatmaps = [[pictures.Heatmap('edge', edge)] for edge in edges.cpu().numpy()]
+    return pictures.draw_rows(dataset, images, label_maps, heatmaps)
+
+
+@torch.no_grad()
+def score_edges(model, loader, dataset, path_index, device):
+    """Return precision and recall of the affinities on pairs of the masks, and pictures of the first batch."""
+    model.eval()
+    counts, grid = 0, None
+    for batch in stage.progress(loader, 'scoring edges'):
+        logits = model(transforms.normalize(batch['images'].to(device, non_blocking=True)))
+        edges = torch.sigmoid(logits[:, 0].float())
+        counts = counts + count_pairs(edges, batch['masks'].to(device), path_index, dataset.num_classes)
+        if grid is None:
+            grid = draw_edges(dataset, 'ground truth', batch, edges)
+    model.train()
+    return pair_scores(counts), grid
 
 
 def main(args):
@@ -54,10 +79,11 @@ def main(args):
     # Scale, flip and crop labels with their images, then resize them to the edge map.
     edge_size = strided_size((args.image_size, args.image_size))
     sizes = (args.min_image_size, args.max_image_size)
-    transform = training_pipeline(sizes, args.image_size, args.resize, mask_size=edge_size[0])
+    transform = transforms.training_pipeline(sizes, args.image_size, args.resize, mask_size=edge_size[0])
     train_set = ImageDataset(dataset, ids, transform, read_mask=label_maps.read_label, seed=args.seed)
     loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
     path_index = PathIndex(args.radius, edge_size)
+    score_loader = build_score_loader(args, dataset, edge_size, device)
 
     # Build AffinityNet on an ImageNet backbone (not on the classifier); only the head trains.
     model = AffinityNet(args.architecture)
@@ -69,17 +95,25 @@ def main(args):
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}
     with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps) as run:
-        for _ in run.epochs():
+        for epoch in run.epochs():
             for batch in run.batches(device):
                 # Label each pair by its two ends; its affinity is 1 - the largest edge between them.
-                logits = model(normalize(batch['images']))
+                logits = model(transforms.normalize(batch['images']))
                 affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
                 pairs = affinity_labels(batch['masks'], path_index, dataset.num_classes)
                 run.step(affinity_loss(affinity, *pairs))
 
             if not any(value for _, value in run.log.curves['loss']):
                 raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
-            run.end_epoch(edges=draw_edges(batch, logits, dataset.palette))
+
+            # Score the edges if there are masks, which select nothing: the last epoch is kept.
+            edges = torch.sigmoid(logits[:, 0].detach().float())
+            grids = {'edges': draw_edges(dataset, 'affinity label', batch, edges)}
+            if score_loader.dataset.ids:
+                scores, grids['scored edges'] = score_edges(model, score_loader, dataset, path_index, device)
+                title = f'epoch {epoch + 1}: pairs in {len(score_loader.dataset)} masks of train'
+                run.log.scores(run.iteration, title, **scores)
+            run.end_epoch(**grids)
 
 
 if __name__ == '__main__':

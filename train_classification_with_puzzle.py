@@ -18,11 +18,11 @@ from core import STRIDE, metrics, puzzle
 from core.cam import make_cam
 from core.data import transforms
 from core.data.dataset import open_dataset
-from core.data.torch_datasets import ImageDataset
+from core.data.torch_datasets import ImageDataset, ground_truth
 from core.losses import alpha_at, classification_loss, confidence_loss, reconstruction_loss
 from core.models import BACKBONES, Classifier, load_weights
 from core.models.batchnorm import forward_in_replicas
-from util import devices, flags, loaders, optim, stage, visualize
+from util import devices, flags, loaders, optim, pictures, stage
 from util.run import Run
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
@@ -109,7 +109,7 @@ def compute_losses(model, images, labels, args, replicas_per_device):
 
 @torch.no_grad()
 def score_cams(model, loader, dataset, device):
-    """Return the best threshold and its mIoU for single-scale CAMs at 1/16."""
+    """Return the mIoU of single-scale CAMs at 1/16 at each threshold."""
     model.eval()
     sweep = metrics.ThresholdSweep(dataset.num_classes + 1, THRESHOLDS)
     for batch in stage.progress(loader, 'scoring CAMs'):
@@ -119,27 +119,29 @@ def score_cams(model, loader, dataset, device):
         for cam, mask in zip(cams, masks, strict=True):
             sweep.update(cam, np.arange(dataset.num_classes + 1), mask)
     model.train()
-    mious = [matrix.miou() for matrix in sweep.matrices()]
-    best = int(np.argmax(mious))
-    return THRESHOLDS[best], mious[best]
+    return [matrix.miou() for matrix in sweep.matrices()]
 
 
 @torch.no_grad()
 def score_tags(model, loader, device):
     """Return the average precision and F1 score (at probability 0.5) per class, and pictures of the first CAMs."""
     model.eval()
-    probabilities, rows = [], []
+    probabilities, grid, dataset = [], None, loader.dataset.dataset
     for batch in stage.progress(loader, 'scoring tags'):
         logits, maps = model(transforms.normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
         probabilities.append(torch.sigmoid(logits.float()).cpu().numpy())
-        if not rows:
-            cams = make_cam(maps[:8].float()).cpu().numpy() * batch['labels'][:8].numpy()[:, :, None, None]
-            for image, cam in zip(batch['images'].pixels[:8].numpy(), cams, strict=True):
-                rows.append([image, *(visualize.overlay_heatmap(image, score) for score in cam if score.any())])
+        if grid is None:
+            cams, present = make_cam(maps.float()).cpu().numpy(), batch['labels'].numpy() > 0
+            heatmaps = [
+                [pictures.Heatmap('CAM', cam[c], c + 1) for c in np.flatnonzero(labels)]
+                for cam, labels in zip(cams, present, strict=True)
+            ]
+            masks = {'ground truth': ground_truth(loader.dataset, pictures.ROWS)}
+            grid = pictures.draw_rows(dataset, batch['images'].pixels.numpy(), masks, heatmaps)
     model.train()
     probabilities, labels = np.concatenate(probabilities), loader.dataset.labels
     scores = metrics.average_precision(probabilities, labels), metrics.f1_score(probabilities > 0.5, labels)
-    return *scores, visualize.image_grid(rows)
+    return *scores, grid
 
 
 def main(args):
@@ -175,13 +177,15 @@ def main(args):
                 run.step(loss, losses, **({'alpha': alpha} if 're' in losses else {}))
 
             # Score the tags, and the CAMs if there are masks; keep the best and the last epoch.
-            precision, f1, pictures = score_tags(model, tag_loader, device)
+            precision, f1, grid = score_tags(model, tag_loader, device)
             run.log.scores(run.iteration, f'epoch {epoch + 1}: tags of {tag_list}', mAP=precision, F1=f1)
             if masked:
-                threshold, miou = score_cams(model, mask_loader, dataset, device)
-                run.end_epoch(f'train CAM mIoU at threshold {threshold:.2f}', miou, CAMs=pictures)
+                mious = score_cams(model, mask_loader, dataset, device)
+                run.log.sweep(run.iteration, 'mIoU', THRESHOLDS, mious)
+                best = int(np.argmax(mious))
+                run.end_epoch(f'train CAM mIoU at threshold {THRESHOLDS[best]:.2f}', mious[best], CAMs=grid)
             else:
-                run.end_epoch(CAMs=pictures)
+                run.end_epoch(CAMs=grid)
         run.log.table('class', dataset.class_names, {'AP %': 100 * precision, 'F1 %': 100 * f1})
 
 

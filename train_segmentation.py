@@ -20,7 +20,7 @@ from core.data.torch_datasets import ImageDataset
 from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
 from core.metrics import ConfusionMatrix
 from core.models import BACKBONES, SEGMENTERS, build_segmenter, load_weights
-from util import artifacts, devices, flags, loaders, optim, stage, visualize
+from util import artifacts, devices, flags, loaders, optim, pictures, stage
 from util.run import Run
 
 
@@ -51,14 +51,6 @@ def build_loaders(args, dataset, pseudo_labels, device):
     return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
 
 
-def draw_predictions(images, masks, predictions, palette):
-    """Return a grid with a row of image, mask and prediction for the first images of a batch."""
-    rows = []
-    for image, *maps in zip(images[:8], masks[:8], predictions[:8], strict=True):
-        rows.append([image, *(visualize.overlay_mask(image, label, palette) for label in maps)])
-    return visualize.image_grid(rows)
-
-
 @torch.no_grad()
 def score_predictions(model, loader, dataset, device):
     """Return the mIoU on the top-left crops of val, and pictures of the first batch."""
@@ -72,7 +64,8 @@ def score_predictions(model, loader, dataset, device):
         predictions = logits.argmax(1).cpu().numpy()
         matrix.update(predictions, masks)
         if grid is None:
-            grid = draw_predictions(batch['images'].pixels.numpy(), masks, predictions, dataset.palette)
+            label_maps = {'ground truth': masks, 'prediction': predictions}
+            grid = pictures.draw_rows(dataset, batch['images'].pixels.numpy(), label_maps)
     model.train()
     return matrix.miou(), grid
 
@@ -112,7 +105,8 @@ def main(args):
                 run.end_epoch('val mIoU', miou, predictions=grid)
             else:
                 images, *maps = (x.cpu().numpy() for x in (batch['images'].pixels, labels, logits.argmax(1)))
-                run.end_epoch(predictions=draw_predictions(images, *maps, dataset.palette))
+                label_maps = dict(zip(('pseudo-label', 'prediction'), maps, strict=True))
+                run.end_epoch(predictions=pictures.draw_rows(dataset, images, label_maps))
 
 
 if __name__ == '__main__':

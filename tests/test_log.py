@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG, SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from core import UserError
 from util.fingerprint import versions
@@ -60,6 +63,7 @@ def test_lines_and_curves(in_tmp):
         'options': vars(ARGS),
         'versions': versions(),
         'seconds': content['seconds'],
+        'sweeps': {},
         'curves': {'lr': [[5, 0.05]], 'loss': [[5, 1.25]], 'alpha': [[5, 2.0]], 'mIoU': [[10, 50.0], [20, 25.0]]},
     }
 
@@ -89,6 +93,51 @@ def test_seconds_of_a_checkpoint_without_them_are_unknown(in_tmp):
     assert json.loads((in_tmp / 'experiments/data/tag.json').read_text())['seconds'] is None
 
 
+def tensorboard_of(in_tmp) -> EventAccumulator:
+    events = EventAccumulator(str(in_tmp / 'experiments/tensorboards/tag'))
+    events.Reload()
+    return events
+
+
+def test_sweeps_and_options_survive_resuming_without_duplicates(in_tmp):
+    """A run is killed after its last scores, before they are saved, and repeats the epoch."""
+
+    def epoch(log, step, values):
+        log.sweep(step, 'mIoU', (0.1, 0.25), values)
+        log.epoch(step, step // 10, 'mIoU', max(values), True)
+
+    with Log(ARGS, 10) as log:
+        epoch(log, 10, (0.5, 0.75))
+        state = json.loads(json.dumps(log.state_dict()))
+        epoch(log, 20, (0.125, 1))
+        log.finish(20)
+    time.sleep(1.1)  # as below
+    resumed = Log(ARGS, 10)
+    resumed.load_state_dict(state)
+    with resumed as log:
+        epoch(log, 20, (0.25, 0.5))
+        log.finish(20)
+        log.save_curves()
+    content = json.loads((in_tmp / 'experiments/data/tag.json').read_text())
+    assert content['sweeps'] == {'mIoU': {'thresholds': [0.1, 0.25], 'points': [[10, [50, 75]], [20, [25, 50]]]}}
+    assert content['curves'] == {'mIoU': [[10, 75], [20, 50]]}  # a sweep is not a curve
+    events = tensorboard_of(in_tmp)
+    for name, expected in (
+        ('mIoU by threshold/0.10', [(10, 50), (20, 25)]),
+        ('mIoU by threshold/0.25', [(10, 75), (20, 50)]),
+        ('best mIoU', [(20, 75)]),
+    ):
+        assert [(point.step, point.value) for point in events.Scalars(name)] == expected
+    (layout,) = events.Tensors('custom_scalars__config__')
+    chart = Layout.FromString(layout.tensor_proto.string_val[0]).category[0].chart[0]
+    assert list(chart.multiline.tag) == ['mIoU by threshold/.*']
+    content = events.PluginTagToContent('hparams')
+    start = HParamsPluginData.FromString(content[SESSION_START_INFO_TAG]).session_start_info
+    found = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert found == vars(ARGS)
+    assert HParamsPluginData.FromString(content[SESSION_END_INFO_TAG]).session_end_info.status
+
+
 def test_points_after_the_last_checkpoint_are_dropped(in_tmp):
     with Log(ARGS, 4) as log:
         for i in range(1, 3):
@@ -103,6 +152,5 @@ def test_points_after_the_last_checkpoint_are_dropped(in_tmp):
         log.save_curves()
     curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
     assert curves['loss'] == [[2, 1.0], [4, 2.0], [6, 3.0]]
-    events = EventAccumulator(str(in_tmp / 'experiments/tensorboards/tag'))
-    events.Reload()
+    events = tensorboard_of(in_tmp)
     assert [(point.step, point.value) for point in events.Scalars('loss')] == [(2, 1), (4, 2), (6, 3)]

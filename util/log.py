@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from tabulate import tabulate
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from core import UserError
 from util.artifacts import EXPERIMENTS
@@ -51,15 +52,17 @@ class Log:
         self.interval, self.iterations = max(1, int(per_epoch * args.print_ratio)), per_epoch * args.max_epoch
         self.averages = Averages()
         self.curves: dict[str, list[list[float]]] = {}
+        self.sweeps: dict[str, dict[str, list]] = {}  # thresholds, and points [step, values] at them
         self.versions = versions()
         self.earlier: float | None = 0.0  # seconds of the sessions before this one
 
     def state_dict(self) -> dict:
-        return {'curves': self.curves, 'seconds': self.seconds()}
+        return {'curves': self.curves, 'sweeps': self.sweeps, 'seconds': self.seconds()}
 
     def load_state_dict(self, state: dict) -> None:
         self.curves = state['curves']
-        self.earlier = state.get('seconds')  # unknown in checkpoints of earlier versions
+        # Checkpoints of earlier versions lack these.
+        self.sweeps, self.earlier = state.get('sweeps', {}), state.get('seconds')
 
     def __enter__(self) -> 'Log':
         self.start = time.time()
@@ -102,10 +105,10 @@ class Log:
         self.line(f'epoch {epoch}: {name} {100 * miou:.2f} %{" (best so far)" if best else ""}, time {self.elapsed()}')
         self.scalars(iteration, mIoU=100 * miou)
 
-    def scores(self, iteration: int, title: str, **values: np.ndarray) -> None:
-        """Log the means over classes of scores in [0, 1], such as AP; NaN marks classes that do not occur."""
+    def scores(self, iteration: int, title: str, **values: np.ndarray | float) -> None:
+        """Log scores in [0, 1], or the means over classes of scores such as AP; NaN marks what does not occur."""
         means = {name: 100 * float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
-        self.line(f'{title}: {", ".join(f"{name} {mean:.2f} %" for name, mean in means.items()) or "no class occurs"}')
+        self.line(f'{title}: {", ".join(f"{name} {mean:.2f} %" for name, mean in means.items()) or "nothing to score"}')
         self.scalars(iteration, **means)
 
     def table(self, head: str, names: Sequence[str], columns: dict[str, np.ndarray]) -> None:
@@ -120,14 +123,33 @@ class Log:
             self.curves.setdefault(name, []).append([step, value])
             self.writer.add_scalar(name, value, step)
 
+    def sweep(self, step: int, name: str, thresholds: Sequence[float], values: Sequence[float]) -> None:
+        """Log a score in [0, 1] at several thresholds: TensorBoard gets a curve of each, and one chart of all."""
+        title = f'{name} by threshold'
+        if name not in self.sweeps:
+            self.writer.add_custom_scalars({title: {name: ['Multiline', [f'{title}/.*']]}})
+        sweep = self.sweeps.setdefault(name, {'thresholds': list(thresholds), 'points': []})
+        sweep['points'].append([step, [100 * value for value in values]])
+        for threshold, value in zip(thresholds, values, strict=True):
+            self.writer.add_scalar(f'{title}/{threshold:.2f}', 100 * value, step)
+
+    def finish(self, step: int) -> None:
+        """Log the options for TensorBoard's HParams tab, which shows the last point of each curve next to them."""
+        if 'mIoU' in self.curves:
+            self.writer.add_scalar('best mIoU', max(value for _, value in self.curves['mIoU']), step)
+        # Without the summary of the experiment, TensorBoard lists the options and curves of all runs, not of the first.
+        _, *session = hparams(self.options, {})
+        for summary in session:
+            self.writer.file_writer.add_summary(summary, step)
+
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Log an image (h, w, 3) uint8 RGB to TensorBoard."""
         self.writer.add_image(name, image, step, dataformats='HWC')
 
     def save_curves(self) -> None:
-        """Write data/{tag}.json: options, versions, seconds of all sessions, and [step, value] points by curve."""
+        """Write data/{tag}.json: options, versions, seconds of all sessions, [step, value] points by curve, sweeps."""
         content = {'options': self.options, 'versions': self.versions, 'seconds': self.seconds()}
-        write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {**content, 'curves': self.curves})
+        write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {**content, 'curves': self.curves, 'sweeps': self.sweeps})
         self.writer.flush()
 
     def seconds(self) -> float | None:

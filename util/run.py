@@ -247,6 +247,8 @@ class Run:
         is_best = self.models.save(self.model, self.epoch + 1, score, **self.meta)
         if score is not None:
             self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
+        if self.iteration == self.iterations:
+            self.log.finish(self.iteration)
         self.log.save_curves()
         self.save()
 
