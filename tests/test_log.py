@@ -99,8 +99,9 @@ def tensorboard_of(in_tmp) -> EventAccumulator:
     return events
 
 
-def test_sweeps_and_options_survive_resuming_without_duplicates(in_tmp):
-    """A run is killed after its last scores, before they are saved, and repeats the epoch."""
+@pytest.mark.parametrize('saved', [False, True])
+def test_sweeps_and_options_survive_resuming_without_duplicates(in_tmp, saved):
+    """A run is killed after its last scores, before they are saved, and repeats that epoch, or both."""
 
     def epoch(log, step, values):
         log.sweep(step, 'mIoU', (0.1, 0.25), values)
@@ -113,8 +114,11 @@ def test_sweeps_and_options_survive_resuming_without_duplicates(in_tmp):
         log.finish(20)
     time.sleep(1.1)  # as below
     resumed = Log(ARGS, 10)
-    resumed.load_state_dict(state)
+    if saved:
+        resumed.load_state_dict(state)
     with resumed as log:
+        if not saved:
+            epoch(log, 10, (0.5, 0.75))
         epoch(log, 20, (0.25, 0.5))
         log.finish(20)
         log.save_curves()
@@ -128,7 +132,8 @@ def test_sweeps_and_options_survive_resuming_without_duplicates(in_tmp):
         ('best mIoU', [(20, 75)]),
     ):
         assert [(point.step, point.value) for point in events.Scalars(name)] == expected
-    (layout,) = events.Tensors('custom_scalars__config__')
+    layout, *again = events.Tensors('custom_scalars__config__')
+    assert len(again) == (not saved)  # the accumulator drops no tensors; TensorBoard reads one
     chart = Layout.FromString(layout.tensor_proto.string_val[0]).category[0].chart[0]
     assert list(chart.multiline.tag) == ['mIoU by threshold/.*']
     content = events.PluginTagToContent('hparams')
