@@ -1,7 +1,7 @@
 """Grids of pictures that the trainers log: a row per image, each picture with its caption and class names."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,11 +18,12 @@ class Classes(Protocol):
     palette: np.ndarray
 
 
-class Heatmap:
-    """A score map (h, w) in [0, 1] with a title, and the class that it is of if it is of one (0: none)."""
+class Heatmap(NamedTuple):
+    """A score map (h, w) in [0, 1] with a title, and the index of its class, 0 if it is not of one."""
 
-    def __init__(self, title: str, score: np.ndarray, index: int = 0):
-        self.title, self.score, self.index = title, score, index
+    title: str
+    score: np.ndarray
+    index: int = 0
 
 
 def draw_rows(
