@@ -1,9 +1,9 @@
 """Stage 9: mIoU of CAMs (stage 2), random-walk CAMs (stage 5), pseudo-labels (stage 6) or predictions (stage 8).
 
 Reads   experiments/predictions/{experiment_name}/; masks of the list --domain, with --crf_iteration also its images
-Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class and threshold; .npz next to it:
-        pixel counts per image; with --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; for
-        --domain test, whose masks are not public, {experiment_name}@test.tgz for the VOC test server; file of --csv
+Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class and threshold; .npz: pixel counts
+        per image; with --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; the file of --csv;
+        for --domain test, whose masks are not public, {experiment_name}@test.tgz for the VOC test server
 
     python3 evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 \\
         --domain val --data_dir $D/SegmentationClass
@@ -164,14 +164,13 @@ def score(args, mode, dataset, folder, ids):
 
 
 def main(args):
-    dataset, begun = open_dataset(args.dataset, args.data_dir), time.monotonic()
+    begun, dataset = time.monotonic(), open_dataset(args.dataset, args.data_dir)
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
     name = f'{args.experiment_name}{crf}@{args.domain}'
     path, upload = artifacts.results_path(name, 'json'), artifacts.results_path(name, 'tgz')
     files.check_name(path, '--experiment_name')
-    if args.csv:
-        files.check_output(args.csv, '--csv')
+    files.check_output(args.csv, '--csv')
     mode, folder = open_outputs(args, dataset, masked or ids)
     with files.locked(files.lock_path(path), str(path)):
         files.remove_leftovers(path, path.with_suffix('.npz'), upload)

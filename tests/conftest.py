@@ -17,7 +17,7 @@ from torch import nn
 # pytest-xdist runs one process per core: more threads would only wait for one another.
 torch.set_num_threads(1)
 
-# The browser of the tests of tools.report; recipes/pictures.py looks for the same names.
+# The browser of the tests of tools.report; recipes/cut_pictures.py looks for the same names.
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 REPOSITORY = Path(__file__).resolve().parent.parent
 STAGES = (

@@ -236,7 +236,7 @@ PROGRAMS = (
     'tools.summarize',
     'benchmarks.run',
     'recipes.gradients',
-    'recipes.pictures',
+    'recipes.cut_pictures',
     'recipes.rounding',
 )
 TRAINER_GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'run and output')

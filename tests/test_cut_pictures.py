@@ -1,4 +1,4 @@
-"""recipes/pictures.py: cutting pictures of the documentation from a report."""
+"""recipes/cut_pictures.py: cutting pictures of the documentation from a report."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import imageio.v3 as iio
 import pytest
 from conftest import CHROMIUM, fault_of
 
-from recipes import pictures
+from recipes import cut_pictures
 from tools import report
 
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason='no Chromium: tools/test.sh says how to install it')
@@ -23,7 +23,7 @@ def page(experiment, tmp_path, monkeypatch) -> str:
 @needs_browser
 def test_cards_and_sections(page, tmp_path):
     def cut(name, *line):
-        pictures.main(pictures.parse_args([page, *line, '--out', str(tmp_path / name)]))
+        cut_pictures.main(cut_pictures.parse_args([page, *line, '--out', str(tmp_path / name)]))
         return iio.imread(tmp_path / name)
 
     one = cut('one.png', '--ids', 'train_00001')
@@ -44,15 +44,17 @@ def test_cards_and_sections(page, tmp_path):
     ],
 )
 def test_what_the_page_lacks(page, tmp_path, capsys, line, words):
-    assert words in fault_of(pictures, [page, *line, '--out', str(tmp_path / 'x.png')], capsys)
+    assert words in fault_of(cut_pictures, [page, *line, '--out', str(tmp_path / 'x.png')], capsys)
     assert not (tmp_path / 'x.png').exists()
 
 
 def test_faults_before_a_browser_is_needed(tmp_path, capsys, monkeypatch):
     out = ['--out', str(tmp_path / 'x.png')]
-    assert 'no such file' in fault_of(pictures, ['nowhere.html', '--ids', 'a', *out], capsys)
-    assert 'pass either --ids or --section' in fault_of(pictures, ['p.html', *out], capsys)
-    assert '--out x.gif' in fault_of(pictures, ['p.html', '--ids', 'a', '--out', 'x.gif'], capsys)
+    assert 'no such file' in fault_of(cut_pictures, ['nowhere.html', '--ids', 'a', *out], capsys)
+    assert 'pass either --ids or --section' in fault_of(cut_pictures, ['p.html', *out], capsys)
+    assert '--out x.gif' in fault_of(cut_pictures, ['p.html', '--ids', 'a', '--out', 'x.gif'], capsys)
     Path(tmp_path / 'p.html').write_text('')
-    monkeypatch.setattr(pictures, 'sync_playwright', None)
-    assert 'playwright is not installed' in fault_of(pictures, [str(tmp_path / 'p.html'), '--ids', 'a', *out], capsys)
+    monkeypatch.setattr(cut_pictures, 'sync_playwright', None)
+    assert 'playwright is not installed' in fault_of(
+        cut_pictures, [str(tmp_path / 'p.html'), '--ids', 'a', *out], capsys
+    )

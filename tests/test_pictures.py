@@ -18,8 +18,9 @@ def captions(monkeypatch):
     """The captions drawn: texts and names with their colours."""
     drawn = []
 
-    def caption(picture, text, classes=None):
-        drawn.append((text, {name: tuple(colour) for name, colour in (classes or {}).items()}))
+    def caption(picture, title, chips, note, font):
+        assert note == ''
+        drawn.append((title, {name: tuple(colour) for name, colour in chips}))
         return picture
 
     monkeypatch.setattr(visualize, 'caption', caption)
@@ -55,10 +56,9 @@ def test_pictures_are_the_overlays_of_their_images():
     mask = np.zeros((3, 64, 64), np.uint8)
     mask[:, :32] = 2
     grid = draw_rows(DATASET, picture, {'ground truth': mask}, [[Heatmap('edge', score)]] * 3)
-    head = len(visualize.caption(picture[0], 'image')) - SIDE
     for i in range(3):
-        top = i * (head + SIDE + 4) + head
-        cells = [grid[top : top + SIDE, j * (SIDE + 4) :][:, :SIDE] for j in range(3)]
+        top = 8 + i * (len(grid) // 3)
+        cells = [grid[top : top + SIDE, 8 + j * (SIDE + 8) :][:, :SIDE] for j in range(3)]
         expected = [
             picture[i],
             visualize.overlay_mask(picture[i], mask[i], DATASET.palette),
@@ -66,6 +66,13 @@ def test_pictures_are_the_overlays_of_their_images():
         ]
         for cell, other in zip(cells, expected, strict=True):
             assert np.array_equal(cell, other)
+
+
+def test_small_pictures_are_enlarged():
+    small = np.zeros((1, 64, 64, 3), np.uint8)
+    grid = draw_rows(DATASET, small, {})
+    assert grid.shape[1] == 8 + 3 * 64
+    assert (grid[8 : 8 + 192, 8:] == 0).all()
 
 
 def test_only_the_first_images_are_drawn(captions):

@@ -215,6 +215,10 @@ def test_faults_are_one_line(here, tmp_path, capsys, line, words):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_that_cannot_be_written_is_named_first(here, tmp_path, capsys):
+    assert f'--out {tmp_path}: is a folder' in fault_of(report, ['my', '--out', str(tmp_path)], capsys)
+
+
 def test_an_empty_folder(in_tmp, capsys):
     assert 'run the stages first' in fault_of(report, [], capsys)
 

@@ -28,7 +28,7 @@ from core.metrics import ERROR_SHARES
 from tools.reporting import charts, gallery, panels, tables
 from tools.reporting.entries import add_recorded_data, find_entries, open_recorded, stage_number
 from util import artifacts, flags, provenance, results, stage, visualize
-from util.files import write_bytes
+from util.files import check_output, write_bytes
 from util.fingerprint import versions
 from util.parallel import parallel_map
 
@@ -155,6 +155,7 @@ def as_json(content) -> str:
 
 
 def main(args):
+    check_output(args.out, '--out')
     entries = find_entries(args.names)
     dataset = open_recorded(args, artifacts.PREDICTIONS / entries[-1].folder)
     counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]

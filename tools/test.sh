@@ -1,6 +1,14 @@
 #!/usr/bin/env bash
 # All tests, in an environment of its own:  bash tools/test.sh [options of pytest]
+# The tests of tools.report in a browser are skipped unless there is a Chromium (apt-get install chromium).
 source "$(dirname "$0")/environment.sh" requirements-dev.txt
+if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+    if [ "${CI:-}" = true ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+    else
+        echo 'no Chromium: the tests in a browser are skipped (Debian and Ubuntu: apt-get install chromium)' >&2
+    fi
+fi
 ruff check .
 ruff format --check .
 python -m pytest -n 2 "$@"

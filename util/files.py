@@ -49,8 +49,13 @@ def make_folder(path: Path) -> None:
         raise UserError(f'{obstacle}: is {what}: remove it or name another folder') from None
 
 
-def check_output(path: Path, flag: str) -> None:
-    """Create the folder of a file that is written later. Raises UserError naming the flag if that would fail."""
+def check_output(path: Path | None, flag: str) -> None:
+    """Create the folder of a file that is written later. Raises UserError naming the flag if that would fail.
+
+    None is a flag that was not given.
+    """
+    if path is None:
+        return
     check_name(path, flag)
     if path.is_dir():
         raise UserError(f'{flag} {path}: is a folder: add the name of a file')

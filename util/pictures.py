@@ -1,5 +1,6 @@
 """Grids of pictures that the trainers log: a row per image, each picture with its caption and class names."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -9,6 +10,7 @@ from core import IGNORE
 from util import visualize
 
 ROWS = 8
+WIDTH = 160  # at least, of a picture
 
 
 class Classes(Protocol):
@@ -38,25 +40,29 @@ def draw_rows(
     """
     rows = []
     for i, image in enumerate(images[:ROWS]):
-        row = [visualize.caption(image, 'image')]
+        row = [_caption(dataset, image, 'image', [])]
         for title, maps in label_maps.items():
             if maps[i] is not None:
                 present = [index for index in np.unique(maps[i]).tolist() if index not in (0, IGNORE)]
-                overlay = visualize.overlay_mask(image, maps[i], dataset.palette)
-                row.append(visualize.caption(overlay, title, _plates(dataset, present)))
+                row.append(_caption(dataset, visualize.overlay_mask(image, maps[i], dataset.palette), title, present))
         for heatmap in heatmaps[i] if heatmaps else ():
-            overlay = visualize.overlay_heatmap(image, heatmap.score)
             present = [heatmap.index] if heatmap.index else []
-            row.append(visualize.caption(overlay, heatmap.title, _plates(dataset, present)))
-        rows.append(row)
-    return visualize.image_grid(rows)
+            row.append(_caption(dataset, visualize.overlay_heatmap(image, heatmap.score), heatmap.title, present))
+        rows.append(visualize.stack(row, len(row)))
+    return visualize.stack(rows, 1, pad=0)
 
 
-def _plates(dataset: Classes, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    """Return the colours of classes by name, or by number where Pillow's own font lacks a character of the name."""
-    font = visualize.open_font()
-    names = {index: dataset.class_names[index - 1] for index in indices}
-    return {
-        name if visualize.can_write(font, name) else f'class {index}': dataset.palette[index]
+def _caption(dataset: Classes, picture: np.ndarray, title: str, classes: Sequence[int]) -> np.ndarray:
+    """Return a picture, enlarged by a whole factor if it is small, over its title and class names.
+
+    Names of which Pillow's own font lacks a character are shown as numbers.
+    """
+    factor = max(1, math.ceil(WIDTH / picture.shape[1]))
+    picture, font = picture.repeat(factor, 0).repeat(factor, 1), visualize.open_font()
+    font = font.font_variant(size=max(13, round(0.04 * picture.shape[1])))
+    names = {index: dataset.class_names[index - 1] for index in classes}
+    chips = [
+        (name if visualize.can_write(font, name) else f'class {index}', dataset.palette[index].tolist())
         for index, name in names.items()
-    }
+    ]
+    return visualize.caption(picture, title, chips, '', font)

@@ -193,19 +193,3 @@ def names_on_pictures(names: Sequence[str], font: ImageFont.FreeTypeFont) -> lis
         what = f'the font lacks characters of {len(missing)} class names ({missing[0]}, ...), shown as numbers'
         print(f'warning: {what}: {hint}', file=sys.stderr)
     return [f'class {index}' if name in missing else name for index, name in enumerate(names)]
-
-
-def image_grid(rows: list[list[np.ndarray]], titles: Sequence[str] = (), pad: int = 4) -> np.ndarray:
-    """Put rows of pictures of one size together as one picture, under a title per column; gaps are white."""
-    h, w = rows[0][0].shape[:2]
-    columns = max(map(len, rows))
-    head = 24 if titles else 0
-    canvas = np.full((head + len(rows) * (h + pad), columns * (w + pad), 3), 255, np.uint8)
-    for j, title in enumerate(titles):
-        font, place = cv2.FONT_HERSHEY_SIMPLEX, (j * (w + pad) + 2, 17)
-        (width, _), _ = cv2.getTextSize(title, font, 0.45, 1)
-        cv2.putText(canvas, title, place, font, 0.45 * min(1, (w - 4) / max(width, 1)), (0, 0, 0), 1, cv2.LINE_AA)
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            canvas[head + i * (h + pad) :, j * (w + pad) :][: picture.shape[0], : picture.shape[1]] = picture
-    return canvas

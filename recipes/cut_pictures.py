@@ -3,8 +3,8 @@
 Reads   a page of tools.report
 Writes  the file of --out, .png or .jpg: cards of the gallery, or a section of the page
 
-    python3 -m recipes.pictures experiments/report.html --ids train_00003 --hide demo@cl --out docs/chain.png
-    python3 -m recipes.pictures experiments/report.html --section chain --out docs/report.png
+    python3 -m recipes.cut_pictures experiments/report.html --ids train_00003 --hide demo@cl --out docs/chain.png
+    python3 -m recipes.cut_pictures experiments/report.html --section chain --out docs/report.png
 
 Needs playwright (requirements-dev.txt) and a Chromium of the system (apt-get install chromium).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core import UserError
 from util import flags, stage
-from util.files import write_bytes
+from util.files import check_output, write_bytes
 
 try:
     from playwright.sync_api import sync_playwright
@@ -82,6 +82,7 @@ def main(args):
         raise UserError(f'{args.page}: no such file; run python3 -m tools.report first')
     if sync_playwright is None:
         raise UserError('playwright is not installed: pip install playwright')
+    check_output(args.out, '--out')
     with sync_playwright() as playwright:
         browser = start_browser(playwright)
         page = browser.new_page(viewport={'width': args.width, 'height': 1000}, color_scheme=args.scheme)
