@@ -76,12 +76,13 @@ class _PathMaximum(torch.autograd.Function):
     def forward(ctx, edge: Tensor, index: PathIndex) -> Tensor:
         shape = (len(edge), index.num_directions, index.rows, index.columns)
         best = edge.new_empty(shape)
-        place = torch.zeros(shape, dtype=torch.uint8, device=edge.device)
+        place = torch.zeros(shape, dtype=torch.uint8, device=edge.device) if ctx.needs_input_grad[0] else None
         for d, path in enumerate(index.paths):
             best[:, d] = index.shifted(edge, path[0])
             for i, offset in enumerate(path[1:], 1):
                 candidate = index.shifted(edge, offset)
-                place[:, d].masked_fill_(candidate > best[:, d], i)
+                if place is not None:
+                    place[:, d].masked_fill_(candidate > best[:, d], i)
                 torch.maximum(best[:, d], candidate, out=best[:, d])
         ctx.save_for_backward(place)
         ctx.index, ctx.edge_shape = index, edge.shape

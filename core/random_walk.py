@@ -2,41 +2,95 @@
 
 import functools
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.affinity import PathIndex
+from core.affinity import PathIndex, search_paths
+
+KEPT_PIXELS = 2**15  # patterns of maps up to this size are kept: 14 MB for 160x160
 
 
+class _Pattern(NamedTuple):
+    """Where the affinities of an (h, w) map go in its CSR matrix, whose rows have sorted columns."""
+
+    crow: Tensor  # (hw + 1,) where each row begins
+    columns: Tensor  # (entries,)
+    places: Tensor  # (entries,) position of each entry in the flattened affinities of `_pair_affinities`
+
+
+def _pattern(h: int, w: int, radius: int, device: torch.device) -> _Pattern:
+    """Return the pattern of a size of map; those of small maps are kept for the next map of that size."""
+    return (_kept_pattern if h * w <= KEPT_PIXELS else _build_pattern)(h, w, radius, device)
+
+
+def _build_pattern(h: int, w: int, radius: int, device: torch.device) -> _Pattern:
+    # List the pairs of the half disc, their mirror images and the diagonal by row and column.
+    ends = [path[0] for path in search_paths(radius)] + [(0, 0)]
+    width, sources = w + 2, (h + 1) * (w + 2)  # the sources of the padded map start in the column before the first
+    pairs = [(y, x, d * sources) for d, (y, x) in enumerate(ends)]
+    pairs += [(-y, -x, d * sources - y * width - x) for d, (y, x) in enumerate(ends[:-1])]
+    y, x, place = torch.tensor(sorted(pairs), dtype=torch.int32, device=device).unbind(1)
+
+    # Keep those that end inside the map. 32-bit indices: torch would convert others for each product.
+    row, column = (torch.arange(side, dtype=torch.int32, device=device)[:, None] for side in (h, w))
+    rows_inside, columns_inside = ((0 <= at) & (at < side) for at, side in ((row + y, h), (column + x, w)))
+    inside = rows_inside[:, None] & columns_inside  # (h, w, pairs)
+    columns = ((row * w)[:, None] + column + (y * w + x)).masked_select(inside)
+    places = ((row * width)[:, None] + column + 1 + place).masked_select(inside)
+    crow = F.pad(inside.sum(2).flatten().cumsum(0, dtype=torch.int32), (1, 0))
+    return _Pattern(crow, columns, places)
+
+
+_kept_pattern = functools.lru_cache(maxsize=4)(_build_pattern)
+
+
+def _pair_affinities(edge: Tensor, radius: int, beta: float) -> tuple[Tensor, PathIndex]:
+    """Return the affinities (directions + 1, sources) of the pairs of an edge map, the last row of pixels to themselves.
+
+    Padding with edges makes every pixel of the map a source and lets no affinity lead across its border.
+    """
+    padded = _pad(edge.double(), radius, 1.0)
+    index = PathIndex(radius, padded.shape)
+    affinity = index.edge_to_affinity(padded[None])[0].pow_(beta)
+    return torch.cat([affinity, affinity.new_ones(1, index.num_sources)]), index
+
+
+def _pad(maps: Tensor, radius: int, value: float) -> Tensor:
+    return F.pad(maps[None], (radius, radius, 0, radius), value=value)[0]
+
+
+@torch.no_grad()
 def affinity_matrix(edge: Tensor, radius: int = 5, beta: float = 10) -> Tensor:
     """Return the (hw, hw) affinity matrix A of an (h, w) edge map in [0, 1], as a sparse CSR tensor in float64.
 
     A_ij = (1 - the largest edge between i and j)^beta for pixels within the radius, ones on the diagonal.
     """
+    pattern = _pattern(*edge.shape, radius, edge.device)
+    affinity, _ = _pair_affinities(edge, radius, beta)
+    return _csr(pattern.crow, pattern.columns, affinity.flatten().index_select(0, pattern.places))
+
+
+@torch.no_grad()
+def symmetric_matrix(edge: Tensor, radius: int, beta: float) -> tuple[Tensor, Tensor]:
+    """Return S = D^-1/2 A D^-1/2 as a sparse CSR tensor and the diagonal (hw, 1) of D^1/2, D the row sums of A."""
     h, w = edge.shape
-    # Pad with edges, so that every pixel of the image is a source; no affinity leads across them.
-    padded = F.pad(edge.double()[None], (radius, radius, 0, radius), value=1.0)
-    index = PathIndex(radius, padded.shape[-2:])
-    affinity = index.edge_to_affinity(padded)[0].pow(beta)
+    pattern = _pattern(h, w, radius, edge.device)
+    affinity, index = _pair_affinities(edge, radius, beta)
+    values = affinity.flatten().index_select(0, pattern.places)
+    ones = torch.ones(h * w, 1, dtype=torch.float64, device=edge.device)
+    root = (_csr(pattern.crow, pattern.columns, values) @ ones).sqrt()
 
-    # Number the pixels and look up both ends of each pair.
-    number = F.pad(torch.arange(h * w, device=edge.device).view(1, h, w), (radius, radius, 0, radius), value=-1)[0]
-    source = index.shifted(number, (0, 0)).flatten().expand(index.num_directions, -1)
-    target = torch.stack([index.shifted(number, path[0]).flatten() for path in index.paths])
-    inside = (source >= 0) & (target >= 0)
-    source, target, affinity = source[inside], target[inside], affinity[inside]
-
-    # Add the mirrored pairs and the diagonal, and sort by row and column.
-    diagonal = torch.arange(h * w, device=edge.device)
-    rows = torch.cat([source, target, diagonal])
-    columns = torch.cat([target, source, diagonal])
-    values = torch.cat([affinity, affinity, torch.ones(h * w, dtype=affinity.dtype, device=edge.device)])
-    order = torch.argsort(rows * (h * w) + columns)
-    counts = torch.bincount(rows, minlength=h * w)
-    return _csr(F.pad(counts.cumsum(0), (1, 0)), columns[order], values[order])
+    # Divide pair by pair: each is in the matrix twice.
+    padded = _pad(root.view(h, w), radius, 1.0)
+    source = index.shifted(padded, (0, 0))
+    for pairs, end in zip(affinity, [path[0] for path in index.paths] + [(0, 0)], strict=True):
+        pairs.view(source.shape).div_(source * index.shifted(padded, end))
+    torch.index_select(affinity.flatten(), 0, pattern.places, out=values)
+    return _csr(pattern.crow, pattern.columns, values), root
 
 
 def _csr(crow: Tensor, columns: Tensor, values: Tensor) -> Tensor:
@@ -59,6 +113,7 @@ def power_coefficients(power: int, tolerance: float = 1e-10) -> tuple[float, ...
     return tuple(coefficients[: max(1, np.count_nonzero(tails >= tolerance))].tolist())
 
 
+@torch.no_grad()
 def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Tensor:
     """Propagate CAMs: the row vector cam * (1 - edge) times T^(2^exp_times); (K, h, w), (h, w) -> (K, h, w).
 
@@ -71,13 +126,7 @@ def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, ex
     if k == 0:
         return cam.clone()
 
-    # Normalise symmetrically. A is symmetric, so its row sums are its column sums.
-    affinity = affinity_matrix(edge, radius, beta)
-    ones = torch.ones(h * w, 1, dtype=torch.float64, device=edge.device)
-    root = (affinity @ ones).sqrt()
-    crow, columns = affinity.crow_indices(), affinity.col_indices()
-    rows = torch.repeat_interleave(torch.arange(h * w, device=edge.device), crow.diff())
-    symmetric = _csr(crow, columns, affinity.values() / (root[rows, 0] * root[columns, 0]))
+    symmetric, root = symmetric_matrix(edge, radius, beta)
 
     # Sum c_k T_k(S) x by the recurrence T_{k+1}(S) x = 2 S T_k(S) x - T_{k-1}(S) x.
     start = (cam * (1 - edge)).double().reshape(k, h * w).t() * root
@@ -86,6 +135,6 @@ def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, ex
     result = coefficients[0] * previous
     for c in coefficients[1:]:
         if c:
-            result = result + c * current
-        previous, current = current, 2 * (symmetric @ current) - previous
+            result += c * current
+        previous, current = current, (symmetric @ current).mul_(2).sub_(previous)
     return (result / root).t().reshape(k, h, w).to(cam.dtype)
