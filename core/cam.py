@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from core import STRIDE
 from core.maps import strided_size
+from core.models.network import run_with_mirror_images
 
 EPSILON = 1e-5
 
@@ -27,7 +28,7 @@ def multi_scale_maps(classifier: nn.Module, images: list[Tensor]) -> tuple[Tenso
     """
     probability, summed = 0, []
     for batch in images:
-        logits, maps = classifier(torch.cat([batch, batch.flip(-1)]), with_cam=True)
+        logits, maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True), batch)
         probability = probability + torch.stack(torch.sigmoid(logits.float()).chunk(2)).mean(0)
         maps, mirrored = F.relu(maps.float()).chunk(2)
         summed.append(maps + mirrored.flip(-1))
@@ -41,13 +42,14 @@ def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) ->
     image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
     if not len(image_of):  # images of background alone
         return [(labels.new_zeros(0, *strided_size(size)), labels.new_zeros(0, h, w))] * len(labels)
-    cam, hr_cam = 0, 0
+    cam, hr_cam = (maps[0].new_zeros(len(image_of), *shape) for shape in (strided_size(size), size))
     for scaled in maps:
         scaled = scaled[image_of, class_of][None]
-        cam = cam + F.interpolate(scaled, strided_size(size), mode='bilinear', align_corners=False)[0]
-        hr_cam = hr_cam + F.interpolate(scaled, rounded, mode='bilinear', align_corners=False)[0, :, :h, :w]
+        cam += F.interpolate(scaled, strided_size(size), mode='bilinear', align_corners=False)[0]
+        hr_cam += F.interpolate(scaled, rounded, mode='bilinear', align_corners=False)[0, :, :h, :w]
     counts = labels.count_nonzero(1).tolist()
-    cam, hr_cam = (x / (x.amax((1, 2), keepdim=True) + EPSILON) for x in (cam, hr_cam))
+    for x in (cam, hr_cam):
+        x /= x.amax((1, 2), keepdim=True) + EPSILON
     return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))
 
 

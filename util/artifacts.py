@@ -477,10 +477,8 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     # Like np.savez_compressed, but at zlib level 1 (a quarter of the time for a tenth more bytes) and without dates:
     # equal arrays give equal bytes.
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w') as archive:
+    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
-            file = io.BytesIO()
-            np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-            entry = zipfile.ZipInfo(f'{name}.npy')
-            archive.writestr(entry, file.getvalue(), compress_type=zipfile.ZIP_DEFLATED, compresslevel=1)
+            with archive.open(f'{name}.npy', 'w') as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
     write_bytes(path, buffer.getvalue())

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.maps import strided_size
-from core.models.network import Network
+from core.models.network import Network, run_with_mirror_images
 
 
 class EdgeHead(nn.Module):
@@ -54,6 +54,7 @@ def predict_edges(model: nn.Module, images: Tensor, min_size: int) -> Tensor:
     """
     h, w = images.shape[2:]
     images = F.pad(images, (0, max(0, min_size - w), 0, max(0, min_size - h)))
-    logits, mirrored = model(torch.cat([images, images.flip(-1)]))[:, 0].float().chunk(2)
+    (logits,) = run_with_mirror_images(lambda x: (model(x),), images)
+    logits, mirrored = logits[:, 0].float().chunk(2)
     rows, columns = strided_size((h, w))
     return torch.sigmoid((logits + mirrored.flip(-1)) / 2)[:, :rows, :columns]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import UserError
-from core.models.network import Network, kaiming
+from core.models.network import Network, kaiming, run_with_mirror_images
 
 Norm = Callable[[int], nn.Module]
 
@@ -73,11 +73,16 @@ def multi_scale_logits(model: nn.Module, images: list[Tensor], size: tuple[int, 
 
     Raises UserError if they are not finite.
     """
+
+    def resized_logits(x):
+        return (F.interpolate(model(x).float(), size, mode='bilinear', align_corners=False),)
+
     total = 0
     for batch in images:
-        logits = model(torch.cat([batch, batch.flip(-1)])).float()
-        logits, mirrored = F.interpolate(logits, size, mode='bilinear', align_corners=False).chunk(2)
-        total = total + logits + mirrored.flip(-1)
+        (logits,) = run_with_mirror_images(resized_logits, batch)
+        logits, mirrored = logits.chunk(2)
+        total = logits.add_(total).add_(mirrored.flip(-1))
+        del logits, mirrored
     if not torch.isfinite(total).all():
         raise UserError('the logits are not finite: the model has diverged, train it again')
     return total

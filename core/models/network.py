@@ -1,5 +1,7 @@
 """What all networks share: a backbone, two modes of BatchNorm, bfloat16."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -8,6 +10,7 @@ from core.models.backbones import build_backbone
 from core.models.batchnorm import fold_batchnorm
 
 MODES = ('normal', 'fix')
+PASS_PIXELS = 2**24  # of the images of one pass at inference, such as four of 640x640 at scale 2 and their mirror images
 
 
 class Network(nn.Module):
@@ -44,6 +47,19 @@ class Network(nn.Module):
     def for_inference(self) -> 'Network':
         """Fold BatchNorm and return the network in evaluation mode. Call it after loading: the state dict changes."""
         return fold_batchnorm(self)
+
+
+def run_with_mirror_images(function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+    """Return function(images and then their mirror images), from as many passes as PASS_PIXELS asks for.
+
+    An image is not divided, so one at a time bounds the memory of large ones.
+    """
+    count = max(1, PASS_PIXELS // (images.shape[2] * images.shape[3]))
+    if 2 * len(images) <= count:
+        return function(torch.cat([images, images.flip(-1)]))
+    parts = images.split(count)
+    outputs = [function(part) for part in parts] + [function(part.flip(-1)) for part in parts]
+    return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
 
 
 def kaiming(module: nn.Module) -> None:
