@@ -54,6 +54,7 @@ def main(args):
             # Sum logits over scales and mirror images, then one softmax.
             logits = multi_scale_logits(model, [normalize(scaled) for scaled in pixels], images[0].shape[:2])
             probabilities = torch.softmax(logits, 1).cpu().numpy()
+            del logits  # a large array, not to be held during the CRF
 
             # Refine and write in the background.
             for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import evaluate
 import inference_classification
+import inference_rw
 import inference_segmentation
 import make_affinity_labels
 import make_pseudo_labels
@@ -31,14 +32,15 @@ from core.data.images import read_image
 from core.data.transforms import PaddedCrop, Pipeline, RandomCrop, RandomFlip, RandomResizeLong, normalize
 from core.losses import affinity_loss
 from core.maps import present_keys, strided_size, upsample_rw
-from core.models import AffinityNet, Classifier, DeepLabV3Plus
+from core.models import AffinityNet, Classifier, DeepLabV3Plus, build_network
 from core.random_walk import random_walk
-from tools import make_demo_data
+from tools import make_demo_data, predict
 from util import artifacts, parallel
 from util.checkpoint import save_model
 from util.devices import pick_device, to_device
 from util.files import write_json
 from util.loaders import init_worker
+from util.memory import release_freed_memory
 
 SCALES = [0.5, 1.0, 1.5, 2.0]
 
@@ -246,7 +248,7 @@ class LastingWriter(parallel.BackgroundWriter):
 
     def __exit__(self, kind, *_):
         while self.waiting and kind is None:
-            self.waiting.popleft().result()
+            self._wait()
 
 
 class BusyTime:
@@ -372,3 +374,73 @@ def finished(tensor: Tensor, device: str) -> Tensor:
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     return tensor
+
+
+# Memory of the stages that write files ------------------------------------------------------------------------------
+
+
+CLASSES = tuple(f'class{i:02}' for i in range(20))
+CAMS, RANDOM_WALKS = 'cl@train@scale=0.5,1.0,1.5,2.0', 'aff@train@beta=10@exp_times=8@rw'
+
+# The program and the end of its command.
+FILE_STAGES = {
+    'stage 2': (inference_classification, ['--tag', 'cl']),
+    'stage 3': (make_affinity_labels, ['--experiment_name', CAMS]),
+    'stage 5': (inference_rw, ['--model_name', 'aff', '--cam_dir', CAMS]),
+    'stage 6': (make_pseudo_labels, ['--experiment_name', RANDOM_WALKS]),
+    'stage 8': (inference_segmentation, ['--tag', 'seg']),
+    'tools.predict, stages 2, 5 and 6': (predict, ['cl', '--affinity', 'experiments/models/aff.pth']),
+    'tools.predict, stage 8': (predict, ['seg']),
+}
+
+
+def stage_case(way: str, device: str, folder: Path, stage: str, size: tuple[int, int], tagged: int) -> Callable:
+    """A stage over one photograph of a size (width, height) with some of 20 classes; mobilenet_v2, no workers."""
+    folder = folder / f'{stage}-{size[0]}x{size[1]}-{tagged}'
+    folder.mkdir()
+    os.chdir(folder)  # the stage reads and writes experiments/ in the working directory
+    draw_photograph(size, tagged)
+    torch.manual_seed(0)
+    for tag, kind in (('cl', 'Classifier'), ('aff', 'AffinityNet'), ('seg', 'DeepLabv3+')):
+        meta = {'network': kind, 'backbone': 'mobilenet_v2', 'classes': CLASSES, 'image_size': 512}
+        save_model(build_network(meta), artifacts.model_path(tag), **meta)
+
+    module, line = FILE_STAGES[stage]
+    if module is predict:
+        line = [f'experiments/models/{line[0]}.pth', 'photo.png', *line[1:]]
+        line += ['--classes', ','.join(CLASSES[:tagged])] if '--affinity' in line else []
+    else:
+        line = [*'--dataset set.json --data_dir . --num_workers 0 --domain train --overwrite'.split(), *line]
+    if module not in (make_affinity_labels, make_pseudo_labels):
+        line += ['--device', device]
+    args = module.parse_args(line)
+    release_freed_memory()
+
+    def run_stage():
+        with silence():
+            module.main(args)
+
+    return run_stage
+
+
+def draw_photograph(size: tuple[int, int], tagged: int) -> None:
+    """Write a photograph with the texture of real ones, its tags and its maps into the working directory."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.float32)
+    smooth = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
+    texture = rng.normal(0, 5, (height, width, 3)).astype(np.float32)
+    Image.fromarray(np.clip(smooth + texture, 0, 255).astype(np.uint8)).save('photo.png')
+    Path('labels.csv').write_text(f'id,classes\nphoto,{";".join(CLASSES[:tagged])}\n')
+    Path('train.txt').write_text('photo\n')
+    description = {'classes': CLASSES, 'lists': {'train': 'train.txt', 'val': 'train.txt'}}
+    write_json(Path('set.json'), {**description, 'images': '{id}.png', 'labels': 'labels.csv'})
+
+    dataset = open_dataset('set.json', '.')
+    for kind, name in ((artifacts.CAM, CAMS), (artifacts.RANDOM_WALK, RANDOM_WALKS)):
+        folder = artifacts.Folder(kind, artifacts.PREDICTIONS / name, dataset, ['photo'])
+        folder.path.mkdir(parents=True)
+        blobs = rng.random((tagged, 4, 4)).astype(np.float32)
+        sizes = {'cam': strided_size((height, width)), 'rw': strided_size((height, width)), 'hr_cam': (height, width)}
+        maps = [np.stack([cv2.resize(blob, sizes[map_][::-1]) for blob in blobs]) for map_ in kind.maps]
+        folder.write_maps('photo', np.arange(tagged + 1), *maps)

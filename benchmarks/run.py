@@ -30,6 +30,7 @@ from tabulate import tabulate
 import evaluate
 from benchmarks import reference
 from benchmarks.cases import (
+    FILE_STAGES,
     draw_data,
     evaluate_case,
     inference_case,
@@ -39,6 +40,7 @@ from benchmarks.cases import (
     open_maps,
     pairs_case,
     random_walk_case,
+    stage_case,
     train_case,
 )
 from core import UserError
@@ -153,6 +155,7 @@ def random_walk_rows(args, folder):
     walk = partial(random_walk_case, device=args.device)
     title = '94x125 map (a 500x375 image), 2 classes; reference: dense squaring'
     return [
+        compare('32x32 map, 2 classes', walk, args.repeats, shape=(32, 32)),
         compare(title, walk, args.repeats, 1, shape=(94, 125)),
         measure_ours('160x160 map (a 640x640 image), 2 classes', walk, args.repeats, shape=(160, 160)),
     ]
@@ -258,6 +261,17 @@ def files_rows(args, folder):
     return rows
 
 
+def memory_rows(args, folder):
+    """Peak memory of the stages that write files over one photograph, by its size and the number of its classes."""
+    rows = []
+    for (width, height), tagged in (((640, 640), 3), ((640, 640), 20), ((2000, 1500), 3), ((2000, 1500), 20)):
+        case = partial(stage_case, device=args.device, folder=folder, size=(width, height), tagged=tagged)
+        for name in FILE_STAGES:
+            title = f'{width}x{height}, {tagged} classes: {name}'
+            rows.append(measure_ours(title, case, 1, stage=name))
+    return rows
+
+
 def startup_rows(args, folder):
     rows = []
     for script in sorted(REPOSITORY.glob('*.py')):
@@ -280,6 +294,7 @@ TABLES = {
     'loader': loader_rows,
     'train': train_rows,
     'files': files_rows,
+    'memory': memory_rows,
     'startup': startup_rows,
 }
 

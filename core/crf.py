@@ -12,13 +12,17 @@ from pydensecrf.utils import unary_from_labels, unary_from_softmax
 # without this margin. (Labels drawn at random, unlike any CAM, are moved by up to 6e-5.)
 TIE = 1e-4
 
+# Probabilities that are refined together at most, 134 MB per array. Maps with more are refined one after the other,
+# with the same result and half the memory.
+TOGETHER = 2**25
+
 
 def crf_from_probability(image: np.ndarray, probability: np.ndarray, iterations: int = 10) -> np.ndarray:
     """Refine class probabilities: image (h, w, 3) uint8, probability (C+1, h, w) -> (C+1, h, w) float32."""
     if iterations == 0:
         return probability.astype(np.float32)
-    unary = unary_from_softmax(np.ascontiguousarray(probability))
-    return _CRF(image, len(probability), 80, 13).infer(unary, iterations)
+    crf = _CRF(image, len(probability), 80, 13)
+    return crf.infer(unary_from_softmax(np.ascontiguousarray(probability)), iterations)
 
 
 def crf_from_label(image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10) -> np.ndarray:
@@ -36,17 +40,21 @@ def crf_from_labels(
     """Apply `crf_from_label` to several label maps of one image in one inference, with the same result (see TIE)."""
     if num_labels < 2 or iterations == 0:
         return [label.copy() for label in labels]
-    unaries = [
-        unary_from_labels(np.ascontiguousarray(label), num_labels, gt_prob=0.7, zero_unsure=False) for label in labels
-    ]
     crf = _CRF(image, num_labels, 50, 5)
-    together = crf.infer_together(unaries, iterations) if len(labels) > 1 else [None]
+    together = [None] * len(labels)
+    if len(labels) > 1 and len(labels) * num_labels * labels[0].size <= TOGETHER:
+        together = crf.infer_together([_unary(label, num_labels) for label in labels], iterations)
     refined = []
-    for label, unary, probability in zip(labels, unaries, together, strict=True):
+    for label, probability in zip(labels, together, strict=True):
         if probability is None or _has_tie(probability):
-            probability = crf.infer(unary, iterations)
+            probability = crf.infer(_unary(label, num_labels), iterations)
         refined.append(probability.argmax(0).astype(label.dtype))
+        del probability  # not to be held while the next one is made
     return refined
+
+
+def _unary(label: np.ndarray, num_labels: int) -> np.ndarray:
+    return unary_from_labels(np.ascontiguousarray(label), num_labels, gt_prob=0.7, zero_unsure=False)
 
 
 class _CRF:
@@ -62,7 +70,11 @@ class _CRF:
     def infer(self, unary: np.ndarray, iterations: int) -> np.ndarray:
         """Return (labels, h, w) probabilities from unary energies (labels, h*w)."""
         self.crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
-        return np.asarray(self.crf.inference(iterations), np.float32).reshape(self.shape)
+        # Equal to crf.inference bit for bit, which holds one more array of this size.
+        matrix, *scratch = self.crf.startInference()
+        for _ in range(iterations):
+            self.crf.stepInference(matrix, *scratch)
+        return np.asarray(matrix, np.float32).reshape(self.shape)
 
     def infer_together(self, unaries: list[np.ndarray], iterations: int) -> list[np.ndarray]:
         """Refine several maps at once: (labels, h, w) probabilities of each from its unary energies (labels, h*w).

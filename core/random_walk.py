@@ -49,7 +49,7 @@ _kept_pattern = functools.lru_cache(maxsize=4)(_build_pattern)
 
 
 def _pair_affinities(edge: Tensor, radius: int, beta: float) -> tuple[Tensor, PathIndex]:
-    """Return the affinities (directions + 1, sources) of the pairs of an edge map, the last row of pixels to themselves.
+    """Return the affinities (directions + 1, sources) of an edge map, those of the last row 1.
 
     Padding with edges makes every pixel of the map a source and lets no affinity lead across its border.
     """

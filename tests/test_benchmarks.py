@@ -1,13 +1,14 @@
 """The reference implementations of benchmarks/ compute what the stages compute; RESULTS.md shows RESULTS.json."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import reference, run
+from benchmarks import cases, reference, run
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
 from core.crf import crf_from_labels, crf_from_probability
@@ -131,3 +132,13 @@ def test_cams(image):
 def test_the_results_in_markdown_are_those_in_json():
     tables = json.loads((REPOSITORY / 'benchmarks' / 'RESULTS.json').read_text())
     assert (REPOSITORY / 'benchmarks' / 'RESULTS.md').read_text() == run.format_results(tables)
+
+
+@pytest.mark.parametrize('stage', cases.FILE_STAGES)
+def test_stages_take_images_of_any_size(stage, in_tmp):
+    """Stand-ins for 3x700 and 5000x300, and odd sizes, with one class and many."""
+    for size, tagged in (((1, 1), 20), ((3, 175), 1), ((250, 15), 2), ((33, 47), 3)):
+        cases.stage_case('ours', 'cpu', in_tmp, stage, size, tagged)()
+        outputs = [path for path in Path.cwd().rglob('photo.png') if 'experiments' in path.parts]
+        if stage not in ('stage 2', 'stage 5'):
+            assert [read_image(path).size for path in outputs] == [size]

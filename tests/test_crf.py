@@ -144,3 +144,20 @@ def test_read_only_arrays(image, rng, iterations):
     assert all(np.array_equal(a, b) for a, b in zip(results(), expected, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(inputs, before, strict=True))
     assert not any(np.shares_memory(found, array) for found in results() for array in inputs)
+
+
+def test_large_maps_are_refined_one_after_the_other(image, rng, monkeypatch):
+    labels = [rng.integers(0, 3, SIZE[::-1]) for _ in range(2)]
+    expected, together = crf_from_labels(image, labels, 3), []
+    monkeypatch.setattr(crf._CRF, 'infer_together', lambda *args: together.append(args))
+    monkeypatch.setattr(crf, 'TOGETHER', 2 * 3 * labels[0].size - 1)
+    assert np.array_equal(crf_from_labels(image, labels, 3), expected)
+    assert not together
+
+
+@pytest.mark.parametrize('num_labels, iterations', [(2, 1), (5, 10), (21, 3)])
+def test_steps_equal_inference_bit_for_bit(image, rng, num_labels, iterations):
+    probability = rng.dirichlet(np.ones(num_labels), SIZE[::-1]).astype(np.float32).transpose(2, 0, 1)
+    unary = -np.log(np.clip(probability, 1e-5, 1))
+    expected = inferred(image, unary, 80, 13, iterations)
+    assert np.array_equal(crf_from_probability(image, probability, iterations), expected)

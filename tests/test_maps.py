@@ -1,5 +1,7 @@
 """Score maps between stages: their sizes, keys, upsampling and predictions."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from conftest import bilinear
@@ -48,3 +50,21 @@ def test_threshold_cams_against_a_loop(rng):
             assert result[y, x] == (best + 1 if maps[best, y, x] > np.float32(0.4) else 0)
     assert (result[0, 0], result[0, 1]) == (0, 2)
     assert np.array_equal(threshold_cams(np.zeros((0, 4, 5), np.float32), 0.4), np.zeros((4, 5)))
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32])
+def test_thresholds_class_by_class_equal_one_argmax(rng, dtype):
+    maps = rng.integers(0, 5, (6, 20, 30)).astype(dtype) / 4  # many ties
+    expected = np.concatenate([np.full((1, 20, 30), 0.5, np.float32), maps.astype(np.float32)]).argmax(0)
+    found = threshold_cams(maps, 0.5)
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.int64
+
+
+def test_thresholds_copy_no_stack_of_maps(rng):
+    maps = rng.random((20, 300, 400)).astype(np.float32)
+    tracemalloc.start()
+    threshold_cams(maps, 0.5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < maps.nbytes / 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import batchnorms
 
-from core.models import AffinityNet, Classifier, DeepLabV3Plus
+from core.models import AffinityNet, Classifier, DeepLabV3Plus, network
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -51,3 +51,29 @@ def test_for_inference():
         assert not model.training
         assert not batchnorms(model.backbone)
         torch.testing.assert_close(model(IMAGES), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('limit, passes', [(8 * 64 * 64, [8]), (3 * 64 * 64, [3, 1, 3, 1]), (1, [1] * 8)])
+def test_large_images_take_several_passes(monkeypatch, limit, passes):
+    seen = []
+
+    def function(x):
+        seen.append(len(x))
+        return x[:, 0], x.flatten(1).sum(1)
+
+    monkeypatch.setattr(network, 'PASS_PIXELS', limit)
+    first, sums = network.run_with_mirror_images(function, IMAGES)
+    both = torch.cat([IMAGES, IMAGES.flip(-1)])
+    assert torch.equal(first, both[:, 0])
+    torch.testing.assert_close(sums, both.flatten(1).sum(1))
+    assert seen == passes
+
+
+@pytest.mark.parametrize('build', [lambda name: Classifier(name, 7), AffinityNet, lambda name: DeepLabV3Plus(name, 8)])
+def test_several_passes_compute_the_same(monkeypatch, build):
+    model = build('resnest14_narrow').for_inference()
+    with torch.no_grad():
+        expected = network.run_with_mirror_images(lambda x: (model(x),), IMAGES)[0]
+        monkeypatch.setattr(network, 'PASS_PIXELS', 1)
+        found = network.run_with_mirror_images(lambda x: (model(x),), IMAGES)[0]
+    torch.testing.assert_close(found, expected)

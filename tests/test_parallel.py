@@ -6,12 +6,13 @@ import subprocess
 import sys
 from concurrent.futures import BrokenExecutor
 
+import numpy as np
 import pytest
 import torch
 from conftest import subprocess_environment
 
 from core import UserError
-from util import stage
+from util import parallel, stage
 from util.parallel import BackgroundWriter, parallel_map
 
 
@@ -116,3 +117,14 @@ class Large:
 @pytest.mark.parametrize('workers', [0, 2])
 def test_the_function_is_inherited_and_not_pickled(workers):
     assert list(parallel_map(Large(), list('abcdef'), workers, 'x')) == ['aa', 'bb', 'cc', 'dd', 'ee', 'ff']
+
+
+@pytest.mark.parametrize('limit, most', [(parallel.WAITING_BYTES, 5), (250, 2), (1, 1)])
+def test_large_arrays_do_not_pile_up(monkeypatch, limit, most):
+    monkeypatch.setattr(parallel, 'WAITING_BYTES', limit)
+    counts = []
+    with BackgroundWriter(2) as writer:
+        for _ in range(10):
+            writer.submit(len, np.zeros(100, np.uint8))
+            counts.append(len(writer.waiting))
+    assert max(counts) == min(most, writer.limit)

@@ -202,7 +202,7 @@ print(peak() - before)
 
 
 def test_memory_of_a_large_map():
-    """62,500 pixels with 69 neighbours take 34 MB of values and 17 MB of columns; sorting the entries of the matrix took 390 MB."""
+    """62,500 pixels with 69 neighbours take 34 MB of values and 17 MB of columns; sorting them took 390 MB."""
     done = subprocess.run(
         [sys.executable, '-c', MEMORY], cwd=REPOSITORY, env=subprocess_environment(), capture_output=True, text=True
     )

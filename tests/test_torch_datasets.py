@@ -8,6 +8,7 @@ import torch
 from conftest import draw_image, voc_xml
 
 from core import UserError
+from core.data import torch_datasets
 from core.data.dataset import Dataset, open_dataset
 from core.data.torch_datasets import ImageDataset, MultiScaleDataset, ground_truth
 from core.data.transforms import Pipeline, RandomCrop, RandomFlip, TopLeftCrop, rescale
@@ -127,3 +128,10 @@ def test_wanted_images_keep_their_batches(dataset):
     for wanted, batches in expected.items():
         found = MultiScaleDataset(dataset, list('abcdef'), set(wanted), [1.0], 2)
         assert [''.join(found[i][0]) for i in range(len(found))] == batches
+
+
+def test_batches_of_large_images_are_smaller(dataset, monkeypatch):
+    monkeypatch.setattr(torch_datasets, 'BATCH_PIXELS', 2 * 40 * 30)
+    assert MultiScaleDataset(dataset, ['a', 'b'], {'a'}, [1.0], 4).batches == [['a', 'b']]
+    monkeypatch.setattr(torch_datasets, 'BATCH_PIXELS', 40)
+    assert MultiScaleDataset(dataset, ['a', 'b'], {'a', 'b'}, [1.0], 4).batches == [['a'], ['b']]

@@ -13,6 +13,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from util.stage import progress
 
+WAITING_BYTES = 2**30  # of the arrays that wait for a BackgroundWriter, unless a single item has more
+
 
 def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
     """Yield function(id) for every id, in order, from num_workers processes (0: this one).
@@ -80,9 +82,15 @@ class BackgroundWriter:
         self.limit, self.waiting = 2 * max(1, workers), deque()
 
     def submit(self, function: Callable, *arguments) -> None:
-        self.waiting.append(self.pool.submit(function, *arguments))
+        size = sum(getattr(argument, 'nbytes', 0) for argument in arguments)
+        while self.waiting and sum(bytes_ for _, bytes_ in self.waiting) + size > WAITING_BYTES:
+            self._wait()
+        self.waiting.append((self.pool.submit(function, *arguments), size))
         while len(self.waiting) > self.limit:
-            self.waiting.popleft().result()
+            self._wait()
+
+    def _wait(self) -> None:
+        self.waiting.popleft()[0].result()
 
     def __enter__(self) -> 'BackgroundWriter':
         return self
@@ -90,6 +98,6 @@ class BackgroundWriter:
     def __exit__(self, kind, *_) -> None:
         try:
             while self.waiting and kind is None:
-                self.waiting.popleft().result()
+                self._wait()
         finally:
             self.pool.shutdown(cancel_futures=True)

@@ -11,6 +11,8 @@ from core import UserError
 from core.data.dataset import Dataset
 from core.data.transforms import Pipeline, rescale
 
+BATCH_PIXELS = 2**22  # of the images of a batch for inference, such as four of 1024x1024
+
 
 class ImageDataset:
     """Samples for training and scoring: dicts of `images` and, on request, `labels` (C,) and `masks` (h, w).
@@ -64,8 +66,8 @@ def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
 class MultiScaleDataset:
     """Batches for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) uint8 per scale]).
 
-    Images of one size are grouped, at most batch_size of them. Grouping depends only on the list, so results do not
-    depend on earlier runs. Batches without any id of `wanted` are left out.
+    Images of one size are grouped, at most batch_size of them, or fewer if they are large (BATCH_PIXELS). Grouping
+    depends only on the list, so results do not depend on earlier runs. Batches without any id of `wanted` are left out.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class MultiScaleDataset:
         for image_id in ids:
             size = dataset.image_size(image_id)
             group = open_groups.get(size)
-            if group is None or len(group) == batch_size:
+            if group is None or len(group) == max(1, min(batch_size, BATCH_PIXELS // (size[0] * size[1]))):
                 group = open_groups[size] = []
                 groups.append(group)
             group.append(image_id)

@@ -10,7 +10,9 @@ from core.models.backbones import build_backbone
 from core.models.batchnorm import fold_batchnorm
 
 MODES = ('normal', 'fix')
-PASS_PIXELS = 2**24  # of the images of one pass at inference, such as four of 640x640 at scale 2 and their mirror images
+PASS_PIXELS = (
+    2**24
+)  # of the images of one pass at inference, such as four of 640x640 at scale 2 and their mirror images
 
 
 class Network(nn.Module):
