@@ -50,14 +50,14 @@ def parse_args(argv=None):
     ramp = 'fraction of training over which alpha ramps up'
     loss.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help=ramp)
 
-    augment = 'colorjitter, randaugment or both, comma-separated'
+    augment = f'comma-separated: {", ".join(transforms.AUGMENTATIONS)}'
     parser.groups['augmentation'].add_argument('--augment', default='', help=augment)
     select = 'epoch to keep; best: by the mIoU of CAMs on the masks of train (without masks: last)'
     parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
 
     args = flags.parse_training(parser, argv)
-    if not set(filter(None, args.augment.split(','))) <= {'colorjitter', 'randaugment'}:
-        parser.error(f'--augment {args.augment}: choose from colorjitter and randaugment')
+    if not set(filter(None, args.augment.split(','))) <= {*transforms.AUGMENTATIONS}:
+        parser.error(f'--augment {args.augment}: choose from {", ".join(transforms.AUGMENTATIONS)}')
     if args.mode == 'normal' and args.batch_size % args.bn_replicas:
         parser.error(f'--batch_size {args.batch_size} is not a multiple of --bn_replicas {args.bn_replicas}')
     if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:

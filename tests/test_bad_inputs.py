@@ -161,7 +161,12 @@ CASES = [
     (untouched, 'cls', '--lr -1', 'argument --lr: -1.0 is out of range: 0 or more'),
     (untouched, 'cls', '--seed 4294967296', 'argument --seed: 4294967296 is out of range: 0 to 4294967295'),
     (untouched, 'cls', '--momentum 0', '--nesterov True needs --momentum above 0'),
-    (untouched, 'cls', '--augment blur', '--augment blur: choose from colorjitter and randaugment'),
+    (
+        untouched,
+        'cls',
+        '--augment blur',
+        '--augment blur: choose from colorjitter, randaugment, randaugment_torchvision',
+    ),
     (untouched, 'cls', '--tag a/b', "argument --tag: 'a/b' is not a name (no slashes, no leading dot)"),
     (untouched, 'cls', '--batch_size 5', '--batch_size 5 is not a multiple of --bn_replicas 2'),
     (untouched, 'cls', '--batch_size 2', '--batch_size 2: --bn_replicas 2 needs at least 2 images each'),

@@ -46,6 +46,16 @@ def test_options_that_do_not_affect_the_result_are_ignored(name):
     assert fingerprint(Namespace(lr=0.1, **{name: 1})) == {'lr': 0.1}
 
 
+def test_augmentation_of_a_new_meaning_is_another_one():
+    """Before there was randaugment_torchvision, randaugment was torchvision's."""
+    names = {name: fingerprint(Namespace(augment=name))['augment'] for name in ('', 'colorjitter', 'randaugment')}
+    assert names == {'': '', 'colorjitter': 'colorjitter', 'randaugment': 'randaugment_fixmatch'}
+    before = fingerprint(Namespace(augment='colorjitter,randaugment_torchvision'))
+    assert before == {'augment': 'colorjitter,randaugment'}
+    with pytest.raises(UserError, match='augment: randaugment, requested randaugment_fixmatch'):
+        check_fingerprint('x', {'augment': 'randaugment'}, fingerprint(Namespace(augment='randaugment')))
+
+
 def test_ignored_options_of_a_caller():
     assert fingerprint(Namespace(lr=0.1, batch_size=4), ('batch_size',), model='a') == {'lr': 0.1, 'model': 'a'}
     assert fingerprint(Namespace(lr=0.1, batch_size=4), model='a') == {'lr': 0.1, 'batch_size': 4, 'model': 'a'}

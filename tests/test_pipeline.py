@@ -820,7 +820,7 @@ def test_results_do_not_depend_on_workers(copy):
         ('--loss_option cl_conf --augment colorjitter', {'cl', 'conf'}),
         ('--loss_option cl_pcl_re_conf --level cam --alpha_schedule 0 --select last', {'cl', 'pcl', 're', 'conf'}),
         ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),
-        ('--num_pieces 1 --bn_replicas 1 --augment randaugment --seed 3', {'cl', 'pcl', 're'}),
+        ('--num_pieces 1 --bn_replicas 1 --augment randaugment_torchvision --seed 3', {'cl', 'pcl', 're'}),
         ('--precision bf16', {'cl', 'pcl', 're'}),
     ],
 )

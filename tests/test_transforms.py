@@ -195,9 +195,11 @@ def test_resize_mask_is_pillows_nearest():
     assert np.array_equal(found.numpy(), expected)
 
 
-@pytest.mark.parametrize('names', [['colorjitter'], ['randaugment'], ['colorjitter', 'randaugment']])
+@pytest.mark.parametrize(
+    'names', [['colorjitter'], ['randaugment'], ['randaugment_torchvision'], ['colorjitter', 'randaugment']]
+)
 def test_augmentations_change_only_the_image(image, mask, names):
-    changed = 0
+    changed, before = 0, np.array(image)
     for seed in range(6):
         torch.manual_seed(seed)
         found, found_mask = Augment(names)(image, mask)
@@ -205,6 +207,7 @@ def test_augmentations_change_only_the_image(image, mask, names):
         assert (found.size, found.mode) == (image.size, 'RGB')
         changed += found.tobytes() != image.tobytes()
     assert changed >= 4
+    assert np.array_equal(np.asarray(image), before)
     assert len(Augment(names).operations) == len(names)
 
 
@@ -256,7 +259,7 @@ def test_training_pipeline(image, mask, mask_size):
 
 
 def test_training_pipeline_uses_no_colours_and_pillow_by_default(image):
-    assert set(AUGMENTATIONS) == {'colorjitter', 'randaugment'}
+    assert set(AUGMENTATIONS) == {'colorjitter', 'randaugment', 'randaugment_torchvision'}
     for seed in range(10):
         found, _ = training_pipeline((20, 60), 32)(image, None, (seed,))
         expected, _ = Pipeline(RandomResizeLong(20, 60), RandomFlip(), RandomCrop(32))(image, None, (seed,))

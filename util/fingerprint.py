@@ -26,12 +26,17 @@ IGNORED_OPTIONS = frozenset(
         'source weights'
     ).split()
 )
+# Values of an option that had another meaning in earlier versions, and how fingerprints record them.
+RENAMED = {'augment': {'randaugment': 'randaugment_fixmatch', 'randaugment_torchvision': 'randaugment'}}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2')
 
 
 def fingerprint(args: Namespace, ignored: Collection[str] = (), **inputs) -> dict:
     """Return the options that affect the result, and the fingerprints of the inputs."""
     options = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS and name not in ignored}
+    for name, recorded in RENAMED.items():
+        if name in options:
+            options[name] = ','.join(recorded.get(value, value) for value in options[name].split(','))
     return json.loads(json.dumps({**options, **inputs}))
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from core import IGNORE
+from core.data.randaugment import RandAugment
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-AUGMENTATIONS = ('colorjitter', 'randaugment')
+AUGMENTATIONS = ('colorjitter', 'randaugment', 'randaugment_torchvision')
 
 
 class PaddedCrop(NamedTuple):
@@ -122,7 +123,8 @@ class Augment:
     def __init__(self, names: list[str]):
         known = {
             'colorjitter': lambda: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
-            'randaugment': lambda: v2.RandAugment(num_ops=2),
+            'randaugment': RandAugment,
+            'randaugment_torchvision': lambda: v2.RandAugment(num_ops=2),
         }
         self.operations = [known[name]() for name in AUGMENTATIONS if name in names]
 
