@@ -26,12 +26,14 @@ def parse_args(argv=None):
     flags.add_scales(parser)
     iterations = 'dense CRF iterations (0: no CRF)'
     parser.groups['inference'].add_argument('--iteration', type=flags.integer(0), default=10, help=iterations)
+    flags.add_crf_kernels(parser, '80,13,10')
     return parser.parse_args(argv)
 
 
-def write_prediction(predictions, image_id, image, probability, iterations):
+def write_prediction(predictions, image_id, image, probability, args):
     """Refine class probabilities (C+1, h, w) and write the prediction; runs in a background process."""
-    predictions.write_label(image_id, crf_from_probability(image, probability, iterations).argmax(0))
+    refined = crf_from_probability(image, probability, args.iteration, **flags.crf_kernels(args))
+    predictions.write_label(image_id, refined.argmax(0))
 
 
 def main(args):
@@ -59,7 +61,7 @@ def main(args):
             # Refine and write in the background.
             for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):
                 if image_id in missing:
-                    writer.submit(write_prediction, predictions, image_id, image, probability, args.iteration)
+                    writer.submit(write_prediction, predictions, image_id, image, probability, args)
 
 
 if __name__ == '__main__':

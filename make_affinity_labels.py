@@ -24,6 +24,7 @@ def parse_args(argv=None):
     fg, bg = 'scores above are confident foreground', 'scores below are confident background'
     parser.groups['inference'].add_argument('--fg_threshold', type=flags.real(0, 1), default=0.40, help=fg)
     parser.groups['inference'].add_argument('--bg_threshold', type=flags.real(0, 1), default=0.10, help=bg)
+    flags.add_label_crf(parser, iterations=10)
     args = parser.parse_args(argv)
     if args.fg_threshold < args.bg_threshold:
         parser.error(f'--fg_threshold {args.fg_threshold} is below --bg_threshold {args.bg_threshold}')
@@ -35,7 +36,7 @@ def make_label(image_id, args, dataset, cams):
     image = np.array(dataset.read_image(image_id))
     keys, hr_cam = cams.read_maps(image_id, 'hr_cam', image.shape[:2])
     thresholded = [threshold_cams(hr_cam, threshold) for threshold in (args.fg_threshold, args.bg_threshold)]
-    fg, bg = crf_from_labels(image, thresholded, len(keys))
+    fg, bg = crf_from_labels(image, thresholded, len(keys), args.crf_iteration, **flags.label_crf(args))
 
     # Foreground above the high threshold, background below the low one, ignore in between.
     label = keys[fg]

@@ -22,9 +22,9 @@ def parse_args(argv=None):
     flags.add_output_folder(parser)
     folder = 'folder of random-walk CAMs (stage 5)'
     parser.groups['data'].add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
-    inference = parser.groups['inference']
-    inference.add_argument('--threshold', type=flags.real(0, 1), default=0.35, help='scores above are foreground')
-    inference.add_argument('--crf_iteration', type=flags.integer(0), default=1, help='dense CRF iterations (0: no CRF)')
+    threshold = 'scores above are foreground'
+    parser.groups['inference'].add_argument('--threshold', type=flags.real(0, 1), default=0.35, help=threshold)
+    flags.add_label_crf(parser, iterations=1)
     return parser.parse_args(argv)
 
 
@@ -34,7 +34,7 @@ def make_label(image_id, args, dataset, random_walks):
     size = image.shape[:2]
     keys, rw = random_walks.read_maps(image_id, 'rw', strided_size(size))
     label = threshold_cams(upsample_rw(rw, size), args.threshold)
-    return keys[crf_from_label(image, label, len(keys), args.crf_iteration)]
+    return keys[crf_from_label(image, label, len(keys), args.crf_iteration, **flags.label_crf(args))]
 
 
 def main(args):

@@ -49,6 +49,7 @@ def parse_args(argv=None):
     loss.add_argument('--alpha', type=flags.real(0), default=4.0, help='weight of L_re after its ramp')
     ramp = 'fraction of training over which alpha ramps up'
     loss.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help=ramp)
+    flags.add_label_smoothing(parser, 'of L_cls and L_p-cls')
 
     augment = f'comma-separated: {", ".join(transforms.AUGMENTATIONS)}'
     parser.groups['augmentation'].add_argument('--augment', default='', help=augment)
@@ -92,13 +93,13 @@ def compute_losses(model, images, labels, args, replicas_per_device):
     """Return the unweighted terms of the loss; the tile pass runs only if --loss_option needs it."""
     terms = args.loss_option.split('_')
     logits, maps = forward_in_replicas(model, images, replicas_per_device)
-    losses = {'cl': classification_loss(logits, labels)}
+    losses = {'cl': classification_loss(logits, labels, args.label_smoothing)}
     if terms == ['cl']:
         return losses
     tile_logits, tile_maps = forward_in_replicas(model, puzzle.tile(images, args.num_pieces), replicas_per_device)
     merged = puzzle.merge(tile_maps, args.num_pieces)
     if 'pcl' in terms:
-        losses['pcl'] = classification_loss(merged.mean((2, 3)), labels)
+        losses['pcl'] = classification_loss(merged.mean((2, 3)), labels, args.label_smoothing)
     if 're' in terms:
         compared = (maps, merged) if args.level == 'feature' else (make_cam(maps), make_cam(merged))
         losses['re'] = reconstruction_loss(*compared, labels, args.re_loss, args.re_loss_option)

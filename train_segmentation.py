@@ -29,6 +29,7 @@ def parse_args(argv=None):
     flags.add_training(parser, lr=0.007, wd=4e-5, momentum=4e-5, epochs=50, sizes=(256, 1024))
     flags.add_segmenter(parser, SEGMENTERS, BACKBONES)
     flags.add_label_name(parser, 'pseudo-labels (stage 6)')
+    flags.add_label_smoothing(parser, 'of the cross-entropy')
     select = 'epoch to keep; best: by the mIoU on the masks of val (without masks: last)'
     parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
     args = flags.parse_training(parser, argv)
@@ -97,7 +98,8 @@ def main(args):
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.
                 if logits.shape[2:] != labels.shape[1:]:
                     labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
-                run.step(F.cross_entropy(logits, labels, ignore_index=IGNORE))
+                smoothing = args.label_smoothing
+                run.step(F.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=smoothing))
 
             # Score the crops of val if there are masks; keep the best and the last epoch.
             if masked:

@@ -132,7 +132,8 @@ def labels_case(way: str, device: str, folder: Path, what: str, workers: int) ->
     dataset, ids = open_data(folder)
     cams, random_walks = open_maps(folder, dataset, ids)
     ids = ids * 3  # in a shorter list the wait for the last image would count too much
-    args = Namespace(fg_threshold=0.40, bg_threshold=0.10, threshold=0.35, crf_iteration=1)
+    stage = make_affinity_labels if what == 'affinity' else make_pseudo_labels
+    args = stage.parse_args(['--experiment_name', 'maps'])
 
     def run_reference():
         for image_id in ids:
@@ -152,12 +153,8 @@ def labels_case(way: str, device: str, folder: Path, what: str, workers: int) ->
 
     def run_ours():
         with silence():
-            if what == 'affinity':
-                make = make_affinity_labels.make_label
-                labels.write_missing_labels(make, workers, args=args, dataset=dataset, cams=cams)
-            else:
-                make = make_pseudo_labels.make_label
-                labels.write_missing_labels(make, workers, args=args, dataset=dataset, random_walks=random_walks)
+            maps = {'cams': cams} if what == 'affinity' else {'random_walks': random_walks}
+            labels.write_missing_labels(stage.make_label, workers, args=args, dataset=dataset, **maps)
 
     return run_ours if way == 'ours' else run_reference
 
@@ -346,7 +343,12 @@ def train_case(
 
 def classifier_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
     args = Namespace(
-        loss_option='cl_pcl_re', num_pieces=4, level='feature', re_loss='L1_Loss', re_loss_option='masking'
+        loss_option='cl_pcl_re',
+        num_pieces=4,
+        level='feature',
+        re_loss='L1_Loss',
+        re_loss_option='masking',
+        label_smoothing=0.0,
     )
     labels = (torch.rand(len(images), 20, device=images.device) < 0.1).float()
     return lambda: sum(stage1.compute_losses(model, images, labels, args, 1).values())

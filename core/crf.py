@@ -1,7 +1,11 @@
 """Dense CRFs (Kraehenbuehl and Koltun, NIPS 2011; docs/method.md, "Dense CRF") through pydensecrf.
 
+A Gaussian kernel is given as (sxy, weight), a bilateral one as (sxy, srgb, weight).
+
 No torch here: stages 3 and 6 import this module and fork.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pydensecrf.densecrf as dcrf
@@ -17,55 +21,71 @@ TIE = 1e-4
 TOGETHER = 2**25
 
 
-def crf_from_probability(image: np.ndarray, probability: np.ndarray, iterations: int = 10) -> np.ndarray:
+def crf_from_probability(
+    image: np.ndarray,
+    probability: np.ndarray,
+    iterations: int = 10,
+    gaussian: Sequence[float] = (3, 3),
+    bilateral: Sequence[float] = (80, 13, 10),
+) -> np.ndarray:
     """Refine class probabilities: image (h, w, 3) uint8, probability (C+1, h, w) -> (C+1, h, w) float32."""
     if iterations == 0:
         return probability.astype(np.float32)
-    crf = _CRF(image, len(probability), 80, 13)
+    crf = _CRF(image, len(probability), gaussian, bilateral)
     return crf.infer(unary_from_softmax(np.ascontiguousarray(probability)), iterations)
 
 
-def crf_from_label(image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10) -> np.ndarray:
-    """Refine a label map believed with probability 0.7: image (h, w, 3) uint8, label (h, w) in 0..num_labels-1.
+def crf_from_label(
+    image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10, **options
+) -> np.ndarray:
+    """Refine a label map believed with probability gt_prob: image (h, w, 3) uint8, label (h, w) in 0..num_labels-1.
 
-    Returns (h, w) in label's dtype. The label is returned unchanged for 0 iterations and for num_labels 1 (an image
-    without foreground).
+    The options are those of `crf_from_labels`. Returns (h, w) in label's dtype. The label is returned unchanged for 0
+    iterations and for num_labels 1 (an image without foreground).
     """
-    return crf_from_labels(image, [label], num_labels, iterations)[0]
+    return crf_from_labels(image, [label], num_labels, iterations, **options)[0]
 
 
 def crf_from_labels(
-    image: np.ndarray, labels: list[np.ndarray], num_labels: int, iterations: int = 10
+    image: np.ndarray,
+    labels: list[np.ndarray],
+    num_labels: int,
+    iterations: int = 10,
+    gt_prob: float = 0.7,
+    gaussian: Sequence[float] = (3, 3),
+    bilateral: Sequence[float] = (50, 5, 10),
 ) -> list[np.ndarray]:
     """Apply `crf_from_label` to several label maps of one image in one inference, with the same result (see TIE)."""
     if num_labels < 2 or iterations == 0:
         return [label.copy() for label in labels]
-    crf = _CRF(image, num_labels, 50, 5)
+    crf = _CRF(image, num_labels, gaussian, bilateral)
     together = [None] * len(labels)
     if len(labels) > 1 and len(labels) * num_labels * labels[0].size <= TOGETHER:
-        together = crf.infer_together([_unary(label, num_labels) for label in labels], iterations)
+        together = crf.infer_together([_unary(label, num_labels, gt_prob) for label in labels], iterations)
     refined = []
     for label, probability in zip(labels, together, strict=True):
         if probability is None or _has_tie(probability):
-            probability = crf.infer(_unary(label, num_labels), iterations)
+            probability = crf.infer(_unary(label, num_labels, gt_prob), iterations)
         refined.append(probability.argmax(0).astype(label.dtype))
         del probability  # not to be held while the next one is made
     return refined
 
 
-def _unary(label: np.ndarray, num_labels: int) -> np.ndarray:
-    return unary_from_labels(np.ascontiguousarray(label), num_labels, gt_prob=0.7, zero_unsure=False)
+def _unary(label: np.ndarray, num_labels: int, gt_prob: float) -> np.ndarray:
+    return unary_from_labels(np.ascontiguousarray(label), num_labels, gt_prob, zero_unsure=False)
 
 
 class _CRF:
-    """Pairwise terms of an image: Gaussian sxy 3, compat 3; bilateral with the given sxy and srgb, compat 10."""
+    """A CRF with the pairwise terms of an image."""
 
-    def __init__(self, image: np.ndarray, num_labels: int, sxy: float, srgb: float):
+    def __init__(self, image: np.ndarray, num_labels: int, gaussian: Sequence[float], bilateral: Sequence[float]):
         self.shape = (num_labels, *image.shape[:2])
         self.crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], num_labels)
-        self.crf.addPairwiseGaussian(sxy=3, compat=3)
+        sxy, weight = gaussian
+        self.crf.addPairwiseGaussian(sxy=sxy, compat=weight)
         image = np.require(image, requirements=('C', 'W'))  # pydensecrf refuses read-only arrays
-        self.crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=10)
+        sxy, srgb, weight = bilateral
+        self.crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=weight)
 
     def infer(self, unary: np.ndarray, iterations: int) -> np.ndarray:
         """Return (labels, h, w) probabilities from unary energies (labels, h*w)."""

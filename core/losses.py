@@ -7,12 +7,13 @@ from torch import Tensor
 EPSILON = 1e-5
 
 
-def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """L_cls and L_p-cls (equations 2, 3): multi-label soft margin, mean over images and classes.
 
-    logits (N, C) are spatial means of class maps; labels (N, C) are multi-hot.
+    logits (N, C) are spatial means of class maps; labels (N, C) are multi-hot. With smoothing s, a label y becomes
+    (1 - s) y + s / 2: 1 - s / 2 for present classes and s / 2 for absent ones.
     """
-    return F.multilabel_soft_margin_loss(logits, labels)
+    return F.multilabel_soft_margin_loss(logits, (1 - smoothing) * labels + smoothing / 2)
 
 
 def reconstruction_loss(

@@ -27,6 +27,7 @@ from core.models import Classifier, load_weights
 from util import artifacts, flags, stage
 from util.checkpoint import open_model
 from util.devices import pick_device, to_device
+from util.run import ADDED
 
 SCRIPT = 'train_classification_with_puzzle.py'
 
@@ -46,7 +47,7 @@ def run_options(tag: str, device: str) -> Namespace:
     path = artifacts.EXPERIMENTS / 'data' / f'{tag}.json'
     try:
         options = json.loads(path.read_text())['options']
-        return Namespace(**{**options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
+        return Namespace(**{**ADDED, **options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'--tag {tag}: {path} is missing or damaged; run {SCRIPT} first') from None
 

@@ -14,12 +14,14 @@ from util import flags
 from util.artifacts import (
     AFFINITY_LABEL,
     CAM,
+    FORMATS,
     PREDICTION,
     PREDICTIONS,
     PSEUDO_LABEL,
     RANDOM_WALK,
     folder_name,
 )
+from util.run import ADDED
 
 COMMANDS = """
 train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \
@@ -142,22 +144,28 @@ RECIPE = {
     'train_classification_with_puzzle --tag t': TRAINING | {
         'max_epoch': 15, 'mode': 'normal', 'num_pieces': 4, 'loss_option': 'cl_pcl_re', 'level': 'feature',
         're_loss': 'L1_Loss', 're_loss_option': 'masking', 'alpha': 4, 'alpha_schedule': 0.5, 'bn_replicas': 4,
-        'select': 'best', 'augment': '', 'architecture': 'resnest101',
+        'select': 'best', 'augment': '', 'architecture': 'resnest101', 'label_smoothing': 0,
     },
     'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': None},
-    'make_affinity_labels --experiment_name t': {'fg_threshold': 0.4, 'bg_threshold': 0.1},
+    'make_affinity_labels --experiment_name t': {
+        'fg_threshold': 0.4, 'bg_threshold': 0.1, 'crf_iteration': 10, 'gt_prob': 0.7, 'crf_gaussian': '3,3',
+        'crf_bilateral': '50,5,10',
+    },
     'train_affinitynet --tag t --label_name l': TRAINING | {'max_epoch': 3, 'radius': 10, 'architecture': 'resnest101'},
     'inference_rw --model_name m --cam_dir c': {
         'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': None,
     },
-    'make_pseudo_labels --experiment_name t': {'threshold': 0.35, 'crf_iteration': 1},
+    'make_pseudo_labels --experiment_name t': {
+        'threshold': 0.35, 'crf_iteration': 1, 'gt_prob': 0.7, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10',
+    },
     'train_segmentation --tag t --label_name l': TRAINING | {
         'max_epoch': 50, 'lr': 0.007, 'wd': 4e-5, 'momentum': 4e-5, 'min_image_size': 256, 'max_image_size': 1024,
         'mode': 'fix', 'use_gn': True, 'architecture': 'DeepLabv3+', 'select': 'best', 'backbone': 'resnest101',
+        'label_smoothing': 0,
     },
     'inference_segmentation --tag t': {
         'scales': '0.5,1.0,1.5,2.0', 'iteration': 10, 'architecture': None, 'backbone': None, 'mode': None,
-        'use_gn': None,
+        'use_gn': None, 'crf_gaussian': '3,3', 'crf_bilateral': '80,13,10',
     },
     'evaluate --experiment_name t': {
         'mode': None, 'threshold': None, 'min_th': 0.05, 'max_th': None, 'step_th': 0.05, 'crf_iteration': 0,
@@ -171,6 +179,17 @@ def test_defaults_are_the_published_recipe(line):
     options = vars(module_of(stage).parse_args(words))
     assert {name: options[name] for name in RECIPE[line]} == RECIPE[line]
     assert options['dataset'].endswith('data/voc2012.json')
+
+
+def test_options_that_came_later_have_the_values_of_earlier_outputs():
+    assert [kind for kind in FORMATS if kind.added] == [AFFINITY_LABEL, PSEUDO_LABEL, PREDICTION]
+    for kind in (AFFINITY_LABEL, PSEUDO_LABEL, PREDICTION):
+        line = '--tag t' if kind == PREDICTION else '--experiment_name t'
+        options = vars(module_of(kind.script.removesuffix('.py')).parse_args(line.split()))
+        assert {name: options[name] for name in kind.added} == kind.added
+    for line in ('train_classification_with_puzzle --tag t', 'train_segmentation --tag t --label_name l'):
+        stage, *words = line.split()
+        assert vars(module_of(stage).parse_args(words)).items() >= ADDED.items()
 
 
 def test_other_spellings():
@@ -211,6 +230,10 @@ FIRST = 'train_classification_with_puzzle --tag t'
         ('make_affinity_labels --experiment_name x --fg_threshold 2', '--fg_threshold'),
         ('inference_rw --model_name m --cam_dir c --exp_times -1', '--exp_times'),
         ('make_pseudo_labels --experiment_name x --crf_iteration -1', '--crf_iteration'),
+        ('make_pseudo_labels --experiment_name x --gt_prob 1', '--gt_prob'),
+        ('make_affinity_labels --experiment_name x --crf_gaussian 0,3', '--crf_gaussian'),
+        ('inference_segmentation --tag t --crf_bilateral 80,13', '--crf_bilateral'),
+        (f'{FIRST} --label_smoothing 1.5', '--label_smoothing'),
         ('train_affinitynet --tag t --label_name l --radius 1', '--radius'),
         ('inference_segmentation --tag t --use_gn perhaps', '--use_gn'),
         ('evaluate --experiment_name x --mode jpg', '--mode'),
@@ -308,7 +331,8 @@ def test_flags_of_stage_1_are_where_a_reader_looks_for_them(monkeypatch):
     assert of == {
         'data': {'dataset', 'data_dir', 'num_workers'},
         'model': {'weights', 'architecture', 'mode', 'bn_replicas'},
-        'loss': {'loss_option', 'num_pieces', 'level', 're_loss', 're_loss_option', 'alpha', 'alpha_schedule'},
+        'loss': {'loss_option', 'num_pieces', 'level', 're_loss', 're_loss_option', 'alpha', 'alpha_schedule',
+                 'label_smoothing'},
         'optimisation': {'batch_size', 'max_epoch', 'lr', 'wd', 'momentum', 'nesterov'},
         'augmentation': {'image_size', 'min_image_size', 'max_image_size', 'resize', 'augment'},
         'inference': set(),

@@ -16,20 +16,20 @@ def image(tmp_path):
     return np.array(draw_image(tmp_path / 'image.jpg', SIZE))
 
 
-def inferred(image, unary, sxy, srgb, iterations):
+def inferred(image, unary, sxy, srgb, iterations, weight=10, gaussian=(3, 3)):
     h, w = image.shape[:2]
     model = dcrf.DenseCRF2D(w, h, len(unary))
     model.setUnaryEnergy(np.ascontiguousarray(unary.reshape(len(unary), -1), np.float32))
-    model.addPairwiseGaussian(sxy=3, compat=3)
-    model.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
+    model.addPairwiseGaussian(sxy=gaussian[0], compat=gaussian[1])
+    model.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=weight)
     return np.array(model.inference(iterations)).reshape(-1, h, w)
 
 
-def label_unary(label, num_labels):
-    """Return -log 0.7 for the given label; the others share the remaining probability."""
-    unary = np.full((num_labels, *label.shape), -np.log(0.3 / (num_labels - 1)))
+def label_unary(label, num_labels, gt_prob=0.7):
+    """Return -log gt_prob for the given label; the others share the remaining probability."""
+    unary = np.full((num_labels, *label.shape), -np.log((1 - gt_prob) / (num_labels - 1)))
     for k in range(num_labels):
-        unary[k][label == k] = -np.log(0.7)
+        unary[k][label == k] = -np.log(gt_prob)
     return unary
 
 
@@ -44,6 +44,38 @@ def test_label_crf(image, rng, num_labels, iterations, dtype):
     assert found.dtype == dtype
     assert np.array_equal(label, before)
     assert (found != label).any()  # otherwise this compares nothing
+
+
+OPTIONS = [  # options of the CRF and of the direct call
+    ({'gt_prob': 0.9}, {}),
+    ({'gaussian': (1, 3)}, {'gaussian': (1, 3)}),
+    ({'gaussian': (3.0, 20)}, {'gaussian': (3, 20)}),
+    ({'bilateral': (8, 5, 10)}, {'sxy': 8}),
+    ({'bilateral': (50, 40, 10)}, {'srgb': 40}),
+    ({'bilateral': (50, 5, 1)}, {'weight': 1}),
+    ({'gaussian': [2, 0], 'bilateral': [20.0, 30.0, 4.0]}, {'gaussian': (2, 0), 'sxy': 20, 'srgb': 30, 'weight': 4}),
+]
+
+
+@pytest.mark.parametrize('options, direct', OPTIONS, ids=[str(options) for options, _ in OPTIONS])
+def test_options_of_the_label_crf(image, rng, options, direct):
+    label = np.kron(rng.integers(0, 3, (12, 11)), np.ones((3, 4), int))
+    found = crf_from_label(image, label, 3, 4, **options)
+    unary = label_unary(label, 3, options.get('gt_prob', 0.7))
+    expected = inferred(image, unary, **{'sxy': 50, 'srgb': 5, 'iterations': 4, **direct})
+    assert np.array_equal(found, expected.argmax(0))
+    assert not np.array_equal(found, crf_from_label(image, label, 3, 4))  # every option counts
+    together = crf_from_labels(image, [label, label.T.copy().reshape(label.shape)], 3, 4, **options)
+    assert np.array_equal(together[0], found)
+
+
+def test_options_of_the_probability_crf(image, rng):
+    probability = rng.dirichlet([1, 1, 1], SIZE[::-1]).astype(np.float32).transpose(2, 0, 1)
+    unary = -np.log(np.clip(probability, 1e-5, 1))
+    for options, direct in OPTIONS[1:]:
+        found = crf_from_probability(image, probability, 3, **{'bilateral': (50, 5, 10), **options})
+        expected = inferred(image, unary, **{'sxy': 50, 'srgb': 5, 'iterations': 3, **direct})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_label_crf_defaults_to_ten_iterations(image, rng):
@@ -109,7 +141,7 @@ def test_label_maps_refined_together_are_independent(image, rng, num_labels, ite
 def test_maps_refined_together_differ_only_by_rounding(image, rng, num_labels):
     labels = [np.kron(rng.integers(0, num_labels, (6, 11)), np.ones((6, 4), int)) for _ in range(2)]
     unaries = [label_unary(label, num_labels).reshape(num_labels, -1) for label in labels]
-    together = crf._CRF(image, num_labels, 50, 5).infer_together(unaries, 10)
+    together = crf._CRF(image, num_labels, (3, 3), (50, 5, 10)).infer_together(unaries, 10)
     for probability, unary in zip(together, unaries, strict=True):
         np.testing.assert_allclose(probability, inferred(image, unary, 50, 5, 10), atol=crf.TIE / 2)
 

@@ -56,6 +56,14 @@ def test_augmentation_of_a_new_meaning_is_another_one():
         check_fingerprint('x', {'augment': 'randaugment'}, fingerprint(Namespace(augment='randaugment')))
 
 
+def test_option_that_came_later_is_left_out_at_the_value_of_earlier_outputs():
+    added = {'gt_prob': 0.7}
+    before = fingerprint(Namespace(lr=0.1))
+    assert fingerprint(Namespace(lr=0.1, gt_prob=0.7), added=added) == before
+    assert fingerprint(Namespace(lr=0.1, gt_prob=0.9), added=added) == {'lr': 0.1, 'gt_prob': 0.9}
+    assert fingerprint(Namespace(lr=0.1, gt_prob=0.7)) == {'lr': 0.1, 'gt_prob': 0.7}
+
+
 def test_ignored_options_of_a_caller():
     assert fingerprint(Namespace(lr=0.1, batch_size=4), ('batch_size',), model='a') == {'lr': 0.1, 'model': 'a'}
     assert fingerprint(Namespace(lr=0.1, batch_size=4), model='a') == {'lr': 0.1, 'batch_size': 4, 'model': 'a'}

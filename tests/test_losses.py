@@ -31,6 +31,28 @@ def test_classification_loss():
     assert float(classification_loss(logits, LABELS)) == pytest.approx(total / (N * C), rel=1e-12)
 
 
+@pytest.mark.parametrize('smoothing', [0.1, 1.0])
+def test_label_smoothing(smoothing):
+    """Labels move towards 1/2."""
+    logits = torch.randn(N, C, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    total = 0
+    for n in range(N):
+        for c in range(C):
+            p, y = sigmoid(float(logits[n, c])), 1 - smoothing / 2 if LABELS[n, c] else smoothing / 2
+            total -= y * math.log(p) + (1 - y) * math.log(1 - p)
+    assert float(classification_loss(logits, LABELS, smoothing)) == pytest.approx(total / (N * C), rel=1e-12)
+
+
+def test_without_label_smoothing_nothing_changes():
+    logits = torch.randn(N, C, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    labels = LABELS.float()
+    plain = torch.nn.functional.multilabel_soft_margin_loss(logits, labels)
+    (expected,) = torch.autograd.grad(plain, logits)
+    loss = classification_loss(logits, labels, 0.0)
+    assert torch.equal(loss, plain)
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], expected)
+
+
 @pytest.mark.parametrize('re_loss', ['L1_Loss', 'L2_Loss'])
 @pytest.mark.parametrize('option', ['masking', 'selection', 'none'])
 def test_reconstruction_loss(pair, re_loss, option):

@@ -368,6 +368,52 @@ def test_pseudo_labels(experiments, demo):
 
 
 @pytest.mark.parametrize(
+    'name, folder, flag, value',
+    [
+        ('affinity_labels', AFFINITY_LABELS, 'crf_bilateral', '5,5,1'),
+        ('affinity_labels', AFFINITY_LABELS, 'crf_iteration', '0'),
+        ('pseudo', PSEUDO, 'gt_prob', '0.3'),
+        ('predictions', PREDICTIONS, 'crf_bilateral', '80,13,0'),
+    ],
+)
+def test_options_of_the_crf(copy, capsys, name, folder, flag, value):
+    """Defaults leave fingerprints as they were before these options; other values go to a folder of their own."""
+    path = copy.parent / 'experiments/predictions' / folder
+    before = {file.name: file.read_bytes() for file in path.glob('*.png')}
+    options = read_args(path)['fingerprint']
+    assert not {'gt_prob', 'crf_gaussian', 'crf_bilateral'} & options.keys()
+    assert ('crf_iteration' in options) == (name == 'pseudo')
+    run(copy, name, f'--{flag}', value)
+    start, _, end = folder.rpartition('@')
+    other = path.with_name(f'{start}@{flag}={value}@{end}')
+    changed = {key: text for key, text in read_args(other)['fingerprint'].items() if options.get(key) != text}
+    assert {key: str(text) for key, text in changed.items()} == {flag: value}
+    assert {file.name for file in other.glob('*.png')} == before.keys()
+    if name != 'predictions':  # so little training leaves the CRF nothing to change there
+        assert any(file.read_bytes() != before[file.name] for file in other.glob('*.png'))
+    capsys.readouterr()
+    run(copy, name)
+    assert ' 0 of them new' in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in path.glob('*.png')} == before
+    assert read_args(path)['fingerprint'] == options
+
+
+def test_kernels_of_the_crf_reach_predictions(copy, monkeypatch):
+    seen = []
+
+    def refine(image, probability, iterations, **kernels):
+        seen.append((iterations, kernels))
+        return probability
+
+    monkeypatch.setattr(inference_segmentation, 'crf_from_probability', refine)
+    run(copy, 'predictions', '--overwrite')
+    run(copy, 'predictions', '--crf_gaussian', '1,30', '--crf_bilateral', '8,1.3,0')
+    one = (10, {'gaussian': [3, 3], 'bilateral': [80, 13, 10]})
+    other = (10, {'gaussian': [1, 30], 'bilateral': [8, 1.3, 0]})
+    assert seen == [one] * 4 + [other] * 4
+
+
+@pytest.mark.parametrize(
     'tag, own',
     [
         ('cls', {'network': 'Classifier', 'mode': 'normal'}),
@@ -817,7 +863,7 @@ def test_results_do_not_depend_on_workers(copy):
         ('--loss_option cl_pcl --re_loss_option none', {'cl', 'pcl'}),
         ('--loss_option cl_re --re_loss L2_Loss --re_loss_option none', {'cl', 're'}),
         ('--loss_option cl_pcl_re --level cam --re_loss_option selection', {'cl', 'pcl', 're'}),
-        ('--loss_option cl_conf --augment colorjitter', {'cl', 'conf'}),
+        ('--loss_option cl_conf --augment colorjitter --label_smoothing 0.1', {'cl', 'conf'}),
         ('--loss_option cl_pcl_re_conf --level cam --alpha_schedule 0 --select last', {'cl', 'pcl', 're', 'conf'}),
         ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),
         ('--num_pieces 1 --bn_replicas 1 --augment randaugment_torchvision --seed 3', {'cl', 'pcl', 're'}),

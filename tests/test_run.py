@@ -267,6 +267,7 @@ def test_run_that_failed_in_its_first_step_does_not_refuse_other_options(in_tmp,
         ({'select': 'last'}, {}, 'select: best, requested last'),
         ({}, {'labels': '5678'}, 'labels: 1234, requested 5678'),
         ({'max_epoch': 3}, {}, 'max_epoch: 2, requested 3'),
+        ({'label_smoothing': 0.1}, {}, 'label_smoothing: 0.0, requested 0.1'),
     ],
 )
 def test_run_with_progress_refuses_other_options(in_tmp, stop, changes, inputs, line):
@@ -281,6 +282,16 @@ def test_run_with_progress_refuses_other_options(in_tmp, stop, changes, inputs, 
     )
     assert outputs(in_tmp) == before
     train(options(save_interval=1, overwrite=True, **changes), **inputs)
+
+
+def test_run_from_before_an_option_resumes_with_its_default(in_tmp):
+    with pytest.raises(ZeroDivisionError):
+        train(options(save_interval=1), at(3, fail))
+    train(options(save_interval=1, label_smoothing=0.0))
+    assert read_torch(in_tmp / CHECKPOINT)['iteration'] == 6
+    with pytest.raises(UserError, match='label_smoothing: 0.1, requested 0.0'):
+        train(options(label_smoothing=0.1, overwrite=True))
+        train(options(label_smoothing=0.0))
 
 
 def test_models_of_a_first_epoch_without_progress_refuse_other_options(in_tmp, monkeypatch):

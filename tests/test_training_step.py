@@ -124,7 +124,7 @@ def soft_margin(logits, labels):
     return -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).mean()
 
 
-def classifier_loss(step, state, replicas, mode):
+def classifier_loss(step, state, replicas, mode, smoothing):
     """Return L_cls + L_p-cls + alpha L_re of four tiles, and the running statistics after it."""
     images, labels = step['images'], step['labels']
     norms = [BatchNorm(state) for _ in range(replicas)] if mode == 'normal' else [frozen_norm] * replicas
@@ -145,6 +145,7 @@ def classifier_loss(step, state, replicas, mode):
         for k in np.flatnonzero(labels[n]):
             distance += np.abs(maps[n, k] - merged[n, k]).sum()
     alpha = min(ALPHA, ALPHA * step['iteration'] / (0.5 * step['iterations']))
+    labels = np.where(labels, 1 - smoothing / 2, smoothing / 2)
     loss = soft_margin(maps.mean((2, 3)), labels) + soft_margin(merged.mean((2, 3)), labels)
     # The running statistics are those of the first device.
     return loss + alpha * distance / maps.size, norms[0].moved if mode == 'normal' else None
@@ -180,7 +181,7 @@ def affinity_net_loss(step, state, radius):
     return ((background + foreground) / 2 + negative) / 2, None
 
 
-def deeplab_loss(step, state, mode, use_gn):
+def deeplab_loss(step, state, mode, use_gn, smoothing):
     moving = BatchNorm(state)
     norm = moving if mode == 'normal' else frozen_norm
     head_norm = group_norm if use_gn else norm
@@ -205,7 +206,8 @@ def deeplab_loss(step, state, mode, use_gn):
     for n, mask in enumerate(step['masks']):
         for k in set(mask.flat) - {255}:
             at = mask == k
-            total -= (logits[n, k] - np.log(np.exp(logits[n]).sum(0)))[at].sum()
+            probabilities = logits[n] - np.log(np.exp(logits[n]).sum(0))
+            total -= ((1 - smoothing) * probabilities[k] + smoothing * probabilities.mean(0))[at].sum()
             count += at.sum()
     return total / count, moving.moved if mode == 'normal' else None
 
@@ -337,16 +339,17 @@ COMMON = '--num_workers 0 --device cpu --weights none --print_ratio 0 --tag run'
 COMMON += f' --lr {LR} --wd {WD} --momentum {MOMENTUM}'
 
 
-@pytest.mark.parametrize('mode, replicas', [('normal', 1), ('normal', 4), ('fix', 1)])
-def test_classifier(demo, in_tmp, monkeypatch, mode, replicas):
+@pytest.mark.parametrize('mode, replicas, smoothing', [('normal', 1, 0), ('normal', 4, 0), ('fix', 1, 0.25)])
+def test_classifier(demo, in_tmp, monkeypatch, mode, replicas, smoothing):
     line = f'--dataset {demo}/dataset.json --data_dir {demo} {COMMON} --architecture tiny --mode {mode} --alpha {ALPHA}'
     line += f' --bn_replicas {replicas} --batch_size 8 --image_size 64 --min_image_size 48 --max_image_size 80'
+    line += f' --label_smoothing {smoothing}'
     steps = recorded(train_classification_with_puzzle, f'{line} --max_epoch 4', monkeypatch)
     assert len(steps) == 4
     frozen = () if mode == 'normal' else tuple(f'backbone.{part}{i}.' for part in ('conv', 'bn') for i in range(3))
     check(
         steps,
-        lambda step, state: classifier_loss(step, state, replicas, mode),
+        lambda step, state: classifier_loss(step, state, replicas, mode, smoothing),
         lambda name: not (frozen and name.startswith(frozen)),
         GROUPS,
     )
@@ -378,10 +381,11 @@ def test_affinity_net(demo, in_tmp, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('mode, use_gn', [('fix', True), ('normal', False)])
-def test_deeplab(demo, in_tmp, monkeypatch, mode, use_gn):
+@pytest.mark.parametrize('mode, use_gn, smoothing', [('fix', True, 0), ('normal', False, 0.2)])
+def test_deeplab(demo, in_tmp, monkeypatch, mode, use_gn, smoothing):
     line = f'--dataset {demo}/dataset.json --data_dir {demo} {COMMON} --backbone tiny --mode {mode} --use_gn {use_gn}'
     line += f' --image_size 32 --min_image_size 24 --max_image_size 64 --label_name {labels_of(demo, in_tmp)}'
-    steps = recorded(train_segmentation, f'{line} --batch_size 4 --max_epoch 1', monkeypatch)
+    line += f' --batch_size 4 --max_epoch 1 --label_smoothing {smoothing}'
+    steps = recorded(train_segmentation, line, monkeypatch)
     assert len(steps) == 3
-    check(steps, lambda step, state: deeplab_loss(step, state, mode, use_gn), lambda name: True)
+    check(steps, lambda step, state: deeplab_loss(step, state, mode, use_gn, smoothing), lambda name: True)

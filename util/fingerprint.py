@@ -31,9 +31,16 @@ RENAMED = {'augment': {'randaugment': 'randaugment_fixmatch', 'randaugment_torch
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2')
 
 
-def fingerprint(args: Namespace, ignored: Collection[str] = (), **inputs) -> dict:
-    """Return the options that affect the result, and the fingerprints of the inputs."""
+def fingerprint(
+    args: Namespace, ignored: Collection[str] = (), added: Mapping[str, object] | None = None, **inputs
+) -> dict:
+    """Return the options that affect the result, and the fingerprints of the inputs.
+
+    `added` are options that came after there were outputs, and the values that these were made with. An option with
+    this value is left out, so that the fingerprints of earlier outputs stay valid.
+    """
     options = {name: value for name, value in vars(args).items() if name not in IGNORED_OPTIONS and name not in ignored}
+    options = {name: value for name, value in options.items() if name not in (added or {}) or value != added[name]}
     for name, recorded in RENAMED.items():
         if name in options:
             options[name] = ','.join(recorded.get(value, value) for value in options[name].split(','))

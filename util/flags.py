@@ -115,6 +115,23 @@ def folder_name(text: str) -> str:
     return text
 
 
+def kernel(widths: int) -> Callable[[str], str]:
+    """Return a flag type: widths above 0 and a weight, as text that can be part of a folder's name."""
+
+    def parse(text: str) -> str:
+        try:
+            *sizes, weight = values = floats(text)
+            good = len(sizes) == widths and min(sizes) > 0 and weight >= 0 and max(values) < float('inf')
+        except ValueError:
+            good = False
+        if not good:
+            what = 'a width' if widths == 1 else f'{widths} widths'
+            raise argparse.ArgumentTypeError(f'{text!r} is not {what} above 0 and a weight, separated by commas')
+        return ','.join(f'{value:g}' for value in values)
+
+    return parse
+
+
 # Shared flags -------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +214,33 @@ def add_scales(parser: Parser) -> None:
     add_resize(group)
 
 
+def add_crf_kernels(parser: Parser, bilateral: str) -> None:
+    """Add the widths and weights of the dense CRF's kernels; `bilateral` is the default of the second one."""
+    group = parser.groups['inference']
+    gaussian, both = 'Gaussian kernel of the CRF: sxy,weight', 'bilateral kernel of the CRF: sxy,srgb,weight'
+    group.add_argument('--crf_gaussian', type=kernel(1), default='3,3', help=gaussian)
+    group.add_argument('--crf_bilateral', type=kernel(2), default=bilateral, help=both)
+
+
+def add_label_crf(parser: Parser, iterations: int) -> None:
+    """Add the flags of the dense CRF that refines label maps in stages 3 and 6."""
+    group = parser.groups['inference']
+    group.add_argument('--crf_iteration', type=integer(0), default=iterations, help='dense CRF iterations (0: no CRF)')
+    gt_prob = 'probability, for the CRF, that the label of a pixel is right'
+    group.add_argument('--gt_prob', type=real(0.01, 0.99), default=0.7, help=gt_prob)
+    add_crf_kernels(parser, '50,5,10')
+
+
+def crf_kernels(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the options of `crf_from_probability` in core/crf.py."""
+    return {'gaussian': floats(args.crf_gaussian), 'bilateral': floats(args.crf_bilateral)}
+
+
+def label_crf(args: argparse.Namespace) -> dict:
+    """Return the options of `crf_from_labels` in core/crf.py."""
+    return {'gt_prob': args.gt_prob, **crf_kernels(args)}
+
+
 def add_backbone(parser: Parser, network: str, backbones: Iterable[str]) -> None:
     """Add --architecture of stages 2 and 5."""
     parser.groups['model'].add_argument('--architecture', choices=backbones, help=f'backbone of {network} {FROM_MODEL}')
@@ -255,6 +299,12 @@ def add_label_name(parser: Parser, what: str) -> None:
     group = parser.groups['data']
     group.add_argument('--label_name', type=folder_name, required=True, help=f'folder of {what}')
     group.add_argument('--pred_dir', default='experiments/predictions/', help='parent of that folder')
+
+
+def add_label_smoothing(parser: Parser, loss: str) -> None:
+    """Add --label_smoothing; its default is in util/run.py too."""
+    smoothing = f'label smoothing {loss} (0: none)'
+    parser.groups['loss'].add_argument('--label_smoothing', type=real(0, 1), default=0.0, help=smoothing)
 
 
 def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

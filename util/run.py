@@ -33,6 +33,9 @@ from util.fingerprint import (
 from util.log import Log
 from util.stage import progress
 
+# Options of the trainers that came later, and the values that earlier runs were made with (see `fingerprint`).
+ADDED = {'label_smoothing': 0.0}
+
 
 class BestAndLast:
     """Which epoch is the best and which the last; --select says which of the two becomes {tag}.pth.
@@ -124,7 +127,7 @@ class Run:
             inputs['scored images'] = file_hashes({image_id: self.dataset.image_path(image_id) for image_id in masked})
         hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
         hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights)}
-        self.fingerprint = fingerprint(args, **hashes, classes=self.meta['classes'])
+        self.fingerprint = fingerprint(args, added=ADDED, **hashes, classes=self.meta['classes'])
 
         # Everything that resumes.
         self.parts = {
@@ -187,7 +190,7 @@ class Run:
             return
         what = f'the run of {self.path}'
         check_contents(what, state.get('contents', {}), self.contents, lambda i: self.dataset.image_path(i).name)
-        check_fingerprint(what, old, self.fingerprint)
+        check_fingerprint(what, {**ADDED, **old}, {**ADDED, **self.fingerprint})
         if iteration == 0:  # saved on starting: everything is as initialised
             return
         try:
