@@ -121,7 +121,7 @@ def kernel(widths: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
             *sizes, weight = values = floats(text)
-            good = len(sizes) == widths and min(sizes) > 0 and weight >= 0 and max(values) < float('inf')
+            good = len(sizes) == widths and all(0 < size < math.inf for size in sizes) and 0 <= weight < math.inf
         except ValueError:
             good = False
         if not good:
