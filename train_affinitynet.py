@@ -18,7 +18,7 @@ from core.data.torch_datasets import ImageDataset
 from core.losses import affinity_loss
 from core.maps import strided_size
 from core.models import BACKBONES, AffinityNet, load_weights
-from util import artifacts, devices, flags, loaders, optim, pictures, stage
+from util import artifacts, devices, flags, loaders, optim, pictures, processes, stage
 from util.run import Run
 
 SCORED_IMAGES = 128  # on the drawn set their scores are within a point of those of all 300 masks
@@ -67,14 +67,14 @@ def score_edges(model, loader, dataset, path_index, device):
         if grid is None:
             grid = draw_edges(dataset, 'ground truth', batch, edges)
     model.train()
-    return pair_scores(counts), grid
+    return pair_scores(processes.add(counts)), grid
 
 
 def main(args):
+    device = processes.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
     ids, kind = dataset.ids('train_aug', with_images=True), artifacts.AFFINITY_LABEL
     label_maps = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
-    device = devices.pick_device(args.device, args.seed)
 
     # Scale, flip and crop labels with their images, then resize them to the edge map.
     edge_size = strided_size((args.image_size, args.image_size))
@@ -89,7 +89,7 @@ def main(args):
     model = AffinityNet(args.architecture)
     load_weights(model.backbone, args.architecture, args.weights)
     optimizer, schedule = optim.build_sgd(model.head.parameters(), args, args.max_epoch * len(loader))
-    num_devices = devices.devices_for(args.batch_size, device)
+    num_devices = devices.devices_for(args.batch_size // args.micro_batches, device)
     model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
@@ -97,18 +97,22 @@ def main(args):
     with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps) as run:
         for epoch in run.epochs():
             for batch in run.batches(device):
-                # Label each pair by its two ends; its affinity is 1 - the largest edge between them.
-                logits = model(transforms.normalize(batch['images']))
-                affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
+                # Label each pair by its two ends, and count the pairs of each kind in the whole batch.
                 pairs = affinity_labels(batch['masks'], path_index, dataset.num_classes)
-                run.step(affinity_loss(affinity, *pairs))
+                counts = processes.add(torch.stack([kind.sum() for kind in pairs]))
+
+                # The affinity of a pair is 1 - the largest edge between its ends.
+                for part in run.micro_batches({**batch, 'bg_pos': pairs[0], 'fg_pos': pairs[1], 'neg': pairs[2]}):
+                    logits = model(transforms.normalize(part['images']))
+                    affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
+                    run.step(affinity_loss(affinity, part['bg_pos'], part['fg_pos'], part['neg'], counts))
 
             if not any(value for _, value in run.log.curves['loss']):
                 raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
 
             # Score the edges if there are masks, which select nothing: the last epoch is kept.
             edges = torch.sigmoid(logits[:, 0].detach().float())
-            grids = {'edges': draw_edges(dataset, 'affinity label', batch, edges)}
+            grids = {'edges': draw_edges(dataset, 'affinity label', part, edges)}
             if score_loader.dataset.ids:
                 scores, grids['scored edges'] = score_edges(model, score_loader, dataset, path_index, device)
                 title = f'epoch {epoch + 1}: pairs in {len(score_loader.dataset)} masks of train'

@@ -22,7 +22,7 @@ from core.data.torch_datasets import ImageDataset, ground_truth
 from core.losses import alpha_at, classification_loss, confidence_loss, reconstruction_loss
 from core.models import BACKBONES, Classifier, load_weights
 from core.models.batchnorm import forward_in_replicas
-from util import devices, flags, loaders, optim, pictures, stage
+from util import devices, flags, loaders, optim, pictures, processes, stage
 from util.run import Run
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(2, 10)]
@@ -37,6 +37,7 @@ def parse_args(argv=None):
     model.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='BatchNorm: trained or frozen (fix)')
     replicas = 'emulate the BatchNorm statistics of this many GPUs'
     model.add_argument('--bn_replicas', type=flags.integer(1), default=4, help=replicas)
+    flags.add_sync_bn(parser)
 
     loss = parser.groups['loss']
     terms = ('cl', 'cl_pcl', 'cl_re', 'cl_pcl_re', 'cl_conf', 'cl_pcl_re_conf')
@@ -59,10 +60,8 @@ def parse_args(argv=None):
     args = flags.parse_training(parser, argv)
     if not set(filter(None, args.augment.split(','))) <= {*transforms.AUGMENTATIONS}:
         parser.error(f'--augment {args.augment}: choose from {", ".join(transforms.AUGMENTATIONS)}')
-    if args.mode == 'normal' and args.batch_size % args.bn_replicas:
-        parser.error(f'--batch_size {args.batch_size} is not a multiple of --bn_replicas {args.bn_replicas}')
-    if args.mode == 'normal' and args.batch_size < 2 * args.bn_replicas:
-        parser.error(f'--batch_size {args.batch_size}: --bn_replicas {args.bn_replicas} needs at least 2 images each')
+    args.bn_replicas = 1 if args.sync_bn else args.bn_replicas
+    flags.check_replicas(parser, args)
     with parser.checking_values():
         puzzle.check_puzzle(args.image_size, args.num_pieces)
     return args
@@ -90,13 +89,20 @@ def build_loaders(args, dataset, device):
 
 
 def compute_losses(model, images, labels, args, replicas_per_device):
-    """Return the unweighted terms of the loss; the tile pass runs only if --loss_option needs it."""
+    """Return the unweighted terms of the loss; the tile pass runs only if --loss_option needs it.
+
+    Each process runs its part of the images and of the tiles; the loss is that of all their class maps.
+    """
+
+    def run_network(inputs):
+        return processes.gather(forward_in_replicas(model, processes.own(inputs), replicas_per_device))
+
     terms = args.loss_option.split('_')
-    logits, maps = forward_in_replicas(model, images, replicas_per_device)
+    logits, maps = run_network(images)
     losses = {'cl': classification_loss(logits, labels, args.label_smoothing)}
     if terms == ['cl']:
         return losses
-    tile_logits, tile_maps = forward_in_replicas(model, puzzle.tile(images, args.num_pieces), replicas_per_device)
+    tile_logits, tile_maps = run_network(puzzle.tile(images, args.num_pieces))
     merged = puzzle.merge(tile_maps, args.num_pieces)
     if 'pcl' in terms:
         losses['pcl'] = classification_loss(merged.mean((2, 3)), labels, args.label_smoothing)
@@ -120,6 +126,7 @@ def score_cams(model, loader, dataset, device):
         for cam, mask in zip(cams, masks, strict=True):
             sweep.update(cam, np.arange(dataset.num_classes + 1), mask)
     model.train()
+    sweep.counts = processes.add(sweep.counts)
     return [matrix.miou() for matrix in sweep.matrices()]
 
 
@@ -127,48 +134,46 @@ def score_cams(model, loader, dataset, device):
 def score_tags(model, loader, device):
     """Return the average precision and F1 score (at probability 0.5) per class, and pictures of the first CAMs."""
     model.eval()
-    probabilities, grid, dataset = [], None, loader.dataset.dataset
+    probabilities, grid = [], None
     for batch in stage.progress(loader, 'scoring tags'):
         logits, maps = model(transforms.normalize(batch['images'].to(device, non_blocking=True)), with_cam=True)
         probabilities.append(torch.sigmoid(logits.float()).cpu().numpy())
         if grid is None:
-            cams, present = make_cam(maps.float()).cpu().numpy(), batch['labels'].numpy() > 0
-            heatmaps = [
-                [pictures.Heatmap('CAM', cam[c], c + 1) for c in np.flatnonzero(labels)]
-                for cam, labels in zip(cams, present, strict=True)
-            ]
-            masks = {'ground truth': ground_truth(loader.dataset, pictures.ROWS)}
-            grid = pictures.draw_rows(dataset, batch['images'].pixels.numpy(), masks, heatmaps)
+            masks, cams = ground_truth(loader.dataset, pictures.ROWS), make_cam(maps.float()).cpu().numpy()
+            grid = pictures.draw_cams(loader.dataset.dataset, batch, masks, cams)
     model.train()
-    probabilities, labels = np.concatenate(probabilities), loader.dataset.labels
+    probabilities, labels = loaders.gather_rows(loader, probabilities), loader.dataset.labels
     scores = metrics.average_precision(probabilities, labels), metrics.f1_score(probabilities > 0.5, labels)
     return *scores, grid
 
 
 def main(args):
+    device = processes.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
-    device = devices.pick_device(args.device, args.seed)
     train_loader, mask_loader, tag_loader, tag_list = build_loaders(args, dataset, device)
     masked = mask_loader.dataset.ids
     stage.print_mask_count(dataset, 'train', masked)
 
-    # Share the BatchNorm replicas of a batch among the GPUs; each GPU runs its own one after the other.
-    replicas = args.bn_replicas if args.mode == 'normal' else args.batch_size
-    num_devices = devices.devices_for(replicas, device)
-    replicas_per_device = replicas // num_devices if args.mode == 'normal' else 1
+    # Share the BatchNorm replicas of a batch among processes and GPUs; each runs its own one after the other.
+    num_devices = devices.devices_for(args.bn_replicas if args.mode == 'normal' else args.batch_size, device)
+    parts = args.bn_replicas if args.mode == 'normal' else args.micro_batches
+    replicas_per_device = max(1, parts // (num_devices * processes.count()))
 
     # Build the classifier on an ImageNet backbone.
     model = Classifier(args.architecture, dataset.num_classes, args.mode)
     load_weights(model.backbone, args.architecture, args.weights)
     groups = optim.parameter_groups(model, args.lr, args.wd)
     optimizer, schedule = optim.build_sgd(groups, args, args.max_epoch * len(train_loader))
+    if args.sync_bn:
+        processes.synchronise(model, device)
+    model.recompute = args.micro_batches > 1
     model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'Classifier', 'backbone': args.architecture, 'mode': args.mode}
     with Run(args, train_loader, model, optimizer, schedule, meta, masked) as run:
         for epoch in run.epochs():
-            for batch in run.batches(device):
+            for batch in map(processes.gather, run.batches(device)):
                 images, labels = transforms.normalize(batch['images']), batch['labels']
 
                 # L = L_cls + L_p-cls + alpha L_re + L_conf

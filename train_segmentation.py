@@ -18,9 +18,10 @@ from core import IGNORE
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
 from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
+from core.maps import strided_size
 from core.metrics import ConfusionMatrix
 from core.models import BACKBONES, SEGMENTERS, build_segmenter, load_weights
-from util import artifacts, devices, flags, loaders, optim, pictures, stage
+from util import artifacts, devices, flags, loaders, optim, pictures, processes, stage
 from util.run import Run
 
 
@@ -28,13 +29,18 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     flags.add_training(parser, lr=0.007, wd=4e-5, momentum=4e-5, epochs=50, sizes=(256, 1024))
     flags.add_segmenter(parser, SEGMENTERS, BACKBONES)
+    flags.add_sync_bn(parser)
     flags.add_label_name(parser, 'pseudo-labels (stage 6)')
     flags.add_label_smoothing(parser, 'of the cross-entropy')
     select = 'epoch to keep; best: by the mIoU on the masks of val (without masks: last)'
     parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
     args = flags.parse_training(parser, argv)
-    if args.mode == 'normal' and args.batch_size < 2:
-        parser.error(f'--batch_size {args.batch_size}: --mode normal trains BatchNorm and needs 2 or more')
+    parts = max(args.micro_batches, processes.count())
+    if args.mode == 'normal' and args.batch_size < 2 * parts:
+        of_each = f' for each of {parts} parts' if parts > 1 else ''
+        parser.error(f'--batch_size {args.batch_size}: --mode normal trains BatchNorm and needs 2 or more{of_each}')
+    if args.sync_bn and args.micro_batches > 1:
+        parser.error('--sync_bn: the statistics of the whole batch need it at once: leave out --micro_batches')
     return args
 
 
@@ -68,14 +74,15 @@ def score_predictions(model, loader, dataset, device):
             label_maps = {'ground truth': masks, 'prediction': predictions}
             grid = pictures.draw_rows(dataset, batch['images'].pixels.numpy(), label_maps)
     model.train()
+    matrix.counts = processes.add(matrix.counts)
     return matrix.miou(), grid
 
 
 def main(args):
+    device = processes.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
     ids, kind = dataset.ids('train_aug'), artifacts.PSEUDO_LABEL
     pseudo_labels = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
-    device = devices.pick_device(args.device, args.seed)
     train_loader, score_loader = build_loaders(args, dataset, pseudo_labels, device)
     masked = score_loader.dataset.ids
     stage.print_mask_count(dataset, 'val', masked)
@@ -85,7 +92,11 @@ def main(args):
     load_weights(model.backbone, args.backbone, args.weights)
     iterations = args.max_epoch * len(train_loader)
     optimizer, schedule = optim.build_sgd(optim.parameter_groups(model, args.lr, args.wd), args, iterations)
-    model = devices.parallel(model, device, devices.devices_for(args.batch_size, device), args.precision).train()
+    if args.sync_bn:
+        processes.synchronise(model, device)
+    size = strided_size((args.image_size, args.image_size), model.stride)
+    num_devices = 1 if args.sync_bn else devices.devices_for(args.batch_size // args.micro_batches, device)
+    model = devices.parallel(model, device, num_devices, args.precision).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
@@ -93,20 +104,24 @@ def main(args):
     with Run(args, train_loader, model, optimizer, schedule, meta, masked, labels=pseudo_labels) as run:
         for _ in run.epochs():
             for batch in run.batches(device):
-                logits, labels = model(normalize(batch['images'])), batch['masks'].long()
-
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.
-                if logits.shape[2:] != labels.shape[1:]:
-                    labels = F.interpolate(labels[:, None].float(), logits.shape[2:], mode='nearest-exact')[:, 0].long()
-                smoothing = args.label_smoothing
-                run.step(F.cross_entropy(logits, labels, ignore_index=IGNORE, label_smoothing=smoothing))
+                labels = batch['masks'].long()
+                if size != labels.shape[1:]:
+                    labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0].long()
+
+                # The mean of the cross-entropy over the labelled pixels of the whole batch.
+                count = processes.add((labels != IGNORE).sum())
+                for part in run.micro_batches({**batch, 'labels': labels}):
+                    logits = model(normalize(part['images']))
+                    options = {'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
+                    run.step(F.cross_entropy(logits, part['labels'], ignore_index=IGNORE, **options) / count)
 
             # Score the crops of val if there are masks; keep the best and the last epoch.
             if masked:
                 miou, grid = score_predictions(model, score_loader, dataset, device)
                 run.end_epoch('val mIoU', miou, predictions=grid)
             else:
-                images, *maps = (x.cpu().numpy() for x in (batch['images'].pixels, labels, logits.argmax(1)))
+                images, *maps = (x.cpu().numpy() for x in (part['images'].pixels, part['labels'], logits.argmax(1)))
                 label_maps = dict(zip(('pseudo-label', 'prediction'), maps, strict=True))
                 run.end_epoch(predictions=pictures.draw_rows(dataset, images, label_maps))
 

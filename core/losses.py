@@ -1,5 +1,7 @@
 """The losses of the paper (Puzzle-CAM, section 2; AffinityNet's loss as in IRNet), short enough to read next to it."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,15 +55,19 @@ def alpha_at(iteration: int, total: int, alpha: float, alpha_schedule: float) ->
     return min(alpha * iteration / (total * alpha_schedule), alpha)
 
 
-def affinity_loss(affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor) -> Tensor:
+def affinity_loss(
+    affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor, counts: Iterable[Tensor] | None = None
+) -> Tensor:
     """AffinityNet's loss: ((bg+ + fg+)/2 + neg)/2, each term the mean of -log over its own pairs in the whole batch.
 
-    affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg have the same shape, bool or 0/1.
+    affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg have the same shape, bool or 0/1. For a part of
+    a batch, `counts` are the numbers of pairs of each kind in the whole batch, and the losses of the parts add up.
     Source: Ahn, Cho and Kwak, IRNet (CVPR 2019), section 4; docs/method.md, "AffinityNet".
     """
 
-    def term(pairs: Tensor, p: Tensor) -> Tensor:
-        return (pairs * -torch.log(p + EPSILON)).sum() / (pairs.sum().to(p.dtype) + EPSILON)
+    def term(pairs: Tensor, p: Tensor, count: Tensor) -> Tensor:
+        return (pairs * -torch.log(p + EPSILON)).sum() / (count.to(p.dtype) + EPSILON)
 
-    positive = (term(bg_pos, affinity) + term(fg_pos, affinity)) / 2
-    return (positive + term(neg, 1 - affinity)) / 2
+    bg_count, fg_count, neg_count = (bg_pos.sum(), fg_pos.sum(), neg.sum()) if counts is None else counts
+    positive = (term(bg_pos, affinity, bg_count) + term(fg_pos, affinity, fg_count)) / 2
+    return (positive + term(neg, 1 - affinity, neg_count)) / 2

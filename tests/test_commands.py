@@ -271,7 +271,7 @@ GROUPS = {
     'train_affinitynet': TRAINER_GROUPS,
     'inference_rw': INFERENCE_GROUPS,
     'make_pseudo_labels': ('data', 'inference', 'run and output'),
-    'train_segmentation': tuple(title for title in TRAINER_GROUPS if title != 'loss'),
+    'train_segmentation': TRAINER_GROUPS,
     'inference_segmentation': INFERENCE_GROUPS,
     'evaluate': ('data', 'inference', 'run and output'),
     'tools.make_demo_data': ('data', 'run and output'),
@@ -330,10 +330,10 @@ def test_flags_of_stage_1_are_where_a_reader_looks_for_them(monkeypatch):
     of = {title: {action.dest for action in group._group_actions} for title, group in parser.groups.items()}
     assert of == {
         'data': {'dataset', 'data_dir', 'num_workers'},
-        'model': {'weights', 'architecture', 'mode', 'bn_replicas'},
+        'model': {'weights', 'architecture', 'mode', 'bn_replicas', 'sync_bn'},
         'loss': {'loss_option', 'num_pieces', 'level', 're_loss', 're_loss_option', 'alpha', 'alpha_schedule',
                  'label_smoothing'},
-        'optimisation': {'batch_size', 'max_epoch', 'lr', 'wd', 'momentum', 'nesterov'},
+        'optimisation': {'batch_size', 'micro_batches', 'max_epoch', 'lr', 'wd', 'momentum', 'nesterov'},
         'augmentation': {'image_size', 'min_image_size', 'max_image_size', 'resize', 'augment'},
         'inference': set(),
         'run and output': {

@@ -13,6 +13,7 @@ from torch import nn
 
 from core import UserError
 from core.models.weights import check_not_published, read_state_dict
+from util import launcher
 from util.artifacts import model_path
 from util.devices import pick_device, to_device, unwrap
 from util.files import check_name, write_bytes
@@ -52,7 +53,9 @@ def save_model(model: nn.Module, path: Path, **meta) -> None:
 
 
 def save_torch(content: dict, path: Path) -> None:
-    """Write with torch.save, atomically."""
+    """Write with torch.save, atomically; of several processes only the first one writes."""
+    if not launcher.is_main():
+        return
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())

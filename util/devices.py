@@ -1,24 +1,30 @@
-"""Where to compute: device, precision, nn.DataParallel, seeds."""
+"""Where to compute: device, precision, one GPU or several, seeds."""
 
 import random
+import warnings
 
 import numpy as np
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from core import UserError
+from util import launcher
 from util.memory import keep_freed_memory
 
 
 def pick_device(name: str, seed: int | None = None) -> torch.device:
     """Return a device; 'auto' is the GPUs if there are any, else the CPU. With a seed, also seed every generator.
 
-    Raises UserError if the device cannot be used.
+    Under torchrun a GPU is that of the process. Raises UserError if the device cannot be used.
     """
     if seed is not None:
         seed_everything(seed)
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if launcher.is_launched() and name.startswith('cuda'):
+        name = _own_gpu(name)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -31,10 +37,21 @@ def pick_device(name: str, seed: int | None = None) -> torch.device:
     return device
 
 
+def _own_gpu(name: str) -> str:
+    """Return the GPU of this process of torchrun."""
+    own, visible = launcher.local_rank(), torch.cuda.device_count()
+    if name != 'cuda':
+        raise UserError(f'--device {name}: under torchrun each process takes a GPU of its own: leave it out')
+    if own >= visible:
+        raise UserError(f'--nproc_per_node: process {own} of this node has no GPU, {visible} are visible: lower it')
+    return f'cuda:{own}'
+
+
 def devices_for(replicas: int, device: torch.device) -> int:
     """Return how many devices share a batch split into `replicas`: the largest number of visible GPUs that divides it.
 
-    It is 1 for 'cuda:1' and the CPU. Each device then runs replicas / devices chunks (core/models/batchnorm.py).
+    It is 1 for 'cuda:1' (so for each process of torchrun) and the CPU. Each device then runs replicas / devices chunks
+    (core/models/batchnorm.py).
     """
     visible = torch.cuda.device_count() if device.type == 'cuda' and device.index is None else 1
     return max(count for count in range(1, visible + 1) if replicas % count == 0)
@@ -51,14 +68,33 @@ def to_device(model: nn.Module, device: torch.device, precision: str = 'fp32') -
 
 
 def parallel(model: nn.Module, device: torch.device, devices: int, precision: str = 'fp32') -> nn.Module:
-    """Move a model to its device, in nn.DataParallel if several GPUs share the batch (split as published)."""
+    """Move a model to its device, in nn.DataParallel if several GPUs share the batch (split as published).
+
+    Under torchrun, in DistributedDataParallel, and as the part of the batch that this process has. Gradients are
+    summed: each process has that of its part in the loss of the whole batch.
+    """
     model = to_device(model, device, precision)
-    return nn.DataParallel(model, device_ids=list(range(devices))) if devices > 1 else model
+    if devices > 1:
+        return nn.DataParallel(model, device_ids=list(range(devices)))
+    if not dist.is_initialized():
+        return model
+    model.at_part(launcher.rank(), launcher.world_size())
+    ids = [device] if device.type == 'cuda' else None
+    with warnings.catch_warnings():  # torch 2.14 has another name for an option, which torch 2.6 does not know
+        warnings.simplefilter('ignore', FutureWarning)
+        model = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    model.register_comm_hook(None, _sum_gradients)
+    return model
+
+
+def _sum_gradients(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Add a bucket of gradients over the processes, where DistributedDataParallel would take their mean."""
+    return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda future: future.value()[0])
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the network inside nn.DataParallel, or the model itself."""
-    return model.module if isinstance(model, nn.DataParallel) else model
+    """Return the network inside nn.DataParallel or DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else model
 
 
 def seed_everything(seed: int) -> None:

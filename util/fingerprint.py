@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from core import UserError
+from util import launcher
 from util.files import write_json
 from util.stage import progress
 
@@ -22,8 +23,8 @@ CACHE = Path('experiments') / 'cache' / 'files.json'
 # Options that do not affect the content of an output. Files that they name enter the fingerprint by their content.
 IGNORED_OPTIONS = frozenset(
     (
-        'data_dir dataset device domain num_workers overwrite pred_dir print_ratio repair save_edges save_interval '
-        'source weights'
+        'data_dir dataset device domain micro_batches num_workers overwrite pred_dir print_ratio repair save_edges '
+        'save_interval source sync_bn weights'
     ).split()
 )
 # Values of an option that had another meaning in earlier versions, and how fingerprints record them.
@@ -149,7 +150,8 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
                 hashes[image_id] = value
                 if value:
                     cache[name] = [*stamp, value]
-        write_json(CACHE, cache)
+        if launcher.is_main():
+            write_json(CACHE, cache)
     return {image_id: hashes[image_id] for image_id in paths}
 
 

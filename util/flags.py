@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core import UserError
+from util import launcher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FROM_MODEL = '(default: from the model file)'  # end of a help text
@@ -15,14 +16,29 @@ GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'inference', 
 
 
 class Parser(argparse.ArgumentParser):
-    """--help begins with the script's docstring, lists flags by group and shows every default. No abbreviations."""
+    """--help begins with the script's docstring, lists flags by group and shows every default. No abbreviations.
+
+    Only scripts with `shares_work` run as several processes (torchrun), and then the first one prints for all.
+    """
+
+    shares_work = False
 
     def __init__(self, docstring: str):
         super().__init__(description=docstring, formatter_class=_Formatter, allow_abbrev=False)
         self.groups = {title: self.add_argument_group(title) for title in GROUPS}
 
+    def parse_args(self, *arguments, **more) -> argparse.Namespace:
+        args = super().parse_args(*arguments, **more)
+        if launcher.world_size() > 1 and not self.shares_work:
+            self.error('cannot share its work among processes: start it with python3 instead of torchrun')
+        return args
+
     def error(self, message: str):
         self.exit(2, f'{self.prog}: error: {message}\n')
+
+    def _print_message(self, message: str, file=None):
+        if launcher.is_main():
+            super()._print_message(message, file)
 
     @contextmanager
     def checking_values(self) -> Iterator[None]:
@@ -263,6 +279,7 @@ def add_segmenter(
 
 def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epochs: int, sizes: tuple[int, int]) -> None:
     """Add the flags of the three trainers; the defaults are the published recipe."""
+    parser.shares_work = True
     add_data(parser)
     add_workers(parser)
 
@@ -271,6 +288,8 @@ def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epoch
 
     optimisation = parser.groups['optimisation']
     optimisation.add_argument('--batch_size', type=integer(1), default=32, help='images per step, over all GPUs')
+    parts = 'parts of a batch that pass through the network one at a time: less memory, the same gradients'
+    optimisation.add_argument('--micro_batches', type=integer(1), default=1, help=parts)
     optimisation.add_argument('--max_epoch', type=integer(1), default=epochs, help='epochs')
     optimisation.add_argument('--lr', type=real(0), default=lr, help='initial learning rate')
     optimisation.add_argument('--wd', type=real(0), default=wd, help='weight decay')
@@ -294,6 +313,28 @@ def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epoch
     add_overwrite(parser)
 
 
+def add_sync_bn(parser: Parser) -> None:
+    """Add --sync_bn of the trainers that train BatchNorm."""
+    whole = 'train BatchNorm on the statistics of the whole batch, over all processes'
+    parser.groups['model'].add_argument('--sync_bn', action='store_true', help=whole)
+
+
+def check_replicas(parser: Parser, args: argparse.Namespace) -> None:
+    """Check that the BatchNorm replicas of stage 1 share a batch, and the processes the replicas."""
+    if args.mode == 'fix':
+        return
+    replicas, count = args.bn_replicas, launcher.world_size()
+    if args.batch_size % replicas:
+        parser.error(f'--batch_size {args.batch_size} is not a multiple of --bn_replicas {replicas}')
+    if args.batch_size < 2 * replicas:
+        parser.error(f'--batch_size {args.batch_size}: --bn_replicas {replicas} needs at least 2 images each')
+    if replicas % count and not args.sync_bn:
+        others = 'or pass --sync_bn, which trains BatchNorm on the whole batch'
+        parser.error(f'--bn_replicas {replicas} is not a multiple of the {count} processes: start fewer, {others}')
+    if args.micro_batches not in (1, replicas):
+        parser.error(f'--micro_batches {args.micro_batches}: with --mode normal the parts are the {replicas} replicas')
+
+
 def add_label_name(parser: Parser, what: str) -> None:
     """Add the flags of the trainers that read labels of an earlier stage."""
     group = parser.groups['data']
@@ -314,4 +355,13 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
         parser.error(f'--min_image_size {args.min_image_size} is above --max_image_size {args.max_image_size}')
     if args.nesterov and args.momentum == 0:
         parser.error('--nesterov True needs --momentum above 0')
+    count, parts = launcher.world_size(), args.micro_batches
+    if args.batch_size % parts:
+        parser.error(f'--micro_batches {parts}: --batch_size {args.batch_size} is not a multiple of it')
+    if args.batch_size % count:
+        parser.error(f'--batch_size {args.batch_size} is not a multiple of the {count} processes, which share a batch')
+    if parts > 1 and parts % count:
+        parser.error(f'--micro_batches {parts} is not a multiple of the {count} processes, which share the parts')
+    if getattr(args, 'sync_bn', False) and args.mode == 'fix':
+        parser.error('--sync_bn: --mode fix has no BatchNorm that trains')
     return args

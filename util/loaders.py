@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from core import UserError
+from util import launcher, processes
 from util.memory import keep_freed_memory, release_freed_memory
 from util.parallel import exit_with_parent
 from util.stage import SHARED_MEMORY_FULL, WORKER_KILLED, progress
@@ -76,10 +77,14 @@ def _give_up(error: Exception, batch: object) -> None:
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` sets where the next pass begins."""
+    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` sets where the next pass begins.
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed = length, seed
+    Of several processes each gets its share of every batch of batch_size images, without the incomplete last batch.
+    """
+
+    def __init__(self, length: int, seed: int, batch_size: int = 1):
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.share = batch_size // launcher.world_size()
         self.start(0)
 
     def start(self, epoch: int, skip: int = 0) -> None:
@@ -87,32 +92,60 @@ class EpochSampler(Sampler):
         self.epoch, self.skip = epoch, skip
 
     def __len__(self) -> int:
-        return self.length
+        return self.length if self.share == self.batch_size else self.length // self.batch_size * self.share
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter([(self.epoch, int(position)) for position in order[self.skip :]])
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)[self.skip :]
+        if self.share < self.batch_size:
+            batches = order[: len(order) // self.batch_size * self.batch_size].reshape(-1, self.batch_size)
+            order = batches[:, launcher.rank() * self.share :][:, : self.share].ravel()
+        return iter([(self.epoch, int(position)) for position in order])
 
 
 def training_loader(dataset, batch_size: int, num_workers: int, seed: int, device: torch.device) -> DataLoader:
-    """Return a loader of shuffled batches that drops the incomplete last one (as published)."""
+    """Return a loader of shuffled batches that drops the incomplete last one (as published).
+
+    Of several processes each loads its share of every batch.
+    """
     if len(dataset) < batch_size:
         raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
     return _Loader(
         dataset,
         num_workers,
         device,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed),
+        batch_size=batch_size // launcher.world_size(),
+        sampler=EpochSampler(len(dataset), seed, batch_size),
         drop_last=True,
         persistent_workers=num_workers > 0,
     )
 
 
 def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
-    """Return a loader of everything once, in order; batch_size None yields the data set's own batches."""
-    collate = _unchanged if batch_size is None else None
-    return _Loader(dataset, num_workers, device, batch_size=batch_size, collate_fn=collate)
+    """Return a loader of everything once, in order; batch_size None yields the data set's own batches.
+
+    Of several processes each loads every so many-th batch: the same batches as one process alone.
+    """
+    if batch_size is None:
+        return _Loader(dataset, num_workers, device, batch_size=None, collate_fn=_unchanged)
+    if launcher.world_size() == 1:
+        return _Loader(dataset, num_workers, device, batch_size=batch_size)
+    batches = [range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size)]
+    shared = batches[launcher.rank() :: launcher.world_size()]
+    return _Loader(dataset, num_workers, device, batch_sampler=shared)
+
+
+def gather_rows(loader: DataLoader, batches: list[np.ndarray]) -> np.ndarray:
+    """Return the rows (N, columns) float32 that an ordered loader's batches gave, in the order of its data set.
+
+    Each process gives those of its own batches, and gets all.
+    """
+    if launcher.world_size() == 1:
+        return np.concatenate(batches)
+    columns = processes.largest(batches[0].shape[1] if batches else 0)
+    rows = np.zeros((len(loader.dataset), columns), np.float32)
+    for positions, batch in zip(loader.batch_sampler, batches, strict=True):
+        rows[positions] = batch
+    return processes.add(rows)
 
 
 def batches_on_device(dataset, num_workers: int, device: torch.device, description: str) -> Iterator:

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from core import UserError
+from util import launcher
 from util.artifacts import EXPERIMENTS
 from util.files import make_folder, write_json
 from util.fingerprint import versions
@@ -44,7 +45,8 @@ class Averages:
 class Log:
     """`line(text)` writes a line, `iteration(...)` a line per print interval, `epoch(...)` the score, `picture(...)`.
 
-    Files are opened on entering, after the curves of an interrupted run have been loaded.
+    Files are opened on entering, after the curves of an interrupted run have been loaded. Of several processes only the
+    first one opens and writes them; all keep the curves.
     """
 
     def __init__(self, args: Namespace, per_epoch: int):
@@ -66,6 +68,8 @@ class Log:
 
     def __enter__(self) -> 'Log':
         self.start = time.time()
+        if not launcher.is_main():
+            return self
         path = EXPERIMENTS / 'logs' / f'{self.tag}.txt'
         make_folder(path.parent)
         self.file = path.open('a')
@@ -76,10 +80,13 @@ class Log:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.file.close()
-        self.writer.close()
+        if launcher.is_main():
+            self.file.close()
+            self.writer.close()
 
     def line(self, text: str) -> None:
+        if not launcher.is_main():
+            return
         self.file.write(text + '\n')
         self.file.flush()
         print(text, file=sys.stderr, flush=True)
@@ -121,20 +128,25 @@ class Log:
     def scalars(self, step: int, **values: float) -> None:
         for name, value in values.items():
             self.curves.setdefault(name, []).append([step, value])
-            self.writer.add_scalar(name, value, step)
+            if launcher.is_main():
+                self.writer.add_scalar(name, value, step)
 
     def sweep(self, step: int, name: str, thresholds: Sequence[float], values: Sequence[float]) -> None:
         """Log a score in [0, 1] at several thresholds: TensorBoard gets a curve of each, and one chart of all."""
-        title = f'{name} by threshold'
-        if name not in self.sweeps:
-            self.writer.add_custom_scalars({title: {name: ['Multiline', [f'{title}/.*']]}})
+        title, is_new = f'{name} by threshold', name not in self.sweeps
         sweep = self.sweeps.setdefault(name, {'thresholds': list(thresholds), 'points': []})
         sweep['points'].append([step, [100 * value for value in values]])
+        if not launcher.is_main():
+            return
+        if is_new:
+            self.writer.add_custom_scalars({title: {name: ['Multiline', [f'{title}/.*']]}})
         for threshold, value in zip(thresholds, values, strict=True):
             self.writer.add_scalar(f'{title}/{threshold:.2f}', 100 * value, step)
 
     def finish(self, step: int) -> None:
         """Log the options for TensorBoard's HParams tab, which shows the last point of each curve next to them."""
+        if not launcher.is_main():
+            return
         if 'mIoU' in self.curves:
             self.writer.add_scalar('best mIoU', max(value for _, value in self.curves['mIoU']), step)
         # Without the summary of the experiment, TensorBoard lists the options and curves of all runs, not of the first.
@@ -144,10 +156,13 @@ class Log:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Log an image (h, w, 3) uint8 RGB to TensorBoard."""
-        self.writer.add_image(name, image, step, dataformats='HWC')
+        if launcher.is_main():
+            self.writer.add_image(name, image, step, dataformats='HWC')
 
     def save_curves(self) -> None:
         """Write data/{tag}.json: options, versions, seconds of all sessions, [step, value] points by curve, sweeps."""
+        if not launcher.is_main():
+            return
         content = {'options': self.options, 'versions': self.versions, 'seconds': self.seconds()}
         write_json(EXPERIMENTS / 'data' / f'{self.tag}.json', {**content, 'curves': self.curves, 'sweeps': self.sweeps})
         self.writer.flush()

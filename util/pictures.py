@@ -52,6 +52,15 @@ def draw_rows(
     return visualize.stack(rows, 1, pad=0)
 
 
+def draw_cams(dataset: Classes, batch: dict, masks: Sequence[np.ndarray | None], cams: np.ndarray) -> np.ndarray:
+    """Return a grid of the first images of a batch: image, ground truth, the CAMs (N, C, h, w) of its labels."""
+    heatmaps = [
+        [Heatmap('CAM', cam[index], index + 1) for index in np.flatnonzero(labels)]
+        for cam, labels in zip(cams, batch['labels'].numpy(), strict=True)
+    ]
+    return draw_rows(dataset, batch['images'].pixels.numpy(), {'ground truth': masks}, heatmaps)
+
+
 def _caption(dataset: Classes, picture: np.ndarray, title: str, classes: Sequence[int]) -> np.ndarray:
     """Return a picture, enlarged by a whole factor if it is small, over its title and class names.
 

@@ -1,22 +1,27 @@
-"""A training run: resume, log, curves, pictures, best and last model, signals. It never calls the model."""
+"""A training run: resume, log, curves, pictures, best and last model, signals, parts of a batch.
+
+It never calls the model. Of several processes, all have a Run, and the first one reads and writes its files.
+"""
 
 import math
 import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
 from torch.utils.data import DataLoader
 
 from core import UserError
 from core.models.weights import read_torch
+from util import launcher, processes
 from util.artifacts import EXPERIMENTS, Folder, identify_inputs, model_path
 from util.checkpoint import check_finite, describe, save_model, save_torch
 from util.devices import unwrap
@@ -24,6 +29,7 @@ from util.files import check_name, locked, remove_leftovers
 from util.fingerprint import (
     check_contents,
     check_fingerprint,
+    digest,
     file_hashes,
     fingerprint,
     label_hashes,
@@ -84,8 +90,9 @@ class Run:
         with Run(args, loader, model, optimizer, schedule, meta={'network': ...}, labels=...) as run:
             for epoch in run.epochs():
                 for batch in run.batches(device):
-                    loss = ...
-                    run.step(loss)
+                    for part in run.micro_batches(batch):  # or without them, if the loss is that of the whole batch
+                        loss = ...
+                        run.step(loss)
                 run.end_epoch('val mIoU', score)
 
     It resumes from experiments/checkpoints/{tag}.pth, which holds everything needed and is written atomically at
@@ -116,7 +123,8 @@ class Run:
         self.meta = {**meta, **describe(args, self.dataset)}
         self.optimizer, self.schedule = optimizer, schedule
         self.per_epoch, self.iterations = len(loader), args.max_epoch * len(loader)
-        self.iteration, self.signal = 0, None
+        self.iteration, self.signal, self.stop = 0, 0, 0
+        self.part, self.num_parts, self.total = 0, None, 0
         self.log = Log(args, len(loader))
         self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
@@ -128,6 +136,9 @@ class Run:
         hashes, self.contents = identify_inputs(self.dataset, ids, inputs)
         hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(args.weights)}
         self.fingerprint = fingerprint(args, added=ADDED, **hashes, classes=self.meta['classes'])
+        processes.check_equal(
+            'data', {**self.fingerprint, **{name: digest(ids) for name, ids in self.contents.items()}}
+        )
 
         # Everything that resumes.
         self.parts = {
@@ -146,15 +157,12 @@ class Run:
         if self.args.tag.endswith(('.last', '.best')):
             raise UserError(f'--tag {self.args.tag}: .last and .best mark the other epoch of a run: choose another tag')
         with ExitStack() as stack:
-            stack.enter_context(locked(self.path.with_name(f'.{self.args.tag}.lock'), f'the run {self.args.tag}'))
-            remove_leftovers(self.path, *files, EXPERIMENTS / 'data' / f'{self.args.tag}.json')
-            if self.args.overwrite:
-                for path in [self.path, *files, EXPERIMENTS / 'logs' / f'{self.args.tag}.txt']:
-                    path.unlink(missing_ok=True)
-                shutil.rmtree(EXPERIMENTS / 'tensorboards' / self.args.tag, ignore_errors=True)
-            self._resume(files)
+            state = processes.from_main(lambda: self._claim(stack, files))
+            if state is not None:
+                self._load(state)
             if self.iteration == self.iterations:
                 print(f'{self.path}: run already finished; pass --overwrite to start over')
+                processes.end()
                 raise SystemExit
             stack.enter_context(self.log)
             self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -168,9 +176,20 @@ class Run:
         with self.stack:
             if kind is None:
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
+                processes.end()
 
-    def _resume(self, files: list[Path]) -> None:
-        """Load the checkpoint if there is one. A run that has saved neither progress nor a model protects nothing."""
+    def _claim(self, stack: ExitStack, files: list[Path]) -> dict | None:
+        """Lock the files of the run; with --overwrite remove them; return the checkpoint to resume from, if any."""
+        stack.enter_context(locked(self.path.with_name(f'.{self.args.tag}.lock'), f'the run {self.args.tag}'))
+        remove_leftovers(self.path, *files, EXPERIMENTS / 'data' / f'{self.args.tag}.json')
+        if self.args.overwrite:
+            for path in [self.path, *files, EXPERIMENTS / 'logs' / f'{self.args.tag}.txt']:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(EXPERIMENTS / 'tensorboards' / self.args.tag, ignore_errors=True)
+        return self._read(files)
+
+    def _read(self, files: list[Path]) -> dict | None:
+        """Return the checkpoint if it has progress. A run that has saved neither that nor a model protects nothing."""
         has_models = any(path.is_file() for path in files)
         if not self.path.is_file():
             if has_models:
@@ -178,7 +197,7 @@ class Run:
                 raise UserError(
                     f'--tag {self.args.tag}: {found} exists without {self.path}: pass --overwrite to train again'
                 )
-            return
+            return None
         try:
             state = read_torch(self.path)
             old, iteration = state['fingerprint'], state['iteration']
@@ -187,19 +206,23 @@ class Run:
         if iteration == 0 and not has_models:
             if old != self.fingerprint or state.get('contents', {}) != self.contents:
                 self.path.unlink()
-            return
+            return None
         what = f'the run of {self.path}'
         check_contents(what, state.get('contents', {}), self.contents, lambda i: self.dataset.image_path(i).name)
         check_fingerprint(what, {**ADDED, **old}, {**ADDED, **self.fingerprint})
-        if iteration == 0:  # saved on starting: everything is as initialised
-            return
+        return state if iteration else None  # saved on starting: everything is as initialised
+
+    def _load(self, state: dict) -> None:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state['parts'][name])
             torch.set_rng_state(state['random'])
-            if torch.cuda.is_available():  # perhaps with fewer GPUs than before
+            if launcher.is_launched() and torch.cuda.is_initialized():  # all processes draw the same numbers
+                for random in state['random_cuda'][:1]:
+                    torch.cuda.set_rng_state(random)
+            elif torch.cuda.is_available():  # perhaps with fewer GPUs than before
                 torch.cuda.set_rng_state_all(state['random_cuda'][: torch.cuda.device_count()])
-            self.iteration = iteration
+            self.iteration = state['iteration']
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise self._damaged(error) from None
 
@@ -222,22 +245,52 @@ class Run:
     def batches(self, device: torch.device) -> Iterator[dict]:
         """Yield the remaining batches of the epoch, moved to the device."""
         done = self.iteration % self.per_epoch
-        self.loader.sampler.start(self.epoch, done * self.loader.batch_size)
+        self.loader.sampler.start(self.epoch, done * self.args.batch_size)
         for batch in progress(self.loader, f'epoch {self.epoch + 1}', lines=False):
             yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        processes.copy_from_main(unwrap(self.model).buffers())  # the running statistics, for the scoring
+
+    def micro_batches(self, batch: dict) -> Iterator[dict]:
+        """Yield the parts of a batch that go through the network one at a time; their losses and gradients add up.
+
+        Each of them takes a `step`. All draw the same random numbers and take their own (core.models.network).
+        """
+        self.num_parts, network = max(1, self.args.micro_batches // launcher.world_size()), unwrap(self.model)
+        shared = isinstance(self.model, DistributedDataParallel)
+        random = _random_state() if self.num_parts > 1 else None
+        for part in range(self.num_parts):
+            self.part = part
+            if self.num_parts > 1:
+                first = launcher.rank() * self.num_parts
+                network.at_part(first + self.part, launcher.world_size() * self.num_parts)
+                _set_random_state(random)
+            # Add up the gradients of the processes after the last part only.
+            is_last = self.part == self.num_parts - 1
+            with nullcontext() if is_last or not shared else self.model.no_sync():
+                yield {name: _chunk(value, self.num_parts, self.part) for name, value in batch.items()}
 
     def step(self, loss: Tensor, losses: dict[str, Tensor] | None = None, **more: float) -> None:
-        """Take a step: gradients, weights, learning rate; then log and save. `losses` and `more` are logged too."""
-        self.optimizer.zero_grad()
+        """Take a step: gradients, weights, learning rate; then log and save. `losses` and `more` are logged too.
+
+        Inside `micro_batches` only the last one does all of that; the others add their gradients.
+        """
+        if self.part == 0:
+            self.optimizer.zero_grad()
         loss.backward()
+        if self.num_parts is not None:
+            self.total = loss.detach() if self.part == 0 else self.total + loss.detach()
+            if self.part < self.num_parts - 1:
+                return
+            loss = processes.add(self.total)
         self.optimizer.step()
         lr = self.optimizer.param_groups[0]['lr']
         self.schedule.step()
         self.iteration += 1
         self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
 
-        # The end of an epoch is saved after its scoring.
-        if self.iteration % self.per_epoch and (self.signal or self.iteration % self.args.save_interval == 0):
+        # The end of an epoch is saved after its scoring. All processes stop after the same iteration.
+        self.stop = processes.largest(self.signal)
+        if self.iteration % self.per_epoch and (self.stop or self.iteration % self.args.save_interval == 0):
             self.save()
 
     def end_epoch(self, name: str | None = None, score: float | None = None, **pictures: np.ndarray) -> None:
@@ -253,21 +306,44 @@ class Run:
         if self.iteration == self.iterations:
             self.log.finish(self.iteration)
         self.log.save_curves()
+        self.stop = processes.largest(self.signal)
         self.save()
 
     def save(self) -> None:
         """Save the checkpoint unless the model is not finite (UserError); exit if a signal has asked for it."""
         check_finite(self.model)
-        state = {
+        if launcher.is_main():
+            save_torch(self._state(), self.path)
+        if self.stop:
+            line = f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
+            raise SystemExit(line if launcher.is_main() else 1)
+
+    def _state(self) -> dict:
+        cuda = torch.cuda.is_initialized()
+        random = torch.cuda.get_rng_state_all if not launcher.is_launched() else lambda: [torch.cuda.get_rng_state()]
+        return {
             'fingerprint': self.fingerprint,
             'contents': self.contents,
             'iteration': self.iteration,
             'parts': {name: part.state_dict() for name, part in self.parts.items()},
             'random': torch.get_rng_state(),
-            'random_cuda': torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            'random_cuda': random() if cuda else [],
         }
-        save_torch(state, self.path)
-        if self.signal:
-            raise SystemExit(
-                f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
-            )
+
+
+def _chunk(value: Tensor | tuple, count: int, number: int) -> Tensor | tuple:
+    """Return a part of a batch: of a tensor, or of a named tuple of tensors."""
+    if count == 1:
+        return value
+    if isinstance(value, Tensor):
+        return value.chunk(count)[number]
+    return type(value)(*(_chunk(tensor, count, number) for tensor in value))
+
+
+def _random_state() -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    for value, setter in zip(state, (torch.set_rng_state, torch.cuda.set_rng_state), strict=False):
+        setter(value)

@@ -13,6 +13,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from core import UserError
+from util import launcher
 
 SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
@@ -20,6 +21,8 @@ WORKER_KILLED = 'a data-loading worker was killed (out of memory?): lower --num_
 TOO_MANY_FILES = 'too many open files: raise the limit (ulimit -n 65536), or lower --num_workers'
 OUT_OF_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_workers'
 CUDNN = 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'
+ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
+DIFFERENT = 'the processes have different networks: use the same options, code and data on all nodes'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that the user can act on: a part of the message, and the line to print.
@@ -36,6 +39,12 @@ TORCH_ERRORS = (
     ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
     ('cuDNN', CUDNN),
     ('unable to find an engine', CUDNN),
+    ('remote process exited', ENDED),
+    ('onnection closed by peer', ENDED),  # of gloo
+    ('onnection reset by peer', ENDED),
+    ('roken pipe', ENDED),
+    ('imed out waiting', ENDED),
+    ('DDP expects same model', DIFFERENT),
     ('CUBLAS', 'cuBLAS failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
     ('CUDA error', GPU),
     ('CUDA driver error', GPU),
@@ -43,6 +52,11 @@ TORCH_ERRORS = (
     ('No CUDA GPUs are available', GPU),
     ('NCCL', 'the GPUs cannot reach one another: choose one with --device cuda:0'),
 )
+
+
+def is_news(line: str) -> bool:
+    """Return whether an error line is to be printed. With several processes, util.processes asks the others."""
+    return True
 
 
 class Lists(Protocol):
@@ -57,6 +71,8 @@ class Lists(Protocol):
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
     """Run a script. What the user can fix (UserError, OSError, memory, devices) is one line on stderr and status 1."""
     args = parse_args()
+    if not launcher.is_main():
+        sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are shut down
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
@@ -72,7 +88,8 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
         if line is None:
             raise
         is_flag = isinstance(error, UserError) and line.split(' ', 1)[0] in vars(args or Namespace())
-        sys.exit(f'{sys.argv[0]}: error: {"--" if is_flag else ""}{line}')
+        line = f'{sys.argv[0]}: error: {"--" if is_flag else ""}{line}'
+        sys.exit(line if is_news(line) else 1)
 
 
 def _reader_is_gone() -> bool:
@@ -122,8 +139,11 @@ def _last_line(error: Exception) -> str:
 def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
     """Iterate with a tqdm bar or, if stderr is not a terminal, a plain line at every tenth of the way.
 
-    `lines=False` omits those: a training loop logs its own.
+    `lines=False` omits those: a training loop logs its own. Of several processes only the first shows its progress.
     """
+    if not launcher.is_main():
+        yield from items
+        return
     total = len(items) if total is None else total
     if sys.stderr.isatty():
         yield from tqdm(items, desc=description, total=total, dynamic_ncols=True)

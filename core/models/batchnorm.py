@@ -42,15 +42,22 @@ def _takes_one_tensor(module: nn.Module) -> bool:
 
 @contextmanager
 def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, training BatchNorm normalises by its batch as usual but does not update the running statistics."""
+    """Inside, training BatchNorm normalises by its batch as usual but does not update the running statistics.
+
+    It updates copies. Without any, fewer tensors would be saved for the backward pass, which torch.utils.checkpoint
+    takes for another function.
+    """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)
 
 
 def forward_in_replicas(model: nn.Module, images: Tensor, replicas: int) -> tuple[Tensor, Tensor]:

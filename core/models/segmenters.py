@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from core import STRIDE
 from core.models.affinitynet import EdgeHead
 from core.models.deeplab import DeepLabV3Plus
 from core.models.network import Network, kaiming
@@ -9,6 +10,8 @@ from core.models.network import Network, kaiming
 
 class SegModel(Network):
     """`Seg_Model`: a 1x1 convolution without bias on the backbone; logits (N, C+1, H/16, W/16)."""
+
+    stride = STRIDE
 
     def __init__(self, backbone: str, num_classes: int, mode: str = 'fix'):
         super().__init__(backbone, mode)
@@ -21,6 +24,8 @@ class SegModel(Network):
 
 class CSegModel(Network):
     """`CSeg_Model`: AffinityNet's head with C+1 outputs; logits (N, C+1, H/4, W/4)."""
+
+    stride = 4
 
     def __init__(self, backbone: str, num_classes: int, mode: str = 'fix'):
         super().__init__(backbone, mode)

@@ -1,0 +1,28 @@
+"""Which process of how many this is: what torchrun says in the environment. No torch."""
+
+import os
+
+
+def is_launched() -> bool:
+    """Return whether torchrun, or a launcher that sets the same variables, has started this process."""
+    return {'RANK', 'LOCAL_RANK', 'WORLD_SIZE'} <= os.environ.keys()
+
+
+def rank() -> int:
+    """Return the number of this process, from 0; without a launcher 0."""
+    return int(os.environ['RANK']) if is_launched() else 0
+
+
+def local_rank() -> int:
+    """Return the number of this process on its node, from 0."""
+    return int(os.environ['LOCAL_RANK']) if is_launched() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes, without a launcher 1."""
+    return int(os.environ['WORLD_SIZE']) if is_launched() else 1
+
+
+def is_main() -> bool:
+    """Return whether this is the first process: the only one that writes files and logs."""
+    return rank() == 0
