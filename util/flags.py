@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from core import UserError
 from util import launcher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GRACE = 5  # seconds for the first of several processes to print an error: torchrun stops all when one has ended
 FROM_MODEL = '(default: from the model file)'  # end of a help text
 GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'inference', 'run and output')
 
@@ -35,6 +37,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f'{self.prog}: error: {message}\n')
+
+    def exit(self, status: int = 0, message: str | None = None):
+        if not launcher.is_main():
+            time.sleep(GRACE)
+        super().exit(status, message)
 
     def _print_message(self, message: str, file=None):
         if launcher.is_main():

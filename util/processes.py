@@ -6,9 +6,12 @@ NCCL on GPUs, gloo on CPUs and for what is not on a GPU. What they exchange: doc
 import hashlib
 import io
 import json
+import os
 import socket
+import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -54,10 +57,11 @@ def _meet() -> None:
     global _store
     rank, count = launcher.rank(), launcher.world_size()
     try:
-        store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
-        _store = dist.PrefixStore('puzzle-cam', store)
-        _store.set(f'host {rank}', socket.gethostname())
-        _store.wait([f'host {i}' for i in range(count)], PATIENCE)
+        with _quiet():
+            store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
+            _store = dist.PrefixStore('puzzle-cam', store)
+            _store.set(f'host {rank}', socket.gethostname())
+            _store.wait([f'host {i}' for i in range(count)], PATIENCE)
     except (RuntimeError, ValueError) as error:  # of the network; of an environment that torchrun did not write
         where = f'process {rank} of {count} cannot meet the others'
         text = str(error)
@@ -72,11 +76,27 @@ def _meet() -> None:
     stage.is_news = _is_news
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, nothing is printed on stderr: torch prints each attempt to connect, with its stack."""
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
 def _is_news(line: str) -> bool:
-    """Return whether no other process has printed an error line yet that is the same."""
+    """Return whether no other process has printed the same error line yet."""
+    if stage.ENDED in line and not os.environ.get('TORCHELASTIC_USE_AGENT_STORE'):
+        return True  # the process that ended may have been the first one, which has the store
     try:
         return _store.add(hashlib.sha256(line.encode()).hexdigest(), 1) == 1
-    except RuntimeError:  # the store was in a process that has ended
+    except RuntimeError:
         return True
 
 
