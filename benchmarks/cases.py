@@ -341,7 +341,7 @@ def train_case(
     return step
 
 
-def classifier_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def classifier_loss(model: torch.nn.Module, images: Tensor, replicas: int = 1) -> Callable[[], Tensor]:
     args = Namespace(
         loss_option='cl_pcl_re',
         num_pieces=4,
@@ -351,7 +351,7 @@ def classifier_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tens
         label_smoothing=0.0,
     )
     labels = (torch.rand(len(images), 20, device=images.device) < 0.1).float()
-    return lambda: sum(stage1.compute_losses(model, images, labels, args, 1).values())
+    return lambda: sum(stage1.compute_losses(model, images, labels, args, replicas).values())
 
 
 def affinitynet_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -371,7 +371,29 @@ def deeplab_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]
     return lambda: F.cross_entropy(model(images), label, ignore_index=255)
 
 
-def finished(tensor: Tensor, device: str) -> Tensor:
+def micro_batches_case(
+    way: str, device: str, what: str, network: str = 'resnet50', size: int = 256, batch: int = 16, parts: int = 4
+) -> Callable:
+    """Loss and gradients of a batch in parts, one at a time ('ours'), or at once ('reference'): the same numbers."""
+    torch.manual_seed(0)
+    images = torch.rand(batch, 3, size, size, device=device)
+    build = {'classifier': Classifier, 'affinitynet': lambda name, _: AffinityNet(name), 'deeplab': DeepLabV3Plus}
+    model = to_device(build[what](network, 20), pick_device(device)).train()
+    if what == 'classifier':
+        model.recompute = way == 'ours'
+        return lambda: finished(classifier_loss(model, images, parts)().backward(), device)
+    losses = {'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what]
+    share = images.chunk(parts) if way == 'ours' else [images]
+
+    def step():
+        for part in share:
+            (losses(model, part)() / len(share)).backward()
+        finished(None, device)
+
+    return step
+
+
+def finished(tensor: Tensor | None, device: str) -> Tensor | None:
     """Wait for a GPU."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()

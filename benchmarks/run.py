@@ -2,7 +2,8 @@
 
     python3 -m benchmarks.run                     everything (about 30 minutes on 2 CPU cores)
     python3 -m benchmarks.run --stage evaluate    one table; the others are kept
-    python3 -m benchmarks.run --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train
+    python3 -m benchmarks.run --device cuda       what a GPU changes: random_walk, pairs, cam, segmentation, train,
+                                                  micro_batches
 
 Every time is the median of --repeats runs, or of more if they are short. Each case runs in a process of its own, and
 its memory is the growth of that process while it works. The references are in benchmarks/reference.py;
@@ -36,6 +37,7 @@ from benchmarks.cases import (
     inference_case,
     labels_case,
     loader_case,
+    micro_batches_case,
     open_data,
     open_maps,
     pairs_case,
@@ -51,7 +53,7 @@ from util.files import write_bytes, write_json
 from util.flags import REPOSITORY
 
 MIN_SECONDS = 3  # total time of the runs behind a median: the speed of a shared machine varies from moment to moment
-ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train')
+ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train', 'micro_batches')
 HEADERS = ('', 'reference', 'ours', 'ratio', 'reference, memory', 'ours, memory')
 FAILED = 'failed'
 
@@ -237,6 +239,17 @@ def train_rows(args, folder):
     ]
 
 
+def micro_batches_rows(args, folder):
+    """One run each, without a warm-up: memory that malloc keeps from it would hide the peak."""
+    step = partial(micro_batches_case, device=args.device)
+    how = '16 images of 256, resnet50; reference: at once, ours: in 4 parts'
+    return [
+        compare(f'classifier step with tiles and 4 replicas, {how}', step, 1, what='classifier'),
+        compare(f'AffinityNet step, {how}', step, 1, what='affinitynet'),
+        compare(f'DeepLabv3+ step, {how}', step, 1, what='deeplab'),
+    ]
+
+
 def files_rows(args, folder):
     """Bytes on disk, and the effect of float16 on the mIoU at the default thresholds."""
     dataset, ids = open_data(folder)
@@ -293,6 +306,7 @@ TABLES = {
     'segmentation': segmentation_rows,
     'loader': loader_rows,
     'train': train_rows,
+    'micro_batches': micro_batches_rows,
     'files': files_rows,
     'memory': memory_rows,
     'startup': startup_rows,

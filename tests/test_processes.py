@@ -217,7 +217,7 @@ def compare(demo, groups, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'more',
     [
-        '--loss_option cl --batch_size 4',  # scores 4 images in one process, 2 in another
+        '--loss_option cl --batch_size 4 --bn_replicas 2',  # scores 4 images in one process, 2 in another
         '--loss_option cl_pcl',
         '--loss_option cl_re --re_loss_option none',
         '--loss_option cl_re --re_loss_option masking --re_loss L2_Loss',
