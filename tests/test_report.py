@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CHROMIUM, fault_of
+from conftest import CHROMIUM, REPOSITORY, fault_of
 from made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
 
 from core.data.dataset import open_dataset
 from core.intervals import difference_interval, score_interval
 from tools import report
+from tools.reporting import tables
+from tools.reporting.entries import find_entries
 from tools.reporting.gallery import choose_ids
 from util import results
 from util.artifacts import PREDICTIONS
+from util.provenance import read_run
 
 
 def make_page(out: Path, *arguments: str) -> str:
@@ -63,7 +66,7 @@ def page(page_file, here) -> str:
 
 def test_chain(page):
     head, *rows = rows_of(page, 'Results')
-    assert head[3:5] == ['mIoU %', '95 % interval']
+    assert head[1:3] == ['mIoU %', '95 % interval']
     assert [row[0] for row in rows] == [
         'CAM: my@puzzle',
         'random-walk CAM: my@affinity',
@@ -73,15 +76,11 @@ def test_chain(page):
     for row, folder, domain in zip(rows, (CAM, WALK, LABELS, PREDICTIONS_ON_VAL), 3 * ['train'] + ['val'], strict=True):
         (result,) = results.of_folder(folder)
         low, high = score_interval(results.read_counts(result)[1])['miou']
-        assert row[1:5] == [
-            domain,
-            str(result['images']),
-            f'{result["miou"]:.2f}',
-            f'{100 * low:.2f} to {100 * high:.2f}',
-        ]
-        assert row[5:7] == [f'{result["fp"]:.1f}', f'{result["fn"]:.1f}']
-    assert rows[0][7].endswith('best on these masks')
-    assert rows[2][7] == '-'
+        assert row[1:3] == [f'{result["miou"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}']
+        assert row[6:8] == [domain, str(result['images'])]
+        assert [cell.split()[0] for cell in row[3:5]] == [f'{result["fp"]:.1f}', f'{result["fn"]:.1f}']
+    assert rows[0][5].endswith('best on these masks')
+    assert rows[2][5] == '-'
 
 
 def test_differences(page):
@@ -133,8 +132,44 @@ def test_two_runs_differ_by_class_and_option(here, tmp_path):
         assert '-' in row or float(row[3]) == pytest.approx(float(row[2]) - float(row[1]), abs=0.011)
 
 
-def test_published_figures_stand_beside_voc_alone(page):
+def test_published_figures_are_of_voc_alone(page, here):
     assert 'paper' not in rows_of(page, 'Results')[0][-1]
+    voc = open_dataset(REPOSITORY / 'data' / 'voc2012_2007.json', 'nowhere').class_names
+    classifier = read_run('my@puzzle')
+    assert tables.find_published([classifier], voc) == ('resnest101', tables.find_published([], voc)[1])
+    steps = [classifier._replace(options={'architecture': 'resnet50'})]
+    assert tables.find_published(steps, voc) == (
+        'resnet50',
+        {'CAM': 51.53, 'random-walk CAM': 64.16, 'pseudo-label': 64.70},
+    )
+    assert tables.find_published(steps, voc[::-1]) == ('', {})
+
+
+def test_the_published_figures_are_those_of_the_readme():
+    text = (REPOSITORY / 'README.md').read_text()
+    for backbone, row in json.loads(tables.PUBLISHED.read_text())['rows'].items():
+        name = re.sub(r'resne(s?)t(\d+)', lambda m: f'ResNe{m[1].upper()}t-{m[2]}', backbone)
+        cells = ' | '.join(f'{row[kind]:.2f}' for kind in ('CAM', 'random-walk CAM', 'pseudo-label'))
+        assert f'| Puzzle-CAM, {name} | {cells} |' in text
+        assert 'prediction' not in row or f'{name} val {row["prediction"]}' in text
+
+
+def test_many_runs_are_not_compared_in_pairs(here, monkeypatch):
+    entries = find_entries(['my'])
+    counts = [results.read_counts(entry.result) for entry in entries]
+    assert len(tables.tabulate_differences(entries, counts)) == 3
+    monkeypatch.setattr(tables, 'MOST_COMPARED', 3)
+    assert tables.tabulate_differences(entries, counts) == []
+
+
+def test_an_interval_needs_two_images(here):
+    (entry,) = find_entries([PREDICTIONS_ON_VAL])
+    ids, counts = results.read_counts(entry.result)
+    for n, expected in ((1, False), (2, True)):
+        (row,) = tables.tabulate_chain([entry], [(ids[:n], counts[:n])], {})
+        assert bool(row['interval']) == bool(row['fp_interval']) == expected
+        pair = tables.tabulate_differences([entry, entry], 2 * [(ids[:n], counts[:n])])
+        assert bool(pair) == expected
 
 
 # Gallery ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from core.metrics import ERROR_SHARES, error_shares
 from tools.reporting.entries import stage_number
 from util import flags, results
 
+MOST_COMPARED = 12  # outputs whose differences are tabulated: 66 pairs
 PUBLISHED = flags.REPOSITORY / 'data' / 'published.json'
 
 
@@ -18,7 +19,8 @@ def tabulate_chain(entries, counts, published):
         result = entry.result
         if result is None:
             continue
-        interval = {name: percent_range(ends) for name, ends in score_interval(count[1]).items()} if count else {}
+        intervals = score_interval(count[1]) if count and len(count[0]) > 1 else {}
+        interval = {name: percent_range(ends) for name, ends in intervals.items()}
         threshold = results.format_threshold(result['threshold'])
         rows.append(
             {
@@ -55,9 +57,11 @@ def find_published(steps, class_names) -> tuple[str, dict[str, float]]:
 
 
 def tabulate_differences(entries, counts):
-    """Return the differences between all pairs of runs that were scored on the same images, with their intervals."""
+    """Return the differences of all pairs of outputs scored on the same images, with intervals; [] if they are many."""
     rows = []
-    scored = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count]
+    scored = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count and len(count[0]) > 1]
+    if len(scored) > MOST_COMPARED:
+        return []
     for i, (first, before) in enumerate(scored):
         for second, after in scored[i + 1 :]:
             if before[0] != after[0] or first.scores['masks'] != second.scores['masks']:
