@@ -233,6 +233,15 @@ def test_without_masks_and_results(here, tmp_path, in_tmp):
     assert {panel['title'] for card in cards for panel in card['panels']} == {'image', 'CAM'}
 
 
+def test_scored_folders_that_are_gone(here, in_tmp):
+    """Tables and charts remain."""
+    shutil.copytree(here / 'experiments' / 'results', 'experiments/results')
+    page = make_page(in_tmp / 'r.html')
+    assert len(rows_of(page, 'Results')) == 5
+    titles = {panel['title'] for card in data_of(page)['gallery']['cards'] for panel in card['panels']}
+    assert titles == {'image', 'ground truth'}
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 

@@ -131,7 +131,7 @@ def test_pages_are_filled_and_old_ones_removed(here, tmp_path):
         ([CAM, '--ids', 'val_00000'], '--ids val_00000: is not an image of the data set that'),
         ([CAM, '--font', 'nowhere.ttf'], 'font nowhere.ttf: cannot be read'),
         ([CAM, '--dataset', 'nowhere.json'], 'nowhere.json: cannot be read'),
-        (['experiments/data'], '--dataset: experiments/data/args.json does not record it'),
+        (['experiments/data'], '--dataset: args.json of experiments/data does not record it'),
     ],
 )
 def test_faults_are_one_line(here, tmp_path, capsys, line, words):

@@ -157,7 +157,9 @@ def as_json(content) -> str:
 def main(args):
     check_output(args.out, '--out')
     entries = find_entries(args.names)
-    dataset = open_recorded(args, artifacts.PREDICTIONS / entries[-1].folder)
+    records = [artifacts.read_args(artifacts.PREDICTIONS / entry.folder) for entry in entries]
+    records += [entry.scores.get('made_with') or {} for entry in entries]  # of folders that are gone
+    dataset = open_recorded(args, entries[0].folder, *records)
     counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]
     steps = provenance.trace(dict.fromkeys(entry.folder for entry in entries))
     shown = make_gallery(args, dataset, entries, steps, counts)

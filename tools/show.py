@@ -89,7 +89,7 @@ def draw_panels(image_id, domain, dataset, sources, names, font):
 
 def main(args):
     sources = [find_source(argument) for argument in args.folders]
-    dataset = open_recorded(args, sources[0].path)
+    dataset = open_recorded(args, str(sources[0].path), artifacts.read_args(sources[0].path))
     font = visualize.open_font(args.font).font_variant(size=13)
     names = visualize.names_on_pictures(('background', *dataset.class_names), font)
     images = choose_images(args, dataset, sources)

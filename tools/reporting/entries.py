@@ -1,7 +1,6 @@
 """What a report is about: output folders by name, with their results, and the data set that they record."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import NamedTuple
 
 from core import UserError
@@ -99,11 +98,14 @@ def add_recorded_data(parser: flags.Parser) -> None:
     data.add_argument('--data_dir', help='folder of the images (default: recorded in args.json of the output)')
 
 
-def open_recorded(args: Namespace, folder: Path) -> Dataset:
-    """Open the data set of --dataset and --data_dir, by default that which an output folder was made from."""
-    record = artifacts.read_args(folder).get('options', {})
-    options = {name: getattr(args, name) or record.get(name) for name in ('dataset', 'data_dir')}
+def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:
+    """Open the data set of --dataset and --data_dir, by default that of the first record that has its options.
+
+    `records` are contents of args.json. Raises UserError naming the flag if none has them.
+    """
+    recorded = next((record['options'] for record in records if 'dataset' in record.get('options', {})), {})
+    options = {name: getattr(args, name) or recorded.get(name) for name in ('dataset', 'data_dir')}
     for name, value in options.items():
         if value is None:
-            raise UserError(f'--{name}: {folder / "args.json"} does not record it: pass it')
+            raise UserError(f'--{name}: args.json of {what} does not record it: pass it')
     return open_dataset(options['dataset'], options['data_dir'])

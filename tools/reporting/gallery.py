@@ -22,8 +22,9 @@ def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]
     """Return the folders of the entries and those upstream of them, in the order of the stages."""
     titles = {entry.folder: entry.title for entry in reversed(entries) if not entry.crf}
     sources = []
-    for step in sorted((step for step in steps if not step.is_run), key=lambda step: stage_number(step.kind)):
-        if step.kind == artifacts.RANDOM_WALK.title:
+    folders = [step for step in steps if not step.is_run and step.path.is_dir()]
+    for step in sorted(folders, key=lambda step: stage_number(step.kind)):
+        if step.kind == artifacts.RANDOM_WALK.title and step.options:
             edges = artifacts.PREDICTIONS / artifacts.folder_name(artifacts.EDGE, Namespace(**step.options))
             if edges.is_dir():
                 kind = artifacts.EDGE.title
