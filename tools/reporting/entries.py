@@ -1,6 +1,7 @@
 """What a report is about: output folders by name, with their results, and the data set that they record."""
 
 from argparse import Namespace
+from collections import Counter
 from typing import NamedTuple
 
 from core import UserError
@@ -73,13 +74,13 @@ def stage_number(kind: str) -> int:
 
 
 def name_entries(entries: list[Entry]) -> list[Entry]:
-    """Give entries without a title one that no other folder has, as short as possible, and labels with their lists."""
+    """Give entries without a title one that no other folder of their list has, and labels that no other entry has."""
     short = [entry.title or short_title(entry.kind, entry.folder, entry.crf) for entry in entries]
+    used = Counter((title, entry.domain) for title, entry in zip(short, entries, strict=True))
     several = len({entry.domain for entry in entries}) > 1
     named = []
     for entry, title in zip(entries, short, strict=True):
-        others = {other.folder for other, name in zip(entries, short, strict=True) if name == title}
-        title = f'{entry.kind}{entry.crf}: {entry.folder}' if len(others) > 1 else title
+        title = title if used[title, entry.domain] == 1 else f'{entry.kind}{entry.crf}: {entry.folder}'
         named.append(entry._replace(title=title, label=f'{title} on {entry.domain}' if several else title))
     return named
 

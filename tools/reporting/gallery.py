@@ -20,7 +20,6 @@ SIDE = 320  # longer side of the pictures, in pixels
 
 def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]:
     """Return the folders of the entries and those upstream of them, in the order of the stages."""
-    titles = {entry.folder: entry.title for entry in reversed(entries) if not entry.crf}
     sources = []
     folders = [step for step in steps if not step.is_run and step.path.is_dir()]
     for step in sorted(folders, key=lambda step: stage_number(step.kind)):
@@ -29,9 +28,9 @@ def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]
             if edges.is_dir():
                 kind = artifacts.EDGE.title
                 sources.append(panels.Source(short_title(kind, edges.name), kind, edges, {}))
-        scored = [entry for entry in entries if entry.folder == step.name and entry.result and not entry.crf]
-        thresholds = {entry.domain: entry.result['threshold'] for entry in scored}
-        title = titles.get(step.name) or short_title(step.kind, step.name)
+        own = [entry for entry in entries if entry.folder == step.name and not entry.crf]
+        thresholds = {entry.domain: entry.result['threshold'] for entry in own if entry.result}
+        title = own[0].title if own else short_title(step.kind, step.name)
         sources.append(panels.Source(title, step.kind, step.path, thresholds))
     return sources
 

@@ -120,8 +120,8 @@
 
   const visiblePanels = (card) => {
     const boxes = [...filters.querySelectorAll('[name=source]')];
-    const on = new Set(boxes.filter((box) => box.checked).map((box) => Number(box.value)));
-    return card.panels.filter((panel) => panel.source === null || on.has(panel.source));
+    const on = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    return card.panels.filter((panel) => panel.source === null || on.has(data.gallery.sources[panel.source]));
   };
 
   const makeCard = (card) => {
