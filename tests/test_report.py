@@ -140,9 +140,10 @@ def test_published_figures_are_of_voc_alone(page, here):
     steps = [classifier._replace(options={'architecture': 'resnet50'})]
     assert tables.find_published(steps, voc) == (
         'resnet50',
-        {'CAM': 51.53, 'random-walk CAM': 64.16, 'pseudo-label': 64.70},
+        {('CAM', 'train'): 51.53, ('random-walk CAM', 'train'): 64.16, ('pseudo-label', 'train'): 64.70},
     )
     assert tables.find_published(steps, voc[::-1]) == ('', {})
+    assert tables.find_published([], voc)[1]['prediction', 'val'] == 66.9
 
 
 def test_the_published_figures_are_those_of_the_readme():

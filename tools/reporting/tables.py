@@ -36,7 +36,7 @@ def tabulate_chain(entries, counts, published):
                 'images': result['images'],
                 'domain': entry.domain,
                 'background': f'{result["all_background_miou"]:.1f}',
-                'published': published.get(entry.kind, '') if not entry.crf else '',
+                'published': '' if entry.crf else published.get((entry.kind, entry.domain), ''),
             }
         )
     return rows
@@ -46,14 +46,18 @@ def percent_range(ends) -> str:
     return ' to '.join(f'{100 * end:.2f}' for end in ends)
 
 
-def find_published(steps, class_names) -> tuple[str, dict[str, float]]:
-    """Return the backbone and the paper's figures by kind, of this backbone or ResNeSt-101; {} unless this is VOC."""
+def find_published(steps, class_names) -> tuple[str, dict[tuple[str, str], float]]:
+    """Return the backbone and the paper's figures by kind and list; {} unless the classes are VOC's.
+
+    They are those of the backbone that was used or, where the paper has none, of ResNeSt-101.
+    """
     published = read_json(PUBLISHED)
     if list(class_names) != read_json(PUBLISHED.with_name(published['dataset']))['classes']:
         return '', {}
     used = [step.options.get('architecture') for step in steps if step.kind == 'classifier']
     backbone = next((name for name in used if name in published['rows']), 'resnest101')
-    return backbone, published['rows'][backbone]
+    figures = published['rows'][backbone]
+    return backbone, {(kind, published['lists'][kind]): figure for kind, figure in figures.items()}
 
 
 def tabulate_differences(entries, counts):
