@@ -255,6 +255,7 @@ def predict_by_segmenter(args, model, device, picture, labels):
     image = np.array(picture)
     logits = multi_scale_logits(model, scaled_images(picture, flags.floats(args.scales), args, device), image.shape[:2])
     probability = torch.softmax(logits, 1)[0].cpu().numpy()
+    del logits  # a large array, not to be held during the CRF
     probability = crf_from_probability(image, probability, args.iteration)
     mask = probability.argmax(0)
     keys = np.union1d([0], mask)
