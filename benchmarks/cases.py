@@ -413,8 +413,8 @@ FILE_STAGES = {
     'stage 5': (inference_rw, ['--model_name', 'aff', '--cam_dir', CAMS]),
     'stage 6': (make_pseudo_labels, ['--experiment_name', RANDOM_WALKS]),
     'stage 8': (inference_segmentation, ['--tag', 'seg']),
-    'tools.predict, stages 2, 5 and 6': (predict, ['cl', '--affinity', 'experiments/models/aff.pth']),
-    'tools.predict, stage 8': (predict, ['seg']),
+    'tools.predict as stages 2, 5, 6': (predict, ['cl', '--affinity', 'experiments/models/aff.pth']),
+    'tools.predict as stage 8': (predict, ['seg']),
 }
 
 
