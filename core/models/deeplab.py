@@ -45,8 +45,9 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         low = self.low(low)
-        x = F.interpolate(x, low.shape[2:], mode='bilinear', align_corners=True)
-        return self.classify(self.fuse(torch.cat([x, low], 1)))
+        x = torch.cat([F.interpolate(x, low.shape[2:], mode='bilinear', align_corners=True), low], 1)
+        del low  # without gradients, memory is free as soon as nothing refers to it
+        return self.classify(self.fuse(x))
 
 
 class DeepLabV3Plus(Network):
@@ -66,6 +67,7 @@ class DeepLabV3Plus(Network):
         """(N, 3, H, W) -> logits (N, C+1, H, W)."""
         features = self.backbone(x)
         logits = self.decoder(self.aspp(features[-1]), features[1])
+        del features
         return F.interpolate(logits, x.shape[2:], mode='bilinear', align_corners=True)
 
 
