@@ -378,7 +378,7 @@ def micro_batches_case(
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
     build = {'classifier': Classifier, 'affinitynet': lambda name, _: AffinityNet(name), 'deeplab': DeepLabV3Plus}
-    model = to_device(build[what](network, 20), pick_device(device)).train()
+    model = to_device(build[what](network, 20 if what == 'classifier' else 21), pick_device(device)).train()
     if what == 'classifier':
         model.recompute = way == 'ours'
         return lambda: finished(classifier_loss(model, images, parts)().backward(), device)

@@ -113,6 +113,7 @@ def check_equal(name: str, content: dict) -> None:
     own = json.dumps(content, sort_keys=True)
     if launcher.is_main():
         _store.set(name, own)
+    largest(0)  # wait for the first process, and notice if it ends
     first = _store.get(name).decode()
     if own != first:
         first, own = json.loads(first), json.loads(own)
