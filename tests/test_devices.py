@@ -66,3 +66,21 @@ def test_seeds():
 
     assert drawn(1) == drawn(1) == drawn_after_picking(1)
     assert all(a != b for a, b in zip(drawn(1), drawn(2), strict=True))
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
+    for name, value in {'RANK': '5', 'LOCAL_RANK': '1', 'WORLD_SIZE': '8'}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch, 'zeros', lambda *_, device: chosen.append(device))
+    for name in ('auto', 'cuda'):
+        assert pick_device(name) == torch.device('cuda:1')
+    assert devices_for(4, chosen[-1]) == 1
+    assert pick_device('cpu') == torch.device('cpu')
+    with pytest.raises(UserError, match='^--device cuda:0: under torchrun each process takes a GPU of its own'):
+        pick_device('cuda:0')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(UserError, match='^--nproc_per_node: process 1 of this node has no GPU, 1 are visible'):
+        pick_device('auto')
