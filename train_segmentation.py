@@ -101,7 +101,10 @@ def main(args):
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
     meta |= {'use_gn': args.use_gn} if args.architecture == 'DeepLabv3+' else {}
-    with Run(args, train_loader, model, optimizer, schedule, meta, masked, labels=pseudo_labels) as run:
+    inputs = {'labels': pseudo_labels}
+    if args.mode == 'normal' and (args.sync_bn or args.micro_batches > 1):  # what BatchNorm saw
+        inputs['batchnorm'] = 'whole batch' if args.sync_bn else f'{args.micro_batches} replicas'
+    with Run(args, train_loader, model, optimizer, schedule, meta, masked, **inputs) as run:
         for _ in run.epochs():
             for batch in run.batches(device):
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.

@@ -279,6 +279,19 @@ def test_batchnorm_of_the_whole_batch_and_of_each_process(compare, name, more, a
     compare(name, more, 4, alone)
 
 
+def test_runs_remember_what_batchnorm_saw(demo, tmp_path, monkeypatch):
+    """But not how many processes or parts shared a batch where that changes rounding only."""
+    labels_of(demo, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for more, other in (('--sync_bn', ''), ('', '--micro_batches 2'), ('--micro_batches 4', '--micro_batches 2')):
+        line = line_of(demo, 'seg', '--mode normal --use_gn False --overwrite')
+        assert train('seg', f'{line} {more}', 0).startswith('stopped at iteration 1 ')
+        with pytest.raises(UserError, match=r'different settings \(batchnorm: '):
+            train('seg', f'{line.replace("--overwrite", "")} {other}')
+    assert train('seg', line_of(demo, 'seg', '--overwrite'), 0).startswith('stopped at iteration 1 ')
+    assert train('seg', line_of(demo, 'seg', '--micro_batches 2'))['steps']
+
+
 @pytest.mark.parametrize(
     'name, more',
     [

@@ -40,10 +40,9 @@ TORCH_ERRORS = (
     ('cuDNN', CUDNN),
     ('unable to find an engine', CUDNN),
     ('remote process exited', ENDED),
-    ('onnection closed by peer', ENDED),  # of gloo
+    ('onnection closed by peer', ENDED),
     ('onnection reset by peer', ENDED),
-    ('roken pipe', ENDED),
-    ('imed out waiting', ENDED),
+    ('gloo', ENDED),
     ('DDP expects same model', DIFFERENT),
     ('CUBLAS', 'cuBLAS failed: lower --batch_size, or check the driver and the versions of CUDA and torch'),
     ('CUDA error', GPU),
