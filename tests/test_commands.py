@@ -186,7 +186,7 @@ def test_options_that_came_later_have_the_values_of_earlier_outputs():
     for kind in (AFFINITY_LABEL, PSEUDO_LABEL, PREDICTION):
         line = '--tag t' if kind == PREDICTION else '--experiment_name t'
         options = vars(module_of(kind.script.removesuffix('.py')).parse_args(line.split()))
-        assert {name: options[name] for name in kind.added} == kind.added
+        assert options.items() >= {*kind.added}
     for line in ('train_classification_with_puzzle --tag t', 'train_segmentation --tag t --label_name l'):
         stage, *words = line.split()
         assert vars(module_of(stage).parse_args(words)).items() >= ADDED.items()

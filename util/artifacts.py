@@ -44,7 +44,7 @@ class Format(NamedTuple):
     folder: str  # template of the folder's name: options of the stage, and {split}
     maps: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()  # options of the stage that do not affect this output
-    added: dict = {}  # options that came later, and the values that earlier folders were made with (see `fingerprint`)
+    added: tuple[tuple[str, object], ...] = ()  # later options, with the values of earlier folders (see `fingerprint`)
 
     @property
     def ending(self) -> str:
@@ -61,7 +61,7 @@ AFFINITY_LABEL = Format(
     'affinity label',
     'make_affinity_labels.py',
     '{experiment_name}@aff_fg={fg_threshold:.2f}_bg={bg_threshold:.2f}',
-    added={'crf_iteration': 10, 'gt_prob': 0.7, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10'},
+    added=(('crf_iteration', 10), ('gt_prob', 0.7), ('crf_gaussian', '3,3'), ('crf_bilateral', '50,5,10')),
 )
 RANDOM_WALK = Format(
     'random-walk CAM', 'inference_rw.py', '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw', ('rw',)
@@ -71,13 +71,13 @@ PSEUDO_LABEL = Format(
     'pseudo-label',
     'make_pseudo_labels.py',
     '{experiment_name}@crf={crf_iteration}',
-    added={'gt_prob': 0.7, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10'},
+    added=(('gt_prob', 0.7), ('crf_gaussian', '3,3'), ('crf_bilateral', '50,5,10')),
 )
 PREDICTION = Format(
     'prediction',
     'inference_segmentation.py',
     '{tag}@{split}@scale={scales}@iteration={iteration}',
-    added={'crf_gaussian': '3,3', 'crf_bilateral': '80,13,10'},
+    added=(('crf_gaussian', '3,3'), ('crf_bilateral', '80,13,10')),
 )
 FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)
 
@@ -213,9 +213,9 @@ def folder_name(kind: Format, args: Namespace) -> str:
     options = vars(args)
     domain = options.get('domain')
     name = kind.folder.format(**options, split='train' if domain == 'train_aug' else domain)
-    changed = [f'{key}={options[key]}' for key, value in kind.added.items() if options.get(key, value) != value]
-    start, _, end = name.rpartition('@')
-    return '@'.join([start, *changed, end])
+    changed = [f'@{key}={options[key]}' for key, value in kind.added if options.get(key, value) != value]
+    start, at, end = name.rpartition('@')
+    return ''.join([start, *changed, at, end])
 
 
 def format_of(name: str) -> Format:
@@ -277,7 +277,7 @@ def create_folder(
             for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
                 path.unlink(missing_ok=True)
         ignored = (*ROUNDING_OPTIONS, *kind.unused)
-        settings = fingerprint(args, ignored, kind.added, classes=dataset.class_names, **inputs)
+        settings = fingerprint(args, ignored, dict(kind.added), classes=dataset.class_names, **inputs)
         old = _read_settings(folder, settings)
         _remove_outdated(folder, hashes)
         folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
