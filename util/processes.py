@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from util.fingerprint import fingerprint, versions
 
 PATIENCE = timedelta(minutes=5)  # to wait for the other processes at the start
 TIMEOUT = timedelta(minutes=30)  # of an exchange: a process that dies is noticed at once, one that hangs after this
+STORE_OUTLIVES = 3  # seconds that the first process waits before it ends with an error
 
 _store: dist.Store | None = None
 
@@ -92,10 +94,17 @@ def _quiet() -> Iterator[None]:
 
 def _is_news(line: str) -> bool:
     """Return whether no other process has printed the same error line yet."""
-    if stage.ENDED in line and not os.environ.get('TORCHELASTIC_USE_AGENT_STORE'):
-        return True  # the process that ended may have been the first one, which has the store
+    if stage.ENDED in line:
+        return True  # the process that ended may have had the store
+    name = hashlib.sha256(line.encode()).hexdigest()
     try:
-        return _store.add(hashlib.sha256(line.encode()).hexdigest(), 1) == 1
+        with _quiet():
+            number = _store.add(name, 1)
+            # The first process may have the store: wait for the others to ask.
+            until = time.monotonic() + STORE_OUTLIVES
+            while launcher.is_main() and _store.add(name, 0) < launcher.world_size() and time.monotonic() < until:
+                time.sleep(0.1)
+        return number == 1
     except RuntimeError:
         return True
 
