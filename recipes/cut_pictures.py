@@ -64,14 +64,14 @@ def start_browser(playwright):
 def prepare(page, args):
     """Return the selector of the element to cut out, after hiding what is not wanted."""
     if args.section:
-        if not page.locator(f'section#{args.section}').count():
+        if not page.locator('section').evaluate_all('(nodes, id) => nodes.some((n) => n.id === id)', args.section):
             raise UserError(f'--section {args.section}: {args.page} has no such section')
         return f'#{args.section}'
     for box in page.locator('[name=source]').all():
         title = box.locator('..').text_content()
         if any(text in title for text in args.hide):
             box.uncheck()
-    missing = page.evaluate(KEEP_CARDS, args.ids.split(','))
+    missing = page.evaluate(KEEP_CARDS, [image_id.strip() for image_id in args.ids.split(',')])
     if missing:
         raise UserError(f'--ids {missing[0]}: is not in the gallery of {args.page}: pass it to tools.report --ids too')
     return '#cards'

@@ -243,6 +243,21 @@ def test_scored_folders_that_are_gone(here, in_tmp):
     assert titles == {'image', 'ground truth'}
 
 
+def test_a_folder_that_was_regenerated_is_named(here, in_tmp):
+    shutil.copytree(here / 'experiments', 'experiments')
+    assert 'regenerated with other settings' not in make_page(in_tmp / 'r.html', CAM)
+    path = PREDICTIONS / CAM / 'args.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'fingerprint': {'scales': '1.0'}}))
+    assert 'CAM: my@puzzle: its folder was regenerated' in make_page(in_tmp / 'r.html', CAM)
+
+
+def test_lists_share_the_images_of_the_gallery(here, tmp_path):
+    for count in (1, 2, 5, 7):
+        cards = data_of(make_page(tmp_path / 'r.html', '--images', str(count)))['gallery']['cards']
+        of_list = [sum(card['domain'] == domain for card in cards) for domain in ('train', 'val')]
+        assert of_list == [max(1, count - count // 2), max(1, count // 2)]
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +416,7 @@ def test_hiding_a_folder_and_the_worst_of_a_class(open_page):
     assert page.locator('.card figure').count() < before
     button = page.locator('.worst:visible').first
     name = button.text_content().removeprefix('worst ')
+    page.fill('[name=id]', 'nobody')
     button.click()
     assert page.eval_on_selector('#filters [name=class]', 'n => n.selectedOptions[0].textContent') == name
     assert f'{name} IoU' in page.locator('.card h3').first.text_content()
@@ -430,6 +446,13 @@ def test_keyboard(open_page):
     page.keyboard.press('Escape')
     assert not page.evaluate("document.getElementById('viewer').open")
     assert page.evaluate("document.activeElement.matches('.card button')")
+
+
+def test_print(open_page):
+    page = open_page()
+    page.emulate_media(media='print')
+    assert not page.locator('#filters').is_visible()
+    assert page.locator('#chain table').first.is_visible()
 
 
 def test_theme(open_page):

@@ -115,12 +115,17 @@ def test_edge_maps(here, tmp_path, in_tmp, captions):
 
 def test_pages_are_filled_and_old_ones_removed(here, tmp_path):
     (tmp_path / 'page-9.png').write_bytes(b'of an earlier call')
-    (tmp_path / 'mine.png').write_bytes(b'mine')
     run(CAM, WALK, LABELS, '--out', str(tmp_path))
     pages = sorted(path.name for path in tmp_path.glob('page-*.png'))
     assert len(pages) > 1
     assert pages == [f'page-{i}.png' for i in range(1, len(pages) + 1)]
-    assert (tmp_path / 'mine.png').read_bytes() == b'mine'
+
+
+def test_folders_with_other_files_are_left_alone(here, tmp_path, capsys):
+    for name in ('page-1.png', 'page-of-mine.png'):
+        (tmp_path / name).write_bytes(b'mine')
+    assert 'contains other files (page-of-mine.png, ...)' in fault_of(show, [CAM, '--out', str(tmp_path)], capsys)
+    assert (tmp_path / 'page-1.png').read_bytes() == (tmp_path / 'page-of-mine.png').read_bytes() == b'mine'
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,11 @@ def test_fit():
     assert tall.shape == (50, 50, 3)
     assert (tall[:, :25] == 0).all() and (tall[:, 25:] == 255).all()
     assert fit(np.zeros((1, 5000, 3), np.uint8), 50).shape == (1, 50, 3)
+
+
+def test_words_wider_than_a_picture_are_broken():
+    picture = np.zeros((20, 60, 3), np.uint8)
+    short, long = caption(picture, 'id', [], '', FONT), caption(picture, 'a_very_long_id_of_an_image', [], '', FONT)
+    assert len(long) - 20 >= 3 * (len(short) - 20) - 20
+    assert long.shape[1] == 60
+    assert (long[-14:] < 128).any()  # the end of the name

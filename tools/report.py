@@ -76,23 +76,27 @@ def make_gallery(args, dataset, entries, steps, counts):
     sources = gallery.find_sources(entries, steps)
     scores = [gallery.score_images(*count) if count else {} for count in counts]
     domains = sorted({entry.domain for entry in entries})
-    wanted = [image_id for image_id in args.ids.split(',') if image_id]
-    chosen, total = {}, 0
-    for domain in domains:
+    wanted = [image_id.strip() for image_id in args.ids.split(',') if image_id.strip()]
+    chosen, total = [], 0
+    for i, domain in enumerate(domains):
         # Choose by the scores of the last stage that was scored on this list.
         last = next((s for e, s in zip(entries[::-1], scores[::-1], strict=True) if s and e.domain == domain), {})
         ids = [image_id for image_id in list(last) or dataset.ids(domain) if dataset.image_path(image_id).is_file()]
-        share = -(-args.images // len(domains))
         means = {image_id: score['all'] for image_id, score in last.items()}
-        chosen.update(dict.fromkeys(gallery.choose_ids(ids, means, share, wanted), domain))
+        share = args.images and max(1, args.images // len(domains) + (i < args.images % len(domains)))
+        chosen += [(image_id, domain) for image_id in gallery.choose_ids(ids, means, share, wanted)]
         total += len(ids)
-    missing = [image_id for image_id in wanted if image_id not in chosen]
+    missing = set(wanted) - {image_id for image_id, _ in chosen}
     if missing:
-        raise UserError(f'--ids {missing[0]}: is not in the lists {", ".join(domains)}')
-    make = partial(gallery.make_card, domains=chosen, dataset=dataset, sources=sources)
-    cards = list(parallel_map(make, list(chosen), args.num_workers, 'images'))
+        raise UserError(f'--ids {min(missing)}: is not in the lists {", ".join(domains)}')
+    make = partial(gallery.make_card, dataset=dataset, sources=sources)
+    cards = list(parallel_map(make, chosen, args.num_workers, 'images'))
     for card in cards:
-        card['scores'] = {i: score[card['id']] for i, score in enumerate(scores) if card['id'] in score}
+        card['scores'] = {
+            i: score[card['id']]
+            for i, (entry, score) in enumerate(zip(entries, scores, strict=True))
+            if entry.domain == card['domain'] and card['id'] in score
+        }
     return {'sources': [source.title for source in sources], 'cards': cards, 'total': total}
 
 
@@ -119,6 +123,7 @@ def render(dataset, entries, steps, counts, shown):
         chain=tables.tabulate_chain(entries, counts, published),
         backbone=backbone,
         published=published,
+        stale=[entry.label for entry in entries if entry.is_stale],
         differences=tables.tabulate_differences(entries, counts),
         classes=classes,
         errors=errors,
@@ -160,6 +165,7 @@ def main(args):
     records = [artifacts.read_args(artifacts.PREDICTIONS / entry.folder) for entry in entries]
     records += [entry.scores.get('made_with') or {} for entry in entries]  # of folders that are gone
     dataset = open_recorded(args, entries[0].folder, *records)
+    entries = [entry.on_list_of(dataset) for entry in entries]
     counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]
     steps = provenance.trace(dict.fromkeys(entry.folder for entry in entries))
     shown = make_gallery(args, dataset, entries, steps, counts)

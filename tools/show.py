@@ -10,6 +10,7 @@ Writes  experiments/show/{name of the first folder}/page-1.png, ...
     python3 -m tools.show experiments/predict/own --dataset labels.csv --data_dir photos
 """
 
+import re
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -60,7 +61,7 @@ def choose_images(args, dataset, sources) -> dict[str, str]:
     for domain in sorted(dataset.lists, key=lambda domain: all(domain not in source.thresholds for source in sources)):
         for image_id in dataset.ids(domain):
             lists.setdefault(image_id, domain)
-    ids = [image_id for image_id in args.ids.split(',') if image_id]
+    ids = [image_id.strip() for image_id in args.ids.split(',') if image_id.strip()]
     for image_id in ids:
         if image_id not in lists or panels.find_file(folder, image_id) is None:
             raise UserError(f'--ids {image_id}: is not an image of the data set that {folder} has a file of')
@@ -87,6 +88,16 @@ def draw_panels(image_id, domain, dataset, sources, names, font):
     return pictures
 
 
+def remove_pages(out: Path) -> None:
+    """Remove the pages of an earlier call. Raises UserError if the folder also contains other files."""
+    found = [path for path in out.iterdir() if not path.name.startswith('.lock')]
+    others = [path.name for path in found if not re.fullmatch(r'page-\d+\.png', path.name)]
+    if others:
+        raise UserError(f'--out {out}: contains other files ({others[0]}, ...): name an empty or a new folder')
+    for path in found:
+        path.unlink()
+
+
 def main(args):
     sources = [find_source(argument) for argument in args.folders]
     dataset = open_recorded(args, str(sources[0].path), artifacts.read_args(sources[0].path))
@@ -100,8 +111,7 @@ def main(args):
         write_bytes(out / f'page-{number}.png', picture)
 
     with locked(out / '.lock', str(out)):
-        for path in out.glob('page-*.png'):  # of an earlier call, which may have had more pages
-            path.unlink()
+        remove_pages(out)
         page, rows, number = [], 0, 1
         for image_id, domain in stage.progress(images.items(), 'images'):
             pictures = draw_panels(image_id, domain, dataset, sources, names, font)

@@ -151,6 +151,11 @@ def caption(
     placed, x, y = [], 0, 0
     for words in filter(None, parts):
         for text, colour in words:
+            while colour is None and len(text) > 1 and font.getlength(text) > w:  # break what no line can hold
+                part = next(n for n in range(len(text) - 1, 0, -1) if n == 1 or font.getlength(text[:n]) <= w)
+                x, y = (0, y + line) if x else (x, y)
+                placed.append((0, y, w, text[:part], None))
+                text, y = text[part:], y + line
             width = math.ceil(font.getlength(text)) + (2 * gap if colour is not None else 0)
             if x and x + width > w:
                 x, y = 0, y + line

@@ -33,6 +33,18 @@ class Entry(NamedTuple):
         iterations = self.scores.get('crf_iteration')
         return f' + CRF ({iterations})' if iterations else ''
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the folder was made with other settings than what was scored, as far as both are recorded."""
+        scored = (self.scores.get('made_with') or {}).get('fingerprint')
+        found = artifacts.read_args(artifacts.PREDICTIONS / self.folder).get('fingerprint')
+        return None not in (scored, found) and scored != found
+
+    def on_list_of(self, dataset: Dataset) -> 'Entry':
+        """Return this entry on `train` if it was made for `train_aug`, whose folder is that of train."""
+        moved = self.domain == 'train_aug' and 'train' in dataset.lists
+        return self._replace(domain='train') if moved else self
+
 
 def find_entries(rows: list[str]) -> list[Entry]:
     """Return the entries that the arguments mean, in the order of the stages. Raises UserError if there is none."""

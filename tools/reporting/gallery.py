@@ -67,9 +67,9 @@ def score_images(ids: list[str], counts: np.ndarray) -> dict[str, dict[str, floa
     return scores
 
 
-def make_card(image_id: str, domains: dict[str, str], dataset: Dataset, sources: list[panels.Source]) -> dict:
-    """Return what the page shows of an image: its classes, and its pictures as data URLs. `domains`: lists by id."""
-    domain = domains[image_id]
+def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Source]) -> dict:
+    """Return what the page shows of an image (id, list): its classes, and its pictures as data URLs."""
+    image_id, domain = image
     image = np.array(dataset.read_image(image_id))
     drawn = panels.draw_image(image_id, image.shape[:2], domain, dataset, sources)
     shown = [

@@ -184,6 +184,7 @@
 
   for (const button of document.querySelectorAll('.worst')) {
     button.addEventListener('click', () => {
+      filters.reset();
       filters.elements.class.value = button.dataset.class;
       filters.elements.entry.value = button.dataset.entry;
       filters.elements.sort.value = 'worst';
