@@ -11,7 +11,7 @@ Writes  experiments/models/{tag}.pth (the last epoch), logs/{tag}.txt, data/{tag
 import torch
 
 from core import IGNORE, UserError
-from core.affinity import PathIndex, affinity_labels, count_pairs, pair_scores
+from core.affinity import PAIR_COUNTS, PathIndex, affinity_labels, count_pairs, pair_scores
 from core.data import transforms
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import ImageDataset
@@ -59,11 +59,11 @@ def draw_edges(dataset, title, batch, edges):
 def score_edges(model, loader, dataset, path_index, device):
     """Return precision and recall of the affinities on pairs of the masks, and pictures of the first batch."""
     model.eval()
-    counts, grid = 0, None
+    counts, grid = torch.zeros(PAIR_COUNTS, dtype=torch.int64, device=device), None
     for batch in stage.progress(loader, 'scoring edges'):
         logits = model(transforms.normalize(batch['images'].to(device, non_blocking=True)))
         edges = torch.sigmoid(logits[:, 0].float())
-        counts = counts + count_pairs(edges, batch['masks'].to(device), path_index, dataset.num_classes)
+        counts += count_pairs(edges, batch['masks'].to(device), path_index, dataset.num_classes)
         if grid is None:
             grid = draw_edges(dataset, 'ground truth', batch, edges)
     model.train()

@@ -10,6 +10,7 @@ from core import IGNORE, UserError
 
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of affinities, increasing
 HALF = THRESHOLDS.index(0.5)
+PAIR_COUNTS = 2, len(THRESHOLDS) + 1  # the shape of what `count_pairs` returns
 
 
 def search_paths(radius: int) -> list[list[tuple[int, int]]]:
@@ -125,7 +126,7 @@ def count_pairs(edges: Tensor, masks: Tensor, path_index: PathIndex, num_classes
     Row 0 counts pairs of one class, row 1 pairs of different classes, pairs with an end at 255 neither. The column is
     the number of THRESHOLDS that the affinity exceeds.
     """
-    counts = edges.new_zeros((2, len(THRESHOLDS) + 1), dtype=torch.int64)
+    counts = edges.new_zeros(PAIR_COUNTS, dtype=torch.int64)
     thresholds = edges.new_tensor(THRESHOLDS)
     for edge, mask in zip(edges, masks, strict=True):  # one after the other: radius 10 takes 40 MB per image
         exceeded = torch.bucketize(path_index.edge_to_affinity(edge[None])[0], thresholds, out_int32=True)

@@ -438,11 +438,12 @@ def test_commands_of_the_recipe():
     _, _, text = (REPOSITORY / 'recipes' / 'coco.sh').read_text().partition('source ')
     fake = 'set -euo pipefail; python() { echo "$*"; }; D=COCO\n' + text.split('\n', 1)[1]
     printed = subprocess.run(['bash', '-c', fake], capture_output=True, text=True, check=True).stdout
-    commands = [line.removeprefix('-m ').split() for line in printed.splitlines()]
+    commands = [line.removeprefix('-m ').split() for line in printed.splitlines() if line]
     options = [importlib.import_module(name.removesuffix('.py')).parse_args(words) for name, *words in commands]
-    prepared, classifier, cams, _, labels, affinity, walk, _, pseudo, _, deeplab, predictions, _ = options
+    prepared, classifier, cams, _, labels, affinity, walk, _, pseudo, _, deeplab, predictions, _, report = options
     assert (prepared.year, str(prepared.data_dir)) == (2017, 'COCO')
-    assert all((args.dataset, args.data_dir) == ('COCO/coco2017.csv', 'COCO') for args in options[1:])
+    assert all((args.dataset, args.data_dir) == ('COCO/coco2017.csv', 'COCO') for args in options[1:-1])
+    assert report.names == ['COCO2017']
     assert (cams.tag, walk.model_name, predictions.tag) == (classifier.tag, affinity.tag, deeplab.tag)
     names = [
         artifacts.folder_name(kind, args)
