@@ -3,7 +3,7 @@
 Reads   a page of tools.report
 Writes  the file of --out, .png or .jpg: cards of the gallery, or a section of the page
 
-    python3 -m recipes.cut_pictures experiments/report.html --ids train_00003 --hide demo@cl --out docs/chain.png
+    python3 -m recipes.cut_pictures experiments/report.html --ids train_00003 --hide demo@cl --out docs/chain.jpg
     python3 -m recipes.cut_pictures experiments/report.html --section chain --out docs/report.png
 
 Needs playwright (requirements-dev.txt) and a Chromium of the system (apt-get install chromium).

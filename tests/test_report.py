@@ -20,6 +20,8 @@ from util import results
 from util.artifacts import PREDICTIONS
 from util.provenance import read_run
 
+LATER = ('iou', 'confusion', 'masks', 'dataset', 'threshold_choice', 'seconds', 'versions')  # entries of results
+
 
 def make_page(out: Path, *arguments: str) -> str:
     report.main(report.parse_args([*arguments, '--out', str(out), '--num_workers', '0']))
@@ -127,9 +129,17 @@ def test_two_runs_differ_by_class_and_option(here, tmp_path):
     assert 'two &amp; &lt;b&gt;' in page
     assert 'two & <b>' not in page.replace('\\u003c', '<').split('<script')[0]
     head, *rows = rows_of(page, 'IoU by class')
-    assert head[1:] == ['one', 'two & <b>'.replace('&', '&amp;').replace('<b>', '&lt;b&gt;'), 'difference']
-    for row in rows:
-        assert '-' in row or float(row[3]) == pytest.approx(float(row[2]) - float(row[1]), abs=0.011)
+    assert head[1:] == ['one', 'two &amp; &lt;b&gt;']
+    for _, first, second in rows:
+        value, *difference = second.split()
+        expected = [] if '-' in (first, value) else [float(value) - float(first)]
+        assert [float(text) for text in difference] == pytest.approx(expected, abs=0.011)
+
+
+def test_all_outputs_are_compared_with_the_first_by_class(page):
+    head, *rows = rows_of(page, 'IoU by class')
+    assert len(head) == 5
+    assert [len(cell.split()) for cell in rows[0]] == [1, 1, 2, 2, 2]  # the class, the first output, the others
 
 
 def test_published_figures_are_of_voc_alone(page, here):
@@ -184,10 +194,13 @@ def test_gallery(page):
         titles = [panel['title'] for panel in card['panels']]
         classes = int(dataset.read_labels(card['id']).sum())
         if card['domain'] == 'val':
-            assert titles == ['image', 'ground truth', 'prediction', 'errors']
+            name = 'prediction: my@deeplab'
+            assert titles == ['image', 'ground truth', name, f'errors of {name}']
         else:
-            maps = [*classes * ['random-walk CAM'], 'errors', 'pseudo-label', 'errors']
-            assert titles == ['image', 'ground truth', *classes * ['CAM'], 'errors', 'affinity label', *maps]
+            cam, walk, label = 'CAM: my@puzzle', 'random-walk CAM: my@affinity', 'pseudo-label: my@affinity'
+            maps = [*classes * [walk], f'errors of {walk}', label, f'errors of {label}']
+            cams = [*classes * [cam], f'errors of {cam}', 'affinity label: my@puzzle']
+            assert titles == ['image', 'ground truth', *cams, *maps]
         assert all(panel['layer'] for panel in card['panels'][1:])
         assert card['scores']
 
@@ -231,7 +244,7 @@ def test_without_masks_and_results(here, tmp_path, in_tmp):
     assert 'Nothing here has been scored' in page
     cards = data_of(page)['gallery']['cards']
     assert cards
-    assert {panel['title'] for card in cards for panel in card['panels']} == {'image', 'CAM'}
+    assert {panel['title'] for card in cards for panel in card['panels']} == {'image', f'CAM: {CAM}'}
 
 
 def test_scored_folders_that_are_gone(here, in_tmp):
@@ -256,6 +269,42 @@ def test_lists_share_the_images_of_the_gallery(here, tmp_path):
         cards = data_of(make_page(tmp_path / 'r.html', '--images', str(count)))['gallery']['cards']
         of_list = [sum(card['domain'] == domain for card in cards) for domain in ('train', 'val')]
         assert of_list == [max(1, count - count // 2), max(1, count // 2)]
+
+
+def test_results_of_earlier_versions(here, in_tmp):
+    """Without IoU per class, confusion matrix, hash of masks and counts per image."""
+    shutil.copytree(here / 'experiments', 'experiments')
+    for path in Path('experiments/results').iterdir():
+        if path.suffix == '.json':
+            content = json.loads(path.read_text())
+            path.write_text(json.dumps({name: content[name] for name in content if name not in LATER}))
+        else:
+            path.unlink()
+    page = make_page(in_tmp / 'r.html')
+    assert [row[1] for row in rows_of(page, 'Results')[1:]]
+    assert 'What fails' not in page and 'aria-label="Differences"' not in page
+
+
+def test_folders_of_train_aug_are_on_train(here, in_tmp):
+    shutil.copytree(here / 'experiments', 'experiments')
+    for path in Path('experiments/results').glob(f'{LABELS}@*'):
+        path.unlink()
+    page = make_page(in_tmp / 'r.html')
+    cards = data_of(page)['gallery']['cards']
+    assert {card['domain'] for card in cards} == {'train', 'val'}
+    assert len({card['id'] for card in cards}) == len(cards)
+    assert 'on train_aug' not in page
+
+
+def test_a_list_without_labels(here, in_tmp):
+    """Masks and predictions are shown without tags."""
+    shutil.copytree(here / 'experiments', 'experiments')
+    shutil.copytree(_data()[1], 'set')
+    for path in Path('set/Annotations').glob('val_*'):
+        path.unlink()
+    page = make_page(in_tmp / 'r.html', PREDICTIONS_ON_VAL, '--dataset', 'set/dataset.json', '--data_dir', 'set')
+    cards = data_of(page)['gallery']['cards']
+    assert all(card['panels'][0]['classes'] == [] and card['panels'][1]['classes'] for card in cards)
 
 
 # Faults -------------------------------------------------------------------------------------------------------------

@@ -113,6 +113,27 @@ def test_edge_maps(here, tmp_path, in_tmp, captions):
     assert last[:, 200, 0].mean() > last[:, 200, 2].mean() + 50
 
 
+@pytest.mark.parametrize('arrays', [('cam', 'hr_cam'), ('cam', 'hr_cam', 'rw'), ('probability',)])
+def test_folders_of_predict(here, in_tmp, captions, arrays):
+    """Their masks, and the maps of a classifier; what tools.predict writes: test_predict.py."""
+    options = artifacts.read_args(here / PREDICTIONS / CAM)['options']
+    image_id = open_dataset(options['dataset'], options['data_dir']).ids('train')[0]
+    with np.load(here / PREDICTIONS / CAM / f'{image_id}.npz') as file:
+        keys, maps = file['keys'], file['hr_cam']
+    probability = np.concatenate([1 - maps.max(0, keepdims=True), maps])
+    written = {'cam': maps[:, ::4, ::4], 'hr_cam': maps, 'rw': maps[:, ::4, ::4], 'probability': probability}
+    artifacts.write_npz(Path(f'predicted/{image_id}.npz'), keys=keys, **{name: written[name] for name in arrays})
+    shutil.copy(here / PREDICTIONS / LABELS / f'{image_id}.png', 'predicted')
+    shutil.copy(f'predicted/{image_id}.png', f'predicted/{image_id}_overlay.png')
+    data = ['--dataset', options['dataset'], '--data_dir', options['data_dir']]
+    run('predicted', *data, '--out', 'pages')
+    shown = [title for title, *_ in captions]
+    count = len(maps)
+    expected = {'hr_cam': count * ['CAM'], 'rw': count * ['random-walk CAM']}
+    maps_shown = [title for name, titles in expected.items() if name in arrays for title in titles]
+    assert shown == [image_id, 'ground truth', *maps_shown, 'prediction', 'errors of prediction']
+
+
 def test_pages_are_filled_and_old_ones_removed(here, tmp_path):
     (tmp_path / 'page-9.png').write_bytes(b'of an earlier call')
     run(CAM, WALK, LABELS, '--out', str(tmp_path))

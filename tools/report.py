@@ -26,7 +26,7 @@ from plotly.utils import PlotlyJSONEncoder
 from core import UserError
 from core.metrics import ERROR_SHARES
 from tools.reporting import charts, gallery, panels, tables
-from tools.reporting.entries import add_recorded_data, find_entries, open_recorded, stage_number
+from tools.reporting.entries import add_recorded_data, find_entries, name_entries, open_recorded, stage_number
 from util import artifacts, flags, provenance, results, stage, visualize
 from util.files import check_output, write_bytes
 from util.fingerprint import versions
@@ -54,8 +54,9 @@ def make_charts(entries, steps, names):
     scored = {i: entry.result for i, entry in enumerate(entries) if entry.result}
     swept = {i: result for i, result in scored.items() if len(result['sweep']) > 1}
     figures = {}
-    if scored:
-        figures['classes'] = charts.chart_classes({i: result['iou'] for i, result in scored.items()}, labels)
+    columns = {i: result['iou'] for i, result in scored.items() if 'iou' in result}
+    if columns:
+        figures['classes'] = charts.chart_classes(columns, labels)
     if swept:
         figures['thresholds'] = charts.chart_thresholds(swept, labels)
     for i, result in scored.items():
@@ -165,7 +166,7 @@ def main(args):
     records = [artifacts.read_args(artifacts.PREDICTIONS / entry.folder) for entry in entries]
     records += [entry.scores.get('made_with') or {} for entry in entries]  # of folders that are gone
     dataset = open_recorded(args, entries[0].folder, *records)
-    entries = [entry.on_list_of(dataset) for entry in entries]
+    entries = name_entries([entry.on_list_of(dataset) for entry in entries])
     counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]
     steps = provenance.trace(dict.fromkeys(entry.folder for entry in entries))
     shown = make_gallery(args, dataset, entries, steps, counts)

@@ -49,7 +49,7 @@ def find_source(argument: str) -> panels.Source:
         raise UserError(f'FOLDER {name!r}: neither {artifacts.PREDICTIONS / name} nor a folder of this name exists')
     kind = artifacts.format_of(path.name).title
     scored = [result for result in results.of_folder(path.name) if not result.get('crf_iteration')]
-    return panels.Source(title or kind, kind, path, {result['domain']: result['threshold'] for result in scored})
+    return panels.Source(title, kind, path, {result['domain']: result['threshold'] for result in scored})
 
 
 def choose_images(args, dataset, sources) -> dict[str, str]:
@@ -63,9 +63,9 @@ def choose_images(args, dataset, sources) -> dict[str, str]:
             lists.setdefault(image_id, domain)
     ids = [image_id.strip() for image_id in args.ids.split(',') if image_id.strip()]
     for image_id in ids:
-        if image_id not in lists or panels.find_file(folder, image_id) is None:
+        if image_id not in lists or not panels.has_output(folder, image_id):
             raise UserError(f'--ids {image_id}: is not an image of the data set that {folder} has a file of')
-    ids = ids or [image_id for image_id in lists if panels.find_file(folder, image_id)][: args.images]
+    ids = ids or [image_id for image_id in lists if panels.has_output(folder, image_id)][: args.images]
     if not ids:
         raise UserError(f'{folder}: has no file of an image of the data set "{dataset.name}": check --dataset')
     return {image_id: lists[image_id] for image_id in ids}
@@ -75,11 +75,9 @@ def draw_panels(image_id, domain, dataset, sources, names, font):
     """Return the pictures of an image with their captions."""
     image = np.array(dataset.read_image(image_id))
     pictures = []
-    for index, panel in panels.draw_image(image_id, image.shape[:2], domain, dataset, sources):
+    for _, panel in panels.draw_image(image_id, image.shape[:2], domain, dataset, sources):
         picture = image if panel.layer is None else visualize.blend(image, panel.layer)
-        title = panel.title if index is None else sources[index].title
-        title = f'{panel.title} of {title}' if panel.title == 'errors' else title
-        title = image_id if panel.title == 'image' else title
+        title = image_id if panel.title == 'image' else panel.title
         chips = [(names[index], dataset.palette[index].tolist()) for index in panel.classes]
         chips += [
             (f'{name} {x} %', colour) for (name, colour), x in zip(panels.ERRORS.items(), panel.errors, strict=False)

@@ -59,7 +59,7 @@ def find_entries(rows: list[str]) -> list[Entry]:
         raise UserError(f'{artifacts.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
     results.check_comparable([entry.result for entry in entries if entry.result], 'data sets', 'classes')
-    return name_entries(entries)
+    return entries
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:

@@ -31,7 +31,7 @@ class Panel(NamedTuple):
 class Source(NamedTuple):
     """A folder whose maps are shown."""
 
-    title: str
+    title: str  # '' to name each panel after its output
     kind: str  # of label maps, which do not say it themselves
     path: Path
     thresholds: dict[str, float | None]  # by list, where it was scored: the threshold of its maps
@@ -54,39 +54,46 @@ class Output(NamedTuple):
         return self.keys[threshold_cams(maps, threshold)]
 
 
-def find_file(folder: Path, image_id: str) -> Path | None:
-    """Return the file of an image in an output folder, None if there is none."""
-    paths = (folder / f'{image_id}{suffix}' for suffix in ('.npz', '.png'))
-    return next((path for path in paths if path.is_file()), None)
+def has_output(folder: Path, image_id: str) -> bool:
+    """Return whether an output folder has a file of an image."""
+    return any((folder / f'{image_id}{suffix}').is_file() for suffix in ('.npz', '.png'))
 
 
-def read_output(dataset: Dataset, path: Path, title: str, size: tuple[int, int]) -> Output:
-    """Read a file of an output folder; `title` names a label map. Raises UserError naming the file."""
-    if path.suffix == '.png':
-        return Output(title, label=dataset.read_label_map(path, size))
-    names = artifacts.maps_inside(path)
+def read_outputs(dataset: Dataset, source: Source, image_id: str, size: tuple[int, int]) -> list[Output]:
+    """Return what a folder holds for an image: one output, or the maps and the mask of tools.predict; [] if nothing.
+
+    Raises UserError naming a file that cannot be read.
+    """
+    maps, label = (source.path / f'{image_id}{suffix}' for suffix in ('.npz', '.png'))
+    names = artifacts.maps_inside(maps) if maps.is_file() else []
+    outputs = []
+    for name in MAPS:
+        if name in names:
+            expected = strided_size(size) if name == 'rw' else size
+            outputs.append(Output(MAPS[name], *artifacts.read_maps(maps, name, dataset.num_classes, expected)))
     if 'edge' in names:
-        return Output(artifacts.EDGE.title, edge=artifacts.read_edge(path, strided_size(size)))
-    name = next((name for name in MAPS if name in names), None)
-    if name is None:
-        raise UserError(f'{path}: contains none of {", ".join((*MAPS, "edge"))}{artifacts.REPAIR}')
-    keys, maps = artifacts.read_maps(path, name, dataset.num_classes, strided_size(size) if name == 'rw' else size)
-    return Output(MAPS[name], keys, maps)
+        outputs.append(Output(artifacts.EDGE.title, edge=artifacts.read_edge(maps, strided_size(size))))
+    if label.is_file():
+        # The name of a folder of tools.predict announces CAMs, because it announces nothing.
+        title = artifacts.PREDICTION.title if source.kind == artifacts.CAM.title else source.kind
+        outputs.append(Output(title, label=dataset.read_label_map(label, size)))
+    if maps.is_file() and not outputs:
+        raise UserError(f'{maps}: contains none of {", ".join((*MAPS, "edge"))}{artifacts.REPAIR}')
+    return outputs
 
 
-def draw_output(output: Output, palette: np.ndarray) -> list[Panel]:
+def draw_output(title: str, output: Output, palette: np.ndarray) -> list[Panel]:
     """Return a panel per class for maps, one for a label map or edge map."""
     if output.label is not None:
-        return [draw_label(output.title, output.label, palette)]
+        return [draw_label(title, output.label, palette)]
     if output.edge is not None:
-        return [Panel(output.title, visualize.heatmap_layer(output.edge))]
+        return [Panel(title, visualize.heatmap_layer(output.edge))]
     panels = []
     for key, scores in zip(output.keys[1:].tolist(), output.maps, strict=True):
-        h, w = scores.shape
-        small = cv2.resize(scores, strided_size((h, w))[::-1], interpolation=cv2.INTER_AREA)
-        scores = scores if output.title == MAPS['rw'] else small
-        panels.append(Panel(output.title, visualize.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
-    return panels or [Panel(output.title, note='no class')]
+        if output.title != MAPS['rw']:  # which are small already
+            scores = cv2.resize(scores, strided_size(scores.shape)[::-1], interpolation=cv2.INTER_AREA)
+        panels.append(Panel(title, visualize.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
+    return panels or [Panel(title, note='no class')]
 
 
 def draw_label(title: str, label: np.ndarray, palette: np.ndarray) -> Panel:
@@ -118,22 +125,31 @@ def draw_image(
 ) -> list[tuple[int | None, Panel]]:
     """Return the panels of an image, each with the index of its source or None: image, mask, then those of each source.
 
-    Label maps and maps that were scored on the list `domain` have a panel
-    of their errors if there is a mask.
+    If there is a mask, label maps, and maps that were scored on the list `domain`, are followed by their errors.
     """
-    tags = dataset.read_labels(image_id) if domain != 'test' else np.zeros(dataset.num_classes)
-    drawn = [(None, Panel('image', classes=tuple((np.flatnonzero(tags) + 1).tolist()) or (0,)))]
+    drawn = [(None, Panel('image', classes=read_tags(dataset, image_id)))]
     mask = dataset.read_mask(image_id, size) if dataset.has_mask(image_id) else None
     if mask is not None:
         drawn.append((None, draw_label('ground truth', mask, dataset.palette)))
     for index, source in enumerate(sources):
-        path = find_file(source.path, image_id)
-        if path is None:
-            continue
-        output = read_output(dataset, path, source.kind, size)
-        drawn += [(index, panel) for panel in draw_output(output, dataset.palette)]
-        is_scored = output.label is not None and source.kind != artifacts.AFFINITY_LABEL.title
-        if mask is not None and (is_scored or domain in source.thresholds):
-            label = output.predicted_label(size, source.thresholds.get(domain))
-            drawn.append((index, draw_errors('errors', label, mask)))
+        outputs = read_outputs(dataset, source, image_id, size)
+        for output in outputs:
+            title = source.title or output.title
+            title = f'{title}: {output.title}' if source.title and len(outputs) > 1 else title
+            drawn += [(index, panel) for panel in draw_output(title, output, dataset.palette)]
+            if output.label is not None:
+                is_scored = source.kind != artifacts.AFFINITY_LABEL.title
+            else:
+                is_scored = output.maps is not None and source.thresholds.get(domain) is not None
+            if mask is not None and is_scored:
+                label = output.predicted_label(size, source.thresholds.get(domain))
+                drawn.append((index, draw_errors(f'errors of {title}', label, mask)))
     return drawn
+
+
+def read_tags(dataset: Dataset, image_id: str) -> tuple[int, ...]:
+    """Return the classes of the image-level label, the background for an image without objects, () if unknown."""
+    try:
+        return tuple((np.flatnonzero(dataset.read_labels(image_id)) + 1).tolist()) or (0,)
+    except UserError:  # VOC's test images, and other lists that only have masks, are not labelled
+        return ()

@@ -68,31 +68,26 @@ def tabulate_differences(entries, counts):
         return []
     for i, (first, before) in enumerate(scored):
         for second, after in scored[i + 1 :]:
-            if before[0] != after[0] or first.scores['masks'] != second.scores['masks']:
+            if before[0] != after[0] or first.scores.get('masks') != second.scores.get('masks'):
                 continue
             interval = difference_interval(before[1], after[1])['miou']
             change = second.result['miou'] - first.result['miou']
-            clear = '' if interval[0] <= 0 <= interval[1] else 'clear'
+            contains_zero = interval[0] <= 0 <= interval[1]
             ends = ' to '.join(f'{100 * end:+.2f}' for end in interval)
-            rows.append((first.label, second.label, f'{change:+.2f}', ends, clear))
+            rows.append((first.label, second.label, f'{change:+.2f}', ends, contains_zero))
     return rows
 
 
 def tabulate_classes(entries):
-    """Return the IoU per class as rows of text, a column per scored entry, after the titles; two have a difference."""
-    scored = [entry for entry in entries if entry.result and 'iou' in entry.result]
-    if not scored:
-        return [], []
-    differs = len(scored) == 2
-    titles = [entry.label for entry in scored] + (['difference'] if differs else [])
+    """Return the labels of the scored entries, and rows of the IoU per class with the difference to the first entry."""
+    scored = [entry for entry in entries if 'iou' in entry.scores]
     rows = []
-    for name in scored[0].result['iou']:
+    for name in scored[0].result['iou'] if scored else ():
         values = [entry.result['iou'][name] for entry in scored]
+        differences = ['' if None in (values[0], value) else f'{value - values[0]:+.2f}' for value in values]
         cells = ['-' if value is None else f'{value:.2f}' for value in values]
-        if differs:
-            cells.append('-' if None in values else f'{values[1] - values[0]:+.2f}')
-        rows.append((name, cells))
-    return titles, rows
+        rows.append((name, list(zip(cells, ['', *differences[1:]], strict=True))))
+    return [entry.label for entry in scored], rows
 
 
 def describe_failures(confusion, names):
@@ -102,7 +97,8 @@ def describe_failures(confusion, names):
     for index in np.argsort(np.nan_to_num(shares[:, 0], nan=2)):
         if np.isnan(shares[index, 0]):
             continue
-        others = np.array(confusion[index] + confusion[:, index])
+        errors = shares[index, 1:]
+        others = confusion[index] + confusion[:, index]
         others[[0, index]] = 0
         worst = int(others.argmax())
         rows.append(
@@ -110,8 +106,8 @@ def describe_failures(confusion, names):
                 'index': int(index),
                 'name': names[index],
                 'shares': [f'{100 * share:.1f}' for share in shares[index]],
-                'cause': ERROR_SHARES[1 + int(shares[index, 1:].argmax())],
-                'confused': f'{names[worst]}' if others[worst] else '',
+                'cause': ERROR_SHARES[1 + int(errors.argmax())] if errors.any() else '',
+                'confused': names[worst] if others[worst] else '',
             }
         )
     return rows

@@ -109,9 +109,7 @@
   };
 
   const caption = (panel) => {
-    const source = panel.source === null ? '' : data.gallery.sources[panel.source];
-    const title = source && panel.title !== 'errors' ? source : source ? `errors of ${source}` : panel.title;
-    const node = element('figcaption', {}, element('span', { textContent: `${title} ` }));
+    const node = element('figcaption', {}, element('span', { textContent: `${panel.title} ` }));
     node.append(...panel.classes.map((index) => chip(data.classes[index])));
     node.append(...panel.errors.map((share, i) => chip(data.errors[i], ` ${share.toFixed(1)} %`)));
     if (panel.note) node.append(element('span', { className: 'note', textContent: panel.note }));
