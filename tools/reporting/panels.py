@@ -13,7 +13,7 @@ from core.maps import strided_size, threshold_cams, upsample_rw
 from util import artifacts, visualize
 
 MAPS = {'hr_cam': artifacts.CAM.title, 'rw': artifacts.RANDOM_WALK.title}
-# Errors of a label map, apart for people who see no difference between red and green.
+# Colours of the errors of a label map, distinguishable for colour-blind people.
 MISSED, SURPLUS, CONFUSED, UNSCORED = (0, 114, 178), (230, 159, 0), (204, 51, 119), (128, 128, 128)
 ERRORS = {'missed': MISSED, 'too much': SURPLUS, 'wrong class': CONFUSED, 'not scored': UNSCORED}
 
