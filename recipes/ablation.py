@@ -17,6 +17,11 @@ To try something else in the same way, use --name, --architecture, --scales and 
 
     python3 -m recipes.ablation --name fix --tables pair --seeds 0 --more='--mode fix --alpha 1'
 
+A loss with more terms has a larger gradient, so one learning rate for all rows favours some of them. With --rates, each
+row runs at every rate with the first seed, and with the other seeds at the rate that scored best:
+
+    python3 -m recipes.ablation --name rates --tables losses --rates 0.01 0.02 0.04
+
 The variables of the former recipes/ablation.sh are flags now: ON, SEEDS, JOBS, NAME, SCALES and MORE in lower case,
 WHAT is --tables, NET is --architecture, D is --data_dir, W is --weights. Same defaults, same runs, same names.
 """
@@ -32,7 +37,7 @@ from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core import UserError
-from util import artifacts, flags, stage
+from util import artifacts, flags, results, stage
 from util.files import make_folder, write_bytes, write_json
 
 TITLES = {
@@ -58,6 +63,7 @@ class Setting(NamedTuple):
     scales: str  # of stage 2
     epochs: int
     alpha: int
+    alphas: tuple[float, ...]  # of the table `alpha`
     data: str  # flags of every stage
     train: str  # flags of stage 1
     other_images: int  # number of images in the table `images`
@@ -83,6 +89,8 @@ def parse_args(argv=None):
     tables = 'default: all but pair for drawn, losses for photographs; pair is cl and cl_pcl_re alone'
     run.add_argument('--tables', nargs='+', choices=TITLES, metavar='TABLE', help=f'{", ".join(TITLES)} ({tables})')
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
+    rates = 'learning rates of stage 1 to choose from for each row, by the masks of train (default: one for all)'
+    run.add_argument('--rates', nargs='+', type=flags.real(0), metavar='RATE', help=rates)
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
     name = 'first part of every tag (default: ablation for drawn, photographs for photographs)'
     run.add_argument('--name', type=flags.folder_name, help=name)
@@ -95,6 +103,8 @@ def parse_args(argv=None):
         args.tables = ['losses'] if args.on == 'photographs' else [name for name in TITLES if name != 'pair']
     if args.on == 'photographs' and 'pieces' in args.tables:
         parser.error('--tables pieces: only with --on drawn')
+    if args.rates and any(word.partition('=')[0] == '--lr' for word in args.more):
+        parser.error('--more: --lr is set by --rates')
     return args
 
 
@@ -112,6 +122,7 @@ def drawn_setting(args):
         scales=args.scales or '0.5,1.0,1.5,2.0',
         epochs=epochs,
         alpha=4,
+        alphas=(0.5, 1, 2, 4, 8),
         data=f'--dataset {folder}/dataset.json --data_dir {folder}',
         train=f'--weights {shlex.quote(args.weights or "none")} --lr 0.02 --batch_size 16 --bn_replicas 1 {sizes}',
         other_images=300,
@@ -130,6 +141,7 @@ def photographs_setting(args):
         scales=args.scales or '0.5,1.0',
         epochs=epochs,
         alpha=1,
+        alphas=(0.5, 1, 2, 4),
         data=f'--dataset {PHOTOGRAPHS} --data_dir {shlex.quote(args.data_dir)}',
         train=f'--weights {shlex.quote(args.weights)} --mode fix --lr 0.01 --batch_size 8 {sizes}',
         other_images=632,
@@ -185,7 +197,7 @@ def build_tables(setting):
         },
         'alpha': {
             str(alpha): default if alpha == setting.alpha else (f'alpha={alpha}', f'--alpha {alpha}')
-            for alpha in (0.5, 1, 2, 4, 8)
+            for alpha in setting.alphas
         },
         'level': {'feature': default, 'cam': ('level=cam', '--level cam')},
         'option': {
@@ -203,14 +215,51 @@ def build_tables(setting):
     }
 
 
-def plan_runs(args, setting):
+def add_rate(row, rate):
+    """Return a row (name of the run, flags of stage 1) at a learning rate."""
+    run, stage1_flags = row
+    return f'{run}@lr={rate:g}', f'{stage1_flags} --lr {rate:g}'
+
+
+def add_rates(rows, rates):
+    """Return {title: row} of rows at every learning rate."""
+    return {f'{title}, lr {rate:g}': add_rate(row, rate) for title, row in rows.items() for rate in rates}
+
+
+def best_rate(args, setting, run):
+    """Return the learning rate at which the first seed of a run scores best. Raises UserError if none has a result."""
+    scores = {}
+    for rate in args.rates:
+        path = find_result(setting, f'{setting.name}@{run}@lr={rate:g}@seed={args.seeds[0]}')
+        if path.is_file():
+            scores[rate] = results.read(path)['miou']
+    if not scores:
+        raise UserError(f'{run}: no run at any of --rates succeeded: see the lines above')
+    return max(scores, key=scores.get)
+
+
+def choose_rates(args, setting, tables):
+    """Return tables with each row at its best learning rate, which its title then names."""
+    chosen = {}
+    for name, rows in tables.items():
+        rates = {title: best_rate(args, setting, run) for title, (run, _) in rows.items()}
+        chosen[name] = {f'{title}, lr {rates[title]:g}': add_rate(row, rates[title]) for title, row in rows.items()}
+    return chosen
+
+
+def find_result(setting, tag):
+    """Return the path of the result of a run."""
+    return artifacts.results_path(f'{tag}@train@scale={setting.scales}@train', 'json')
+
+
+def plan_runs(args, setting, tables, seeds):
     """Return {tag: commands} of the runs without a result, seed by seed, so that every row has its first one early."""
-    tables, runs = build_tables(setting), {}
-    for seed in args.seeds:
-        for table in args.tables:
-            for run, row in tables[table].values():
+    runs = {}
+    for seed in seeds:
+        for rows in tables.values():
+            for run, row in rows.values():
                 tag = f'{setting.name}@{run}@seed={seed}'
-                if not artifacts.results_path(f'{tag}@train@scale={setting.scales}@train', 'json').is_file():
+                if not find_result(setting, tag).is_file():
                     runs[tag] = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row), *args.more])
     return runs
 
@@ -228,20 +277,29 @@ def build_commands(setting, tag, seed, row):
     ]
 
 
-def build_summary(setting, table):
-    """Return the command that prints a table."""
-    rows = []
-    for title, (run, _) in build_tables(setting)[table].items():
-        row = [title, f'{setting.name}@{run}@seed=*@train@scale={setting.scales}@train']
-        rows.append(' | '.join([*row, PUBLISHED[run]] if table == 'losses' else row))
-    return ['-m', 'tools.summarize', *rows]
+def build_summary(setting, rows, published=None, seed='*'):
+    """Return the command that prints a table of rows, beside {name of the run: published mIoU} if there is any."""
+    lines = []
+    for title, (run, _) in rows.items():
+        line = [title, f'{setting.name}@{run}@seed={seed}@train@scale={setting.scales}@train']
+        lines.append(' | '.join([*line, published[run.partition('@')[0]]] if published else line))
+    return ['-m', 'tools.summarize', *lines]
 
 
-def build_pictures(args, setting):
+def summarize(args, setting, tables, titles, seed='*'):
+    """Return {title: command} that prints the tables, and draws pictures if they are those of all seeds."""
+    published = {'losses': PUBLISHED}
+    summaries = {titles[name]: build_summary(setting, rows, published.get(name), seed) for name, rows in tables.items()}
+    if 'losses' in tables and seed == '*':
+        summaries['Pictures'] = build_pictures(args, setting, tables['losses'])
+    return summaries
+
+
+def build_pictures(args, setting, rows):
     """Return the command that draws the CAMs of the losses, those of the first seed."""
     end = f'seed={args.seeds[0]}@train@scale={setting.scales}'
-    rows = [f'{title} | {setting.name}@{run}@{end}' for title, (run, _) in build_tables(setting)['losses'].items()]
-    return ['-m', 'tools.show', *rows, '--images', '8', '--out', f'experiments/show/{setting.name}']
+    lines = [f'{title} | {setting.name}@{run}@{end}' for title, (run, _) in rows.items()]
+    return ['-m', 'tools.show', *lines, '--images', '8', '--out', f'experiments/show/{setting.name}']
 
 
 # Running ------------------------------------------------------------------------------------------------------------
@@ -285,6 +343,19 @@ def execute_runs(runs, jobs):
             raise
 
 
+def execute_summaries(summaries):
+    """Print the tables and draw the pictures {title: command}; return the number that failed."""
+    failed = 0
+    for title, command in summaries.items():
+        print(f'\n{title}', flush=True)
+        try:
+            execute(command)
+        except UserError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+    return failed
+
+
 def print_commands(args, runs, summaries):
     """Print what would be run."""
     commands = [*(command for commands in runs.values() for command in commands), *summaries.values()]
@@ -296,33 +367,33 @@ def print_commands(args, runs, summaries):
 
 def main(args):
     setting = drawn_setting(args) if args.on == 'drawn' else photographs_setting(args)
-    runs = plan_runs(args, setting)
-    summaries = {
-        TITLES[table].format(count=setting.other_images): build_summary(setting, table) for table in args.tables
-    }
-    if 'losses' in args.tables:
-        summaries['Pictures'] = build_pictures(args, setting)
+    every = build_tables(setting)
+    tables = {name: every[name] for name in args.tables}
+    titles = {name: TITLES[name].format(count=setting.other_images) for name in tables}
 
     # Check the flags of every run before the first one starts.
+    search = {name: add_rates(rows, args.rates) for name, rows in tables.items()} if args.rates else tables
+    runs = plan_runs(args, setting, search, args.seeds[:1] if args.rates else args.seeds)
     for train, *_ in runs.values():
         stage1.parse_args(train[1:])
     if args.dry_run:
-        print_commands(args, runs, summaries)
+        seed = args.seeds[0] if args.rates else '*'
+        print_commands(args, runs, summarize(args, setting, search, titles, seed))
         return
 
-    # Write the data sets, execute the runs, print the tables, draw the pictures.
+    # Write the data sets and execute the runs. With --rates, that was the first seed: add the others.
     if args.on == 'drawn':
         draw_scenes(Path(args.data_dir or DRAWN))
     else:
         combine_photographs(Path('experiments/photographs'))
     failed = execute_runs(runs, args.jobs)
-    for title, command in summaries.items():
-        print(f'\n{title}', flush=True)
-        try:
-            execute(command)
-        except UserError as error:
-            failed += 1
-            print(error, file=sys.stderr, flush=True)
+    if args.rates:
+        failed += execute_summaries(summarize(args, setting, search, titles, args.seeds[0]))
+        tables = choose_rates(args, setting, tables)
+        failed += execute_runs(plan_runs(args, setting, tables, args.seeds), args.jobs)
+
+    # Print the tables and draw the pictures.
+    failed += execute_summaries(summarize(args, setting, tables, titles))
     if failed:
         raise UserError('not everything succeeded: see the lines above')
 

@@ -7,10 +7,12 @@ import importlib
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
+import train_classification_with_puzzle as stage1
 from core import UserError
 from core.data.dataset import open_dataset
 from recipes import ablation
@@ -159,6 +161,8 @@ def test_flags_for_other_experiments(in_tmp, capsys):
         ('--on photographs --data_dir VOC --weights w.pth --tables pieces', '--tables'),
         ('--tables loss', '--tables'),
         ('--seeds', '--seeds'),
+        ('--rates 0.1 x', '--rates'),
+        ('--rates 0.1 --more=--lr=0.2', '--more'),
         ('--more=--max_epoh=3 --dry_run', '--max_epoh'),
         ('--more=--image_size=100 --dry_run', '--image_size'),
     ],
@@ -168,6 +172,54 @@ def test_wrong_flags_are_named(in_tmp, capsys, line, named):
         ablation.main(ablation.parse_args(line.split()))
     assert ended.value.code == 2
     assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def fake_result(tag: str, miou: float) -> None:
+    """Write what recipes.ablation reads of a result."""
+    path = Path('experiments/results') / f'{tag}@train@scale=0.5,1.0,1.5,2.0@train.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {'miou': miou, 'fp': 10.0, 'fn': 10.0, 'images': 3, 'all_background_miou': 1.0}
+    path.write_text(json.dumps({**numbers, 'threshold': 0.2, 'thresholds': [{'threshold': 0.2, 'miou': miou}]}))
+
+
+def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
+    """All rates run with the first seed, then each row at its own best rate with the other seeds."""
+    best, rounds = {'cl': 0.04, 'cl_pcl_re': 0.01}, []
+
+    def execute(runs, jobs):
+        rounds.append(list(runs))
+        for tag, (train, *_) in runs.items():
+            args = stage1.parse_args(train[1:])
+            fake_result(tag, 60 - 100 * abs(args.lr - best[args.loss_option]))
+        return 0
+
+    monkeypatch.setattr(ablation, 'execute_runs', execute)
+    monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
+    commands = []
+    monkeypatch.setattr(ablation, 'execute', lambda command: commands.append(command))
+    line = '--tables pair --seeds 5 6 7 --rates 0.01 0.02 0.04'.split()
+    ablation.main(ablation.parse_args(line))
+    losses = ('cl', 'cl_pcl_re')
+    assert rounds[0] == [f'ablation@{loss}@lr={lr}@seed=5' for loss in losses for lr in ('0.01', '0.02', '0.04')]
+    assert rounds[1] == [f'ablation@{loss}@lr={best[loss]}@seed={seed}' for seed in (6, 7) for loss in losses]
+    end = '@train@scale=0.5,1.0,1.5,2.0@train'
+    assert commands[0][2] == f'L_cls, lr 0.01 | ablation@cl@lr=0.01@seed=5{end}'
+    assert len(commands[0]) == 2 + 6
+    rows = [f'L_cls, lr 0.04 | ablation@cl@lr=0.04@seed=*{end}']
+    assert commands[1:] == [
+        ['-m', 'tools.summarize', *rows, f'all three, lr 0.01 | ablation@cl_pcl_re@lr=0.01@seed=*{end}']
+    ]
+
+    ablation.main(ablation.parse_args(line))
+    assert rounds[2:] == [[], []]
+
+
+def test_a_row_without_any_result_is_named(in_tmp, monkeypatch):
+    monkeypatch.setattr(ablation, 'execute_runs', lambda runs, jobs: len(runs))
+    monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
+    monkeypatch.setattr(ablation, 'execute', lambda command: None)
+    with pytest.raises(UserError, match='cl: no run at any of --rates succeeded'):
+        ablation.main(ablation.parse_args('--tables pair --rates 0.01 0.02'.split()))
 
 
 def test_few_scenes(demo, tmp_path):
