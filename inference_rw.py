@@ -19,7 +19,7 @@ import torch
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
-from core.maps import strided_size
+from core.maps import normalize_rw, strided_size
 from core.models import BACKBONES, build_network
 from core.models.affinitynet import predict_edges
 from core.random_walk import random_walk
@@ -40,6 +40,7 @@ def parse_args(argv=None):
     inference.add_argument('--beta', type=flags.real(0), default=10, help='exponent of the affinities')
     steps = 'the number of random-walk steps is 2^exp_times'
     inference.add_argument('--exp_times', type=flags.integer(0, 12), default=8, help=steps)
+    flags.add_rw_normalization(parser)
     size = flags.integer(32, 16384)
     inference.add_argument('--image_size', type=size, default=512, help='smaller images are padded to this size')
     edges = 'keep the edge maps too, also of a finished random walk'
@@ -82,7 +83,8 @@ def main(args):
                         keys, cam = cams.read_maps(image_id, 'cam', size)
                         cam = torch.from_numpy(cam).to(device)
                         rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
-                        writer.submit(random_walks.write_maps, image_id, keys, rw / (rw.max(initial=0) or 1))
+                        rw = normalize_rw(rw, args.rw_normalization)
+                        writer.submit(random_walks.write_maps, image_id, keys, rw)
     stage.warn(flat, missing, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
 
 

@@ -17,6 +17,16 @@ def present_keys(labels: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.flatnonzero(labels) + 1]).astype(np.int64)
 
 
+def normalize_rw(rw: np.ndarray, by: str = 'joint') -> np.ndarray:
+    """Divide random-walk CAMs (K, h, w) by their largest value: one for all classes ('joint'), or one each ('class').
+
+    'joint' is published. 'class' gives the weaker of two classes a chance at the threshold (docs/method.md, "Random
+    walk").
+    """
+    largest = rw.max((1, 2) if by == 'class' else None, keepdims=True, initial=0)
+    return rw / np.where(largest > 0, largest, 1)
+
+
 def upsample_rw(rw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Upsample random-walk CAMs (K, h/4, w/4) to the image size: (K, h, w) float32, maximum 1 over ALL classes.
 

@@ -21,7 +21,7 @@ from core.cam import multi_scale_cam
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
-from core.maps import present_keys, upsample_rw
+from core.maps import normalize_rw, present_keys, upsample_rw
 from core.metrics import ThresholdSweep, class_counts, list_thresholds, mean_scores
 from core.models import build_network
 from core.models.affinitynet import predict_edges
@@ -51,7 +51,7 @@ def read_options(path: Path, script: str) -> Namespace:
         raise UserError(f'{path}/args.json is missing or damaged; run {script} first, with --overwrite if needed')
     if options.get('precision') != 'fp32':
         raise UserError(f'{path}: not written with --precision fp32, so its files differ by more than their rounding')
-    return Namespace(**options)
+    return Namespace(**{**dict(artifacts.RANDOM_WALK.added), **options})
 
 
 def check_unchanged(path: Path, **inputs: str) -> None:
@@ -71,7 +71,8 @@ def compute_maps(batch, device, models, walk, dataset):
     edges = predict_edges(affinity_net, original, walk.image_size)
     for image_id, label, (cam, hr_cam), edge in zip(ids, labels, maps, edges, strict=True):
         rw = random_walk(cam, edge, beta=walk.beta, exp_times=walk.exp_times)
-        yield present_keys(label), dataset.read_mask(image_id, size), *(x.cpu().numpy() for x in (cam, hr_cam, rw))
+        rw = normalize_rw(rw.cpu().numpy(), walk.rw_normalization)
+        yield present_keys(label), dataset.read_mask(image_id, size), cam.cpu().numpy(), hr_cam.cpu().numpy(), rw
 
 
 def print_differences(name, files, exact):

@@ -88,10 +88,11 @@ def test_folder_names():
     assert folder_name(PREDICTION, predictions) == f'D@val@scale={scales}@iteration=10'
 
 
-def test_changed_options_of_the_crf_are_part_of_the_name():
+def test_changed_options_that_came_later_are_part_of_the_name():
     labels = dict(experiment_name='C', domain='train', fg_threshold=0.4, bg_threshold=0.1)
     labels |= dict(crf_iteration=10, gt_prob=0.7, crf_gaussian='3,3', crf_bilateral='50,5,10')
     pseudo = {**labels, 'crf_iteration': 1}
+    walks = dict(model_name='A', domain='train', beta=10, exp_times=8, rw_normalization='joint')
     predictions = dict(tag='D', domain='val', scales='1.0', iteration=10, crf_gaussian='3,3', crf_bilateral='80,13,10')
     for kind, values, changes, name in (
         (AFFINITY_LABEL, labels, {}, 'C@aff_fg=0.40_bg=0.10'),
@@ -99,6 +100,8 @@ def test_changed_options_of_the_crf_are_part_of_the_name():
         (PSEUDO_LABEL, pseudo, {}, 'C@crf=1'),
         (PSEUDO_LABEL, pseudo, {'crf_iteration': 10}, 'C@crf=10'),
         (PSEUDO_LABEL, pseudo, {'gt_prob': 0.9, 'crf_gaussian': '1,3'}, 'C@gt_prob=0.9@crf_gaussian=1,3@crf=1'),
+        (RANDOM_WALK, walks, {}, 'A@train@beta=10@exp_times=8@rw'),
+        (RANDOM_WALK, walks, {'rw_normalization': 'class'}, 'A@train@beta=10@exp_times=8@rw_normalization=class@rw'),
         (PREDICTION, predictions, {}, 'D@val@scale=1.0@iteration=10'),
         (PREDICTION, predictions, {'crf_bilateral': '50,5,10'}, 'D@val@scale=1.0@crf_bilateral=50,5,10@iteration=10'),
     ):

@@ -153,7 +153,7 @@ RECIPE = {
     },
     'train_affinitynet --tag t --label_name l': TRAINING | {'max_epoch': 3, 'radius': 10, 'architecture': 'resnest101'},
     'inference_rw --model_name m --cam_dir c': {
-        'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': None,
+        'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': None, 'rw_normalization': 'joint',
     },
     'make_pseudo_labels --experiment_name t': {
         'threshold': 0.35, 'crf_iteration': 1, 'gt_prob': 0.7, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10',
@@ -182,9 +182,14 @@ def test_defaults_are_the_published_recipe(line):
 
 
 def test_options_that_came_later_have_the_values_of_earlier_outputs():
-    assert [kind for kind in FORMATS if kind.added] == [AFFINITY_LABEL, PSEUDO_LABEL, PREDICTION]
-    for kind in (AFFINITY_LABEL, PSEUDO_LABEL, PREDICTION):
-        line = '--tag t' if kind == PREDICTION else '--experiment_name t'
+    required = {
+        AFFINITY_LABEL: '--experiment_name t',
+        RANDOM_WALK: '--model_name m --cam_dir c',
+        PSEUDO_LABEL: '--experiment_name t',
+        PREDICTION: '--tag t',
+    }
+    assert [kind for kind in FORMATS if kind.added] == [*required]
+    for kind, line in required.items():
         options = vars(module_of(kind.script.removesuffix('.py')).parse_args(line.split()))
         assert options.items() >= {*kind.added}
     for line in ('train_classification_with_puzzle --tag t', 'train_segmentation --tag t --label_name l'):

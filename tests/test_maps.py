@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import bilinear
 
-from core.maps import present_keys, strided_size, threshold_cams, upsample_rw
+from core.maps import normalize_rw, present_keys, strided_size, threshold_cams, upsample_rw
 
 
 @pytest.mark.parametrize('size, expected', [((1, 1), (1, 1)), ((4, 5), (1, 2)), ((375, 500), (94, 125))])
@@ -32,6 +32,19 @@ def test_upsample_rw(rng, size):
     assert found.max() == 1
     assert found[1].max() < 0.5  # divided by the maximum over all classes, not by its own
     np.testing.assert_allclose(upsample_rw(rw / 7, size), found, atol=1e-5)
+
+
+def test_normalize_rw(rng):
+    rw = rng.random((3, 6, 8)).astype(np.float32)
+    rw[1] *= 0.1
+    rw[2] = 0
+    joint, by_class = normalize_rw(rw), normalize_rw(rw, 'class')
+    assert joint.dtype == by_class.dtype == np.float32
+    assert np.array_equal(joint, rw / rw.max())
+    assert np.array_equal(by_class[:2], rw[:2] / rw[:2].max((1, 2), keepdims=True))
+    assert by_class.max((1, 2)).tolist() == [1, 1, 0]
+    for by in ('joint', 'class'):
+        assert normalize_rw(np.zeros((0, 3, 4), np.float32), by).shape == (0, 3, 4)
 
 
 def test_upsample_rw_of_zeros_or_of_no_class():

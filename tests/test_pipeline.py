@@ -55,6 +55,7 @@ SCALES = '0.5,1.0'
 CAMS = f'cls@train@scale={SCALES}'
 AFFINITY_LABELS = f'{CAMS}@aff_fg=0.40_bg=0.10'
 RANDOM_WALKS = 'aff@train@beta=10@exp_times=8@rw'
+BY_CLASS = 'aff@train@beta=10@exp_times=8@rw_normalization=class@rw'
 PSEUDO = f'{RANDOM_WALKS}@crf=1'
 PREDICTIONS = f'seg@val@scale={SCALES}@iteration=10'
 TAGS = ('cls', 'aff', 'seg')
@@ -275,6 +276,21 @@ def test_random_walk_cams(experiments, demo):
         np.testing.assert_allclose(rw, (expected / expected.max()).numpy(), atol=2e-3)
         compared += 1
     assert compared
+
+
+def test_random_walks_normalised_by_class(copy):
+    """The same walks, each class divided by its own maximum, in a folder of their own."""
+    before = outputs_of(RANDOM_WALKS)
+    run(copy, 'random_walk', '--rw_normalization', 'class')
+    assert outputs_of(RANDOM_WALKS) == before
+    folders = [Path('experiments/predictions', name) for name in (RANDOM_WALKS, BY_CLASS)]
+    weaker = 0
+    for image_id in ids_of(copy, 'train_aug'):
+        (_, joint), (_, by_class) = (read_maps(folder / f'{image_id}.npz', 'rw', 6) for folder in folders)
+        largest = joint.max((1, 2), keepdims=True)
+        np.testing.assert_allclose(by_class, joint / np.where(largest > 0, largest, 1), atol=2e-3)
+        weaker += ((0 < largest) & (largest < 1)).any()
+    assert weaker
 
 
 EDGES = 'aff@train@edge'

@@ -130,16 +130,18 @@ def test_probabilities_of_a_segmenter(here):
     assert (probability.max(0) <= np.take_along_axis(probability, np.searchsorted(keys, mask)[None], 0)[0]).all()
 
 
-@pytest.mark.parametrize('exp_times, threshold, iterations', [(0, 0.35, 1), (1, 0.5, 3), (3, 0.6, 0)])
+@pytest.mark.parametrize(
+    'exp_times, by, threshold, iterations', [(0, 'joint', 0.35, 1), (1, 'class', 0.5, 3), (3, 'joint', 0.6, 0)]
+)
 def test_masks_of_a_classifier_with_affinitynet_are_those_of_stages_2_5_and_6(
-    here, demo, exp_times, threshold, iterations
+    here, demo, exp_times, by, threshold, iterations
 ):
     common = f'{of_data(demo)} --num_workers 0 --domain train'
     network = f'{common} --batch_size 1 --device cpu'
     run_stage(inference_classification, f'{network} --tag cls --scales {SCALES}'.split())
-    cams, walk = f'cls@train@scale={SCALES}', f'--beta 4 --exp_times {exp_times}'
+    cams, walk = f'cls@train@scale={SCALES}', f'--beta 4 --exp_times {exp_times} --rw_normalization {by}'
     run_stage(inference_rw, f'{network} --model_name aff --cam_dir {cams} --image_size 64 {walk}'.split())
-    walks = f'aff@train@beta=4@exp_times={exp_times}@rw'
+    walks = f'aff@train@beta=4@exp_times={exp_times}{"@rw_normalization=class" * (by == "class")}@rw'
     crf = f'--threshold {threshold} --crf_iteration {iterations}'
     run_stage(make_pseudo_labels, f'{common} --experiment_name {walks} {crf}'.split())
     more = f'--scales {SCALES} --affinity {model("aff")} {walk} {crf}'

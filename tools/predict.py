@@ -40,7 +40,7 @@ from core.data import voc
 from core.data.dataset import open_dataset
 from core.data.images import encode_label_map, make_image_id, read_image
 from core.data.transforms import normalize, rescale
-from core.maps import present_keys, strided_size, threshold_cams, upsample_rw
+from core.maps import normalize_rw, present_keys, strided_size, threshold_cams, upsample_rw
 from core.models import build_network
 from core.models.affinitynet import predict_edges
 from core.models.deeplab import multi_scale_logits
@@ -54,7 +54,14 @@ OUTPUTS = ('.png', '.npz', '_overlay.png')
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
 # val, where 0.25 is 0.5 points lower (docs/results.md, "4. The chain on photographs").
 CAM_FLAGS = {'affinity': None, 'classes': None, 'class_threshold': 0.5, 'threshold': 0.25, 'crf_iteration': 1}
-WALK_FLAGS = {**CAM_FLAGS, 'threshold': 0.35, 'beta': 10, 'exp_times': 8, 'image_size': 512}
+WALK_FLAGS = {
+    **CAM_FLAGS,
+    'threshold': 0.35,
+    'beta': 10,
+    'exp_times': 8,
+    'rw_normalization': 'joint',
+    'image_size': 512,
+}
 SEGMENTER_FLAGS = {'iteration': 10}
 
 
@@ -93,6 +100,7 @@ def parse_args(argv=None):
     inference.add_argument('--beta', type=flags.real(0), help='--affinity: exponent of the affinities (default: 10)')
     steps = 'the number of random-walk steps is 2^exp_times (default: 8)'
     inference.add_argument('--exp_times', type=flags.integer(0, 12), help=f'--affinity: {steps}')
+    flags.add_rw_normalization(parser, default=None, condition='--affinity: ')
     size = 'smaller images are padded to this size (default: the crop that AffinityNet was trained on)'
     inference.add_argument('--image_size', type=flags.integer(32, 16384), help=f'--affinity: {size}')
 
@@ -242,7 +250,7 @@ def predict_by_cams(args, classifier, affinity_net, device, picture, labels):
         (edge,) = predict_edges(affinity_net, *scaled_images(picture, [1.0], args, device), args.image_size)
         cam = torch.from_numpy(arrays['cam'].astype(np.float32)).to(device)
         rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
-        arrays['rw'] = (rw / (rw.max(initial=0) or 1)).astype(np.float16)
+        arrays['rw'] = normalize_rw(rw, args.rw_normalization).astype(np.float16)
         scores_of_pixels = upsample_rw(arrays['rw'], size)
 
     # The pseudo-label, as in stage 6.

@@ -64,9 +64,19 @@ AFFINITY_LABEL = Format(
     added=(('crf_iteration', 10), ('gt_prob', 0.7), ('crf_gaussian', '3,3'), ('crf_bilateral', '50,5,10')),
 )
 RANDOM_WALK = Format(
-    'random-walk CAM', 'inference_rw.py', '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw', ('rw',)
+    'random-walk CAM',
+    'inference_rw.py',
+    '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw',
+    ('rw',),
+    added=(('rw_normalization', 'joint'),),
 )
-EDGE = Format('edge map', 'inference_rw.py', '{model_name}@{split}@edge', ('edge',), ('cam_dir', 'beta', 'exp_times'))
+EDGE = Format(
+    'edge map',
+    'inference_rw.py',
+    '{model_name}@{split}@edge',
+    ('edge',),
+    unused=('cam_dir', 'beta', 'exp_times', 'rw_normalization'),
+)
 PSEUDO_LABEL = Format(
     'pseudo-label',
     'make_pseudo_labels.py',

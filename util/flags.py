@@ -237,6 +237,14 @@ def add_scales(parser: Parser) -> None:
     add_resize(group)
 
 
+def add_rw_normalization(parser: Parser, default: str | None = 'joint', condition: str = '') -> None:
+    """Add --rw_normalization."""
+    largest = 'random-walk CAMs are divided by the largest value of all classes (joint) or of their own (class)'
+    names = ('joint', 'class')
+    help_text = f'{condition}{largest}' if default else f'{condition}{largest} (default: joint)'
+    parser.groups['inference'].add_argument('--rw_normalization', default=default, choices=names, help=help_text)
+
+
 def add_crf_kernels(parser: Parser, bilateral: str) -> None:
     """Add the widths and weights of the dense CRF's kernels; `bilateral` is the default of the second one."""
     group = parser.groups['inference']
