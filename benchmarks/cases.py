@@ -4,7 +4,9 @@ A case is a function that sets up one implementation, 'reference' or 'ours', and
 """
 
 import dataclasses
+import multiprocessing
 import os
+import socket
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ import make_affinity_labels
 import make_pseudo_labels
 import train_classification_with_puzzle as stage1
 from benchmarks import reference
+from core import UserError
 from core.affinity import PathIndex, affinity_labels
 from core.data.dataset import Dataset, open_dataset
 from core.data.images import read_image
@@ -35,7 +38,7 @@ from core.maps import present_keys, strided_size, upsample_rw
 from core.models import AffinityNet, Classifier, DeepLabV3Plus, build_network
 from core.random_walk import random_walk
 from tools import make_demo_data, predict
-from util import artifacts, parallel
+from util import artifacts, devices, parallel, processes
 from util.checkpoint import save_model
 from util.devices import pick_device, to_device
 from util.files import write_json
@@ -391,6 +394,51 @@ def micro_batches_case(
         finished(None, device)
 
     return step
+
+
+def share_steps(what: str, count: int, device: str, batch: int = 32, size: int = 256, steps: int = 3) -> float:
+    """Return the CPU seconds of a step of a trainer that `count` processes share, added up.
+
+    Shared cores make the time of a step meaningless, but every process counts what it computes and exchanges.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context('spawn')
+    queue = context.Queue()
+    shares = [(rank, count, port, what, device, batch, size, steps, queue) for rank in range(count)]
+    started = [context.Process(target=take_steps, args=share) for share in shares]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    if any(process.exitcode for process in started):
+        raise UserError(f'{what}, {count} processes: one of them failed (its error is printed above)')
+    return sum(queue.get() for _ in started) / steps
+
+
+def take_steps(rank, count, port, what, device, batch, size, steps, queue) -> None:
+    """Be one of several processes of torchrun: put the CPU seconds of some steps into the queue."""
+    where = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    os.environ.update({name: str(value) for name, value in where.items()} if count > 1 else {})
+    torch.set_num_threads(1)
+    place = processes.start(Namespace(device=device, seed=0))
+    build = {'classifier': Classifier, 'affinitynet': lambda name, _: AffinityNet(name), 'deeplab': DeepLabV3Plus}
+    model = build[what]('mobilenet_v2', 20 if what == 'classifier' else 21)
+    model = devices.parallel(model, place, 1).train()
+    images = torch.rand(batch, 3, size, size, device=place)
+    if what == 'classifier':  # each process takes whole replicas of BatchNorm, and gathers their class maps
+        compute_loss = classifier_loss(model, images, 4 // count)
+    else:
+        compute_loss = {'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what](model, processes.own(images))
+    start = 0.0
+    for step in range(steps + 1):
+        if step == 1:  # after a warm-up
+            start = time.process_time()
+        model.zero_grad()
+        compute_loss().backward()
+    queue.put(time.process_time() - start)
+    processes.end()
 
 
 def finished(tensor: Tensor | None, device: str) -> Tensor | None:

@@ -42,6 +42,7 @@ from benchmarks.cases import (
     open_maps,
     pairs_case,
     random_walk_case,
+    share_steps,
     stage_case,
     train_case,
 )
@@ -250,6 +251,21 @@ def micro_batches_rows(args, folder):
     ]
 
 
+def processes_rows(args, folder):
+    """CPU seconds of a step, those of all processes together: no time, because they share the cores."""
+    rows = []
+    for what in ('classifier', 'affinitynet', 'deeplab'):
+        seconds = {}
+        for count in (1, 2, 4):
+            measured = [share_steps(what, count, args.device) for _ in range(args.repeats)]
+            seconds[count] = statistics.median(measured)
+        for count in (2, 4):
+            one, all_together = (f'{seconds[number]:.3g} s' for number in (1, count))
+            title = f'{what} step, 32 images of 256, mobilenet_v2; reference: 1 process, ours: {count}'
+            rows.append((title, one, all_together, f'{seconds[1] / seconds[count]:.2f}x', '', ''))
+    return rows
+
+
 def files_rows(args, folder):
     """Bytes on disk, and the effect of float16 on the mIoU at the default thresholds."""
     dataset, ids = open_data(folder)
@@ -308,6 +324,7 @@ TABLES = {
     'loader': loader_rows,
     'train': train_rows,
     'micro_batches': micro_batches_rows,
+    'processes': processes_rows,
     'files': files_rows,
     'memory': memory_rows,
     'startup': startup_rows,

@@ -142,3 +142,8 @@ def test_stages_take_images_of_any_size(stage, in_tmp):
         outputs = [path for path in Path.cwd().rglob('photo.png') if 'experiments' in path.parts]
         if stage not in ('stage 2', 'stage 5'):
             assert [read_image(path).size for path in outputs] == [size]
+
+
+def test_steps_shared_by_processes():
+    """Two processes take the steps of one, and their seconds are added."""
+    assert cases.share_steps('classifier', 2, 'cpu', batch=8, size=64, steps=1) > 0
