@@ -1,5 +1,8 @@
 """Order of the samples, batches, and workers that fail rather than hang."""
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -188,6 +191,36 @@ def test_workers_end_with_a_parent_that_was_killed():
     assert process.stdout.read() == b''
     process.wait()
     process.stdout.close()
+
+
+class SlowNumbers:
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return index
+
+
+def test_workers_leave_a_signal_to_all_processes_to_the_main_one():
+    """A scheduler sends SIGTERM to them too, while the main process finishes its step. A second one ends them."""
+    loader = iter(ordered_loader(SlowNumbers(), 1, 2, CPU))
+    found = [next(loader).item()]
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    found += [batch.item() for batch in loader]
+    assert found == list(range(12))
+
+    loader = iter(ordered_loader(SlowNumbers(), 1, 1, CPU))
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match='killed by signal: Terminated'):
+        for _ in range(2):
+            os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.2)
+        list(loader)
 
 
 class EndOfFile:

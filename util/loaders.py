@@ -2,7 +2,6 @@
 
 import multiprocessing.queues
 import os
-import signal
 import sys
 import time
 import traceback
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from core import UserError
 from util import launcher, processes
 from util.memory import keep_freed_memory, release_freed_memory
-from util.parallel import exit_with_parent
+from util.parallel import exit_with_parent, leave_signals_to_parent
 from util.stage import SHARED_MEMORY_FULL, WORKER_KILLED, progress
 
 
@@ -56,7 +55,7 @@ def init_worker(worker: int) -> None:
     """Set up a data-loading worker, and make sure that the main process never waits for a batch that cannot come."""
     torch.set_num_threads(1)  # the workers share the cores
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    leave_signals_to_parent()
     exit_with_parent()
     sys.excepthook = _report_error
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)

@@ -5,6 +5,7 @@ No torch: stages 3, 6 and 9 import this module and fork.
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
@@ -51,6 +52,15 @@ def _init_worker(function: Callable | None) -> None:
 
 def _call(image_id: str) -> object:
     return _function(image_id)
+
+
+def leave_signals_to_parent() -> None:
+    """Let the parent handle Ctrl-C and SIGTERM, which terminals and schedulers send to all processes of a command.
+
+    A second SIGTERM ends a worker: its parent sends it to one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def exit_with_parent() -> None:
