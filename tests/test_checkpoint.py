@@ -10,6 +10,7 @@ from torch import nn
 from core import UserError
 from core.models import SEGMENTERS, AffinityNet, Classifier, build_network, build_segmenter
 from core.models.weights import read_state_dict, read_torch
+from util import checkpoint
 from util.artifacts import model_path
 from util.checkpoint import ModelFile, check_finite, describe, open_model, save_model, save_torch
 from util.fingerprint import file_hash
@@ -145,6 +146,17 @@ def test_load_for_inference(in_tmp):
                 torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match='--device nonsense'):
         file.load_for_inference(Classifier(NARROW, 3), Namespace(device='nonsense', precision='fp32'))
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'cuda'])
+def test_inference_on_a_gpu_does_without_cudnn(in_tmp, monkeypatch, kind):
+    """cuDNN would plan every convolution again for each size of image."""
+    monkeypatch.setattr(checkpoint, 'pick_device', lambda name: torch.device(kind))
+    monkeypatch.setattr(checkpoint, 'to_device', lambda network, *_: network)
+    monkeypatch.setattr(torch.backends.cudnn, 'enabled', True)
+    save_model(net(), model_path('a'))
+    open_model('a', '--tag', 'train.py').load_for_inference(net(), Namespace(device='auto', precision='fp32'))
+    assert torch.backends.cudnn.enabled == (kind == 'cpu')
 
 
 # Metadata -----------------------------------------------------------------------------------------------------------

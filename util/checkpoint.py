@@ -130,6 +130,10 @@ class ModelFile:
         Returns the network, the device and the file's fingerprint; raises UserError as `load` and `pick_device` do.
         """
         device = pick_device(args.device)
+        if device.type == 'cuda':
+            # cuDNN plans each convolution again for each size of image, which takes longer than all its products
+            # (docs/results.md, "5. Speed"). Without it, torch has kernels of its own.
+            torch.backends.cudnn.enabled = False
         self.load(network)
         return to_device(network.for_inference(), device, args.precision), device, file_hash(self.path)
 
