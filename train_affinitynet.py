@@ -90,7 +90,7 @@ def main(args):
     load_weights(model.backbone, args.architecture, args.weights)
     optimizer, schedule = optim.build_sgd(model.head.parameters(), args, args.max_epoch * len(loader))
     num_devices = devices.devices_for(args.batch_size // args.micro_batches, device)
-    model = devices.parallel(model, device, num_devices, args.precision).train()
+    model = devices.parallel(model, device, num_devices, args.precision, args.compile).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}

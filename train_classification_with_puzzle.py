@@ -167,7 +167,7 @@ def main(args):
     if args.sync_bn:
         processes.synchronise(model, device)
     model.recompute = args.micro_batches > 1
-    model = devices.parallel(model, device, num_devices, args.precision).train()
+    model = devices.parallel(model, device, num_devices, args.precision, args.compile).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'Classifier', 'backbone': args.architecture, 'mode': args.mode}

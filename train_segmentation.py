@@ -96,7 +96,7 @@ def main(args):
         processes.synchronise(model, device)
     size = strided_size((args.image_size, args.image_size), model.stride)
     num_devices = 1 if args.sync_bn else devices.devices_for(args.batch_size // args.micro_batches, device)
-    model = devices.parallel(model, device, num_devices, args.precision).train()
+    model = devices.parallel(model, device, num_devices, args.precision, args.compile).train()
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}

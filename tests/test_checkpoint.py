@@ -138,7 +138,7 @@ def test_load_for_inference(in_tmp):
         args = Namespace(device='cpu', precision=precision)
         model, device, fingerprint = file.load_for_inference(Classifier(NARROW, 3), args)
         assert (device, fingerprint) == (torch.device('cpu'), file_hash(model_path('a')))
-        assert model.bf16 == (precision == 'bf16')
+        assert model.half == (torch.bfloat16 if precision == 'bf16' else None)
         assert not model.training
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         if precision == 'fp32':
@@ -154,8 +154,10 @@ def test_inference_on_a_gpu_does_without_cudnn(in_tmp, monkeypatch, kind):
     monkeypatch.setattr(checkpoint, 'pick_device', lambda name: torch.device(kind))
     monkeypatch.setattr(checkpoint, 'to_device', lambda network, *_: network)
     monkeypatch.setattr(torch.backends.cudnn, 'enabled', True)
-    save_model(net(), model_path('a'))
-    open_model('a', '--tag', 'train.py').load_for_inference(net(), Namespace(device='auto', precision='fp32'))
+    save_model(Classifier(NARROW, 3), model_path('a'))
+    open_model('a', '--tag', 'train.py').load_for_inference(
+        Classifier(NARROW, 3), Namespace(device='auto', precision='fp32')
+    )
     assert torch.backends.cudnn.enabled == (kind == 'cpu')
 
 

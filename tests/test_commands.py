@@ -264,6 +264,7 @@ PROGRAMS = (
     'tools.summarize',
     'benchmarks.run',
     'recipes.gradients',
+    'recipes.precision',
     'recipes.cut_pictures',
     'recipes.rounding',
 )
@@ -342,7 +343,7 @@ def test_flags_of_stage_1_are_where_a_reader_looks_for_them(monkeypatch):
         'augmentation': {'image_size', 'min_image_size', 'max_image_size', 'resize', 'augment'},
         'inference': set(),
         'run and output': {
-            'tag', 'seed', 'device', 'precision', 'print_ratio', 'save_interval', 'overwrite', 'select',
+            'tag', 'seed', 'device', 'precision', 'compile', 'print_ratio', 'save_interval', 'overwrite', 'select',
         },
     }  # fmt: skip
 

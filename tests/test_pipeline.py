@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,7 @@ from core.models.affinitynet import predict_edges
 from core.models.weights import read_state_dict
 from core.puzzle import merge, tile
 from core.random_walk import random_walk
-from recipes import gradients, rounding
+from recipes import gradients, precision, rounding
 from util import files
 from util.artifacts import EDGE, Folder, read_args, read_maps, write_npz
 from util.fingerprint import digest, file_hash, versions
@@ -507,6 +508,25 @@ def test_gradients_of_a_missing_run_are_refused(in_tmp):
         gradients.main(gradients.parse_args(['--tag', 'none']))
 
 
+def test_how_far_precision_moves_cams_and_losses(experiments, capsys):
+    """fp32 by nothing, fp16 less than bf16, and both by little; the CAMs of fp32 score as those of stage 2."""
+    flags = ['--tag', 'cls', '--scales', SCALES, '--num_workers', '0', '--device', 'cpu']
+    precision.main(precision.parse_args([*flags, '--settings', 'fp16', 'bf16', '--batches', '2']))
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith('|:'))
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[start + 1 :]]
+    exact, fp16, bf16 = ([float(x) for x in values] for _, *values in rows)
+    assert [name for name, *_ in rows] == ['fp32', 'fp16', 'bf16']
+    result = json.loads((experiments / f'results/{CAMS}@train.json').read_text())
+    assert exact[2] == pytest.approx(max(row['miou'] for row in result['thresholds']), abs=0.2)
+    assert 0 < fp16[0] < bf16[0] / 2
+    for i in (0, 1, 3, 4, 5):  # CAMs, three losses
+        assert exact[i] == 0
+        assert 0 < fp16[i] < 0.05
+        assert 0 < bf16[i] < 0.05
+    assert exact[6] == 0 < min(fp16[6], bf16[6]) < math.inf  # gradient
+
+
 def rounding_of(capsys) -> tuple[dict, dict]:
     """Return {(name, threshold): (mIoU of files, of float32)} and {name: difference in points}."""
     rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS, '--device', 'cpu', '--num_workers', '0']))
@@ -884,18 +904,22 @@ def test_results_do_not_depend_on_workers(copy):
         ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),
         ('--num_pieces 1 --bn_replicas 1 --augment randaugment_torchvision --seed 3', {'cl', 'pcl', 're'}),
         ('--precision bf16', {'cl', 'pcl', 're'}),
+        ('--precision fp16', {'cl', 'pcl', 're'}),
     ],
 )
 def test_options_of_the_classifier(demo, in_tmp, line, terms):
     args = run(demo, 'cls', *line.split())
     curves = json.loads((in_tmp / 'experiments/data/cls.json').read_text())['curves']
-    assert set(curves) - {'alpha'} == terms | {'loss', 'lr', 'mIoU', 'mAP', 'F1'}
+    assert set(curves) - {'alpha', 'scale'} == terms | {'loss', 'lr', 'mIoU', 'mAP', 'F1'}
     assert [step for step, _ in curves['loss']] == [1, 2, 3]
     for i, (step, loss) in enumerate(curves['loss']):
         alpha = alpha_at(step - 1, 3, args.alpha, args.alpha_schedule)
         if 're' in terms:
             assert curves['alpha'][i][1] == alpha
-        assert curves['lr'][i][1] == pytest.approx(args.lr * (1 - i / 3) ** 0.9)
+        # The first steps of fp16 only lower the scale of the loss, from 2^16.
+        scales = [2**16, *(value for _, value in curves.get('scale', []))][: i + 1]
+        taken = sum(b >= a for a, b in pairwise(scales)) if args.precision == 'fp16' else i
+        assert curves['lr'][i][1] == pytest.approx(args.lr * (1 - taken / 3) ** 0.9)
         expected = sum((alpha if term == 're' else 1) * curves[term][i][1] for term in terms)
         assert loss == pytest.approx(expected, rel=1e-5)
     assert all(math.isfinite(value) for points in curves.values() for _, value in points)
@@ -925,16 +949,17 @@ def test_options_of_the_segmenter(copy, line):
     assert len(curves['loss']) == 3
 
 
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 @pytest.mark.parametrize(
     'name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('random_walk', 'other@train@beta=10')]
 )
-def test_cams_and_random_walks_in_bfloat16(copy, name, output):
+def test_cams_and_random_walks_in_half_precision(copy, name, output, precision):
     """Close to those of float32, but not equal."""
-    run(copy, 'aff', '--tag', 'other', '--precision', 'bf16')
+    run(copy, 'aff', '--tag', 'other', '--precision', precision)
     more = {'cams': ['--scales', f'{SCALES},1.5'], 'random_walk': ['--model_name', 'other']}[name]
     found = []
-    for precision in ('fp32', 'bf16'):
-        run(copy, name, *more, '--precision', precision, '--overwrite')
+    for value in ('fp32', precision):
+        run(copy, name, *more, '--precision', value, '--overwrite')
         folder = next(
             path for path in (copy.parent / 'experiments/predictions').iterdir() if path.name.startswith(output)
         )

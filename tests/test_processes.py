@@ -105,7 +105,7 @@ def in_double(script):
     """Inside, the trainer computes in double precision on a backbone of five convolutions."""
     owner = getattr(script, 'transforms', script)  # where the script looks `normalize` up
 
-    def to_device(model, device, precision='fp32'):
+    def to_device(model, device, precision='fp32', compiled=False):
         return model.double()
 
     def normalize(images, real=owner.normalize):
@@ -119,20 +119,26 @@ def in_double(script):
         yield
 
 
-def train(name: str, line: str, stop: int | None = None) -> dict | str:
+def train(name: str, line: str, stop: int | None = None, overflow: int | None = None) -> dict | str:
     """Run a trainer; return what each step and each scoring gave, and its final state.
 
-    With `stop`, the last process gets a signal in that iteration; return what the trainer says on exit.
+    With `stop`, the last process gets a signal in that iteration; return what the trainer says on exit. With
+    `overflow`, gradients of the last process are not finite in that iteration.
     """
     script, steps, runs = SCRIPTS[name], [], []
 
     def step(run, *arguments, real=Run.step, **more):
-        if run.iteration == stop and launcher.rank() == launcher.world_size() - 1:
+        is_last = launcher.rank() == launcher.world_size() - 1
+        if run.iteration == stop and is_last:
             os.kill(os.getpid(), signal.SIGTERM)
+        model = devices.unwrap(run.model)
+        weight = next(weight for weight in model.parameters() if weight.requires_grad)
+        weight._backward_hooks = None
+        if run.iteration == overflow and is_last:
+            weight.register_hook(lambda gradient: gradient * np.inf)
         before, rates = run.iteration, [group['lr'] for group in run.optimizer.param_groups]
         real(run, *arguments, **more)
         if run.iteration > before:
-            model = devices.unwrap(run.model)
             gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             steps.append({'gradients': gradients, 'rates': rates})
             runs[:] = [run]
@@ -147,9 +153,9 @@ def train(name: str, line: str, stop: int | None = None) -> dict | str:
     return {'steps': steps, 'state': devices.unwrap(run.model).state_dict(), 'curves': run.log.curves}
 
 
-def train_in_group(name: str, line: str, stop: int | None = None) -> dict | str:
+def train_in_group(name: str, line: str, *more: int | None) -> dict | str:
     """What `train` returns, as arrays: tensors would be sent as open files."""
-    found = train(name, line, stop)
+    found = train(name, line, *more)
     if not isinstance(found, dict):
         return found
     for step in found['steps']:
@@ -324,6 +330,23 @@ def test_resuming_with_another_number_of_processes(demo, groups, tmp_path, monke
     monkeypatch.chdir(folders[1])
     rest = train(name, line)
     assert_equal_runs({**one, 'steps': one['steps'][4:]}, [rest])
+
+
+@pytest.mark.parametrize('name, more', [('cls', '--micro_batches 4'), ('aff', ''), ('seg', '--micro_batches 4')])
+def test_all_processes_skip_a_step_whose_gradients_overflow_in_one(demo, groups, tmp_path, monkeypatch, name, more):
+    line = line_of(demo, name, f'{more} --precision fp16')
+    folders = tmp_path / 'one', tmp_path / 'several'
+    for folder in folders:
+        labels_of(demo, folder)
+    monkeypatch.chdir(folders[0])
+    one = train(name, line, None, 0)
+    several = groups[2](folders[1], train_in_group, name, line, None, 0)
+    assert [value for _, value in one['curves']['scale']] == [2.0**15] * len(one['steps'])
+    for run in (one, *several):
+        skipped = run['steps'].pop(0)
+        assert not all(np.isfinite(np.asarray(gradient)).all() for gradient in skipped['gradients'].values())
+        assert skipped['rates'] == run['steps'][0]['rates']
+    assert_equal_runs(one, several)
 
 
 def stopped(iteration: int, iterations: int) -> str:

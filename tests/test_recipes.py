@@ -1,6 +1,6 @@
 """recipes/ablation.py: its dry run prints the commands of the former shell script, and every stage accepts them.
 
-recipes/gradients.py and recipes/rounding.py are tested in test_pipeline.py, on the outputs of the nine stages.
+recipes/gradients.py, precision.py and rounding.py are tested in test_pipeline.py, on the outputs of the nine stages.
 """
 
 import importlib

@@ -115,6 +115,7 @@ def options(**changes) -> Namespace:
     defaults = dict(
         tag='tag', seed=0, batch_size=4, max_epoch=2, lr=0.1, wd=0.0, momentum=0.5, nesterov=True, weights='none',
         print_ratio=0.5, save_interval=200, image_size=64, select='best', num_workers=0, overwrite=False,
+        precision='fp32', compile=False,
     )  # fmt: skip
     return Namespace(**{**defaults, **changes})
 
@@ -199,8 +200,8 @@ def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     assert state['iteration'] == 6
     assert state['fingerprint'] == {
         'tag': 'tag', 'seed': 0, 'batch_size': 4, 'max_epoch': 2, 'lr': 0.1, 'wd': 0.0, 'momentum': 0.5,
-        'nesterov': True, 'select': 'best', 'image_size': 64, 'labels': '1234', 'weights_file': 'none',
-        'classes': ['bus', 'cow'], 'images': state['fingerprint']['images'],
+        'nesterov': True, 'precision': 'fp32', 'select': 'best', 'image_size': 64, 'labels': '1234',
+        'weights_file': 'none', 'classes': ['bus', 'cow'], 'images': state['fingerprint']['images'],
     }  # fmt: skip
 
 
@@ -229,6 +230,81 @@ def test_interrupted_run_ends_with_the_same_bytes(in_tmp, monkeypatch, iteration
     # Of equal checkpoints the bytes can differ: pickle stores a string once for each object that it is.
     assert equal(*(torch.load(io.BytesIO(found.pop(CHECKPOINT)), weights_only=True) for found in (straight, resumed)))
     assert straight == resumed
+
+
+def overflowing_at(iterations, hook=lambda run: None):
+    """Return a hook whose gradients are infinite in these iterations."""
+
+    def start_step(run):
+        weight = run.model.weight
+        weight._backward_hooks = None
+        if run.iteration in iterations:
+            weight.register_hook(lambda gradient: gradient * math.inf)
+        hook(run)
+
+    return start_step
+
+
+def test_scaled_gradients_train_as_usual(in_tmp):
+    """The scale is a power of two. Other precisions have no scaler: their checkpoints are as before there was one."""
+    found = []
+    for precision in ('fp32', 'fp16'):
+        train(options(precision=precision, overwrite=True))
+        found.append(read_torch(in_tmp / CHECKPOINT)['parts'])
+    for part in ('model', 'optimizer', 'schedule'):
+        assert equal(found[0][part], found[1][part])
+    assert found[1].pop('scaler')['scale'] == 2**16
+    assert found[0].keys() == found[1].keys()
+
+
+def test_overflowing_step_changes_neither_weights_nor_learning_rate(in_tmp):
+    states = []
+
+    def remember(run):
+        parts = {name: part.state_dict() for name, part in run.parts.items() if name in ('model', 'optimizer')}
+        torch.save(parts, buffer := io.BytesIO())
+        states.append(torch.load(io.BytesIO(buffer.getvalue())))
+
+    train(options(precision='fp16'), overflowing_at({0, 2}, remember))
+    assert equal(states[0]['model'], states[1]['model'])
+    assert equal(states[2], states[4])  # states[3] is that of the end of the epoch
+    assert not equal(states[1], states[2])
+    curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
+    rates = [0.1 * (1 - t / 6) ** 0.9 for t in (0, 0, 1, 1, 2, 3)]
+    assert [value for _, value in curves['lr']] == pytest.approx(rates)
+    assert [value for _, value in curves['scale']] == [2.0**power for power in (15, 15, 14, 14, 14, 14)]
+
+
+@pytest.mark.parametrize('iteration', [1, 3, 4])
+def test_interrupted_run_with_overflows_ends_with_the_same_state(in_tmp, monkeypatch, iteration):
+    states = []
+    for name in ('straight', 'resumed'):
+        (in_tmp / name).mkdir()
+        monkeypatch.chdir(in_tmp / name)
+        args = options(precision='fp16', save_interval=1)
+        if name == 'resumed':
+            with pytest.raises(ZeroDivisionError):
+                train(args, overflowing_at({0, 3}, at(iteration, fail)))
+        train(args, overflowing_at({0, 3}))
+        parts = read_torch(Path(CHECKPOINT))['parts']
+        del parts['log']['seconds']
+        states.append(parts)
+    assert states[0]['scaler']['scale'] == 2**14
+    assert equal(*states)
+
+
+def test_gradients_that_always_overflow_end_the_run(in_tmp):
+    with pytest.raises(UserError) as error:
+        train(options(precision='fp16', max_epoch=9), overflowing_at(range(99)))
+    assert str(error.value) == ('gradients are not finite in float16 at iteration 17: pass --precision bf16 or fp32')
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_compiling_does_not_change_within_a_run(in_tmp, before):
+    with pytest.raises(ZeroDivisionError):
+        train(options(save_interval=1, compile=before), at(2, fail))
+    with pytest.raises(UserError, match=rf'\(compile: {before}, requested {not before}\)'):
+        train(options(compile=not before))
 
 
 def test_finished_run_says_so(in_tmp, capsys):

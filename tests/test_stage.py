@@ -117,6 +117,13 @@ def test_exceptions_of_torch_itself_are_explained(capsys):
         assert stage.explain(error.value) == CPU_MEMORY
 
 
+def test_faults_of_torch_compile_are_explained():
+    error = torch._inductor.exc.InvalidCxxCompiler()
+    line = stage.explain(error)
+    assert line.startswith('--compile: torch.compile does not work here (No working C++ compiler found in ')
+    assert line.endswith('): leave it out')
+
+
 @pytest.mark.parametrize(
     'error',
     [

@@ -223,7 +223,7 @@ def recorded(script, line, monkeypatch) -> list[dict]:
     """Run a trainer in double precision; return inputs, loss, gradients, rates and both states of each step."""
     steps, now = [], {'dropout': []}
 
-    def in_double(model, device, num_devices, precision):
+    def in_double(model, device, num_devices, precision, compiled):
         now['model'] = model.double()
         now['statistics'] = arrays(model.named_buffers())
         for module in model.modules():

@@ -93,6 +93,8 @@ FORMATS = (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)
 
 # Options of the network stages that change only the rounding of their outputs (docs/method.md, "CAMs").
 ROUNDING_OPTIONS = ('batch_size',)
+# Options that came later and are not part of a folder's name, with the values of earlier folders (see `fingerprint`).
+ADDED = {'compile': False}
 
 # Raised by numpy and zipfile for damaged or foreign files; NotImplementedError is a RuntimeError.
 NPZ_ERRORS = (
@@ -287,7 +289,7 @@ def create_folder(
             for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
                 path.unlink(missing_ok=True)
         ignored = (*ROUNDING_OPTIONS, *kind.unused)
-        settings = fingerprint(args, ignored, dict(kind.added), classes=dataset.class_names, **inputs)
+        settings = fingerprint(args, ignored, {**dict(kind.added), **ADDED}, classes=dataset.class_names, **inputs)
         old = _read_settings(folder, settings)
         _remove_outdated(folder, hashes)
         folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
@@ -334,7 +336,7 @@ def _read_settings(folder: Folder, settings: dict) -> dict:
         raise UserError(
             f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
         )
-    check_fingerprint(folder.path, old['fingerprint'], settings)
+    check_fingerprint(folder.path, {**ADDED, **old['fingerprint']}, {**ADDED, **settings})
     return old
 
 

@@ -125,7 +125,7 @@ class ModelFile:
             raise UserError(f'{self.path} ({self.form}): does not fit {name}: {reason[0].strip()[:200]}') from None
 
     def load_for_inference(self, network: nn.Module, args: Namespace) -> tuple[nn.Module, torch.device, str]:
-        """Load the weights, prepare the network for inference and move it to --device, in --precision.
+        """Load the weights, prepare the network for inference and move it to --device, in --precision, with --compile.
 
         Returns the network, the device and the file's fingerprint; raises UserError as `load` and `pick_device` do.
         """
@@ -135,7 +135,9 @@ class ModelFile:
             # (docs/results.md, "5. Speed"). Without it, torch has kernels of its own.
             torch.backends.cudnn.enabled = False
         self.load(network)
-        return to_device(network.for_inference(), device, args.precision), device, file_hash(self.path)
+        compiled = getattr(args, 'compile', False)
+        network = to_device(network.for_inference(), device, args.precision, compiled)
+        return network, device, file_hash(self.path)
 
 
 def open_model(tag: str, flag: str, script: str) -> ModelFile:

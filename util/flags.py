@@ -204,9 +204,15 @@ def add_device(parser: Parser) -> None:
     group.add_argument(
         '--precision',
         default='fp32',
-        choices=('fp32', 'tf32', 'bf16'),
-        help='network precision; tf32 and bf16 are faster on recent GPUs (bf16 on some CPUs too)',
+        choices=('fp32', 'tf32', 'bf16', 'fp16'),
+        help='network precision; the others are faster on recent GPUs (bf16 on some CPUs too)',
     )
+
+
+def add_compile(parser: Parser) -> None:
+    """Add --compile."""
+    what = 'compile the network (torch.compile): faster on GPUs, after minutes of compiling'
+    parser.groups['run and output'].add_argument('--compile', action='store_true', help=what)
 
 
 def add_resize(group: argparse._ArgumentGroup) -> None:
@@ -223,6 +229,7 @@ def add_inference(parser: Parser, domain: str = 'train_aug') -> None:
     """Add the flags of the stages that run a network over a list."""
     add_output_folder(parser, domain)
     add_device(parser)
+    add_compile(parser)
     parser.groups['inference'].add_argument(
         '--batch_size', type=integer(1), default=4, help='images per batch (images are grouped by size)'
     )
@@ -322,6 +329,7 @@ def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epoch
     run.add_argument('--tag', type=folder_name, required=True, help='name of the run and its model')
     run.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='random seed')
     add_device(parser)
+    add_compile(parser)
     run.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='log every this fraction of an epoch')
     interval = 'checkpoint interval in iterations (also after each epoch)'
     run.add_argument('--save_interval', type=integer(1), default=200, help=interval)
@@ -379,4 +387,6 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
         parser.error(f'--micro_batches {parts} is not a multiple of the {count} processes, which share the parts')
     if getattr(args, 'sync_bn', False) and args.mode == 'fix':
         parser.error('--sync_bn: --mode fix has no BatchNorm that trains')
+    if getattr(args, 'sync_bn', False) and args.compile:
+        parser.error('--compile: the exchanges of --sync_bn cannot be compiled: leave one of them out')
     return args

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torch.optim.lr_scheduler import PolynomialLR
@@ -40,7 +41,7 @@ from util.log import Log
 from util.stage import progress
 
 # Options of the trainers that came later, and the values that earlier runs were made with (see `fingerprint`).
-ADDED = {'label_smoothing': 0.0}
+ADDED = {'label_smoothing': 0.0, 'compile': False}
 
 
 class BestAndLast:
@@ -126,6 +127,8 @@ class Run:
         self.iteration, self.signal, self.stop = 0, 0, 0
         self.part, self.num_parts, self.total = 0, None, 0
         self.log = Log(args, len(loader))
+        device = next(model.parameters()).device
+        self.scaler = GradScaler(device.type, enabled=args.precision == 'fp16')  # the others do not need one
         self.models = BestAndLast(args.tag, getattr(args, 'select', 'last'))
         self.path = EXPERIMENTS / 'checkpoints' / f'{args.tag}.pth'
         if loader.dataset.labels is not None:
@@ -149,6 +152,8 @@ class Run:
             'log': self.log,
             'averages': self.log.averages,
         }
+        if self.scaler.is_enabled():
+            self.parts['scaler'] = self.scaler
 
     def __enter__(self) -> 'Run':
         files = [model_path(self.args.tag, suffix) for suffix in ('', '.last', '.best')]
@@ -276,22 +281,38 @@ class Run:
         """
         if self.part == 0:
             self.optimizer.zero_grad()
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.num_parts is not None:
             self.total = loss.detach() if self.part == 0 else self.total + loss.detach()
             if self.part < self.num_parts - 1:
                 return
             loss = processes.add(self.total)
-        self.optimizer.step()
         lr = self.optimizer.param_groups[0]['lr']
-        self.schedule.step()
+        self._update()
         self.iteration += 1
+        if self.scaler.is_enabled():
+            more['scale'] = self.scaler.get_scale()
         self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
 
         # The end of an epoch is saved after its scoring. All processes stop after the same iteration.
         self.stop = processes.largest(self.signal)
         if self.iteration % self.per_epoch and (self.stop or self.iteration % self.args.save_interval == 0):
             self.save()
+
+    def _update(self) -> None:
+        """Update weights and learning rate, unless gradients have overflowed in float16: then lower their scale.
+
+        All processes do the same, because they have the same sums of gradients.
+        """
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        scale = self.scaler.get_scale()
+        if scale >= before:
+            self.schedule.step()
+        elif scale < 1:
+            number = self.iteration + 1
+            raise UserError(f'gradients are not finite in float16 at iteration {number}: pass --precision bf16 or fp32')
 
     def end_epoch(self, name: str | None = None, score: float | None = None, **pictures: np.ndarray) -> None:
         """Save the model, the curves and the checkpoint; log the score in [0, 1] and pictures (h, w, 3).

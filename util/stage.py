@@ -23,6 +23,7 @@ OUT_OF_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_worker
 CUDNN = 'cuDNN failed: lower --batch_size, or check the driver and the versions of CUDA and torch'
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
 DIFFERENT = 'the processes have different networks: use the same options, code and data on all nodes'
+COMPILE = '--compile: torch.compile does not work here ({}): leave it out'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that the user can act on: a part of the message, and the line to print.
@@ -114,7 +115,10 @@ def explain(error: Exception) -> str | None:
         return 'a worker process was killed (out of memory?): lower --num_workers and run the same command to resume'
     if isinstance(error, RuntimeError):
         text = f'{error} {error.__cause__ or ""}'
-        return next((line for part, line in TORCH_ERRORS if part in text), None)
+        known = next((line for part, line in TORCH_ERRORS if part in text), None)
+        if known is None and type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+            return COMPILE.format(text.strip().splitlines()[0])
+        return known
     return None
 
 

@@ -1,4 +1,4 @@
-"""What all networks share: a backbone, two modes of BatchNorm, bfloat16, parts of a batch."""
+"""What all networks share: a backbone, two modes of BatchNorm, half precision, parts of a batch."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -22,11 +22,11 @@ class Network(nn.Module):
     """A backbone in one of two modes: 'normal' trains BatchNorm, 'fix' freezes its running statistics.
 
     All parameters outside `self.backbone` are new and learn 10 times as fast (docs/method.md, "Optimisation"). With
-    `bf16` set, the network runs under bfloat16 autocast; weights and outputs stay float32. With `recompute` set, a
+    `half` set, the network runs under autocast to that type; weights and outputs stay float32. With `recompute` set, a
     forward pass keeps nothing for the backward pass, which repeats it: of several passes only one has its graph.
     """
 
-    bf16 = False
+    half: torch.dtype | None = None
     recompute = False
     part = 0
 
@@ -43,10 +43,10 @@ class Network(nn.Module):
         with ExitStack() as stack:
             if self.part > 0:
                 stack.enter_context(running_statistics_kept(self))
-            if not self.bf16:
+            if self.half is None:
                 return call(x, *args, **kwargs)
             # Autocast is thread-local, and nn.DataParallel runs replicas in threads: so enter it here.
-            stack.enter_context(torch.autocast(x.device.type, torch.bfloat16))
+            stack.enter_context(torch.autocast(x.device.type, self.half))
             outputs = call(x, *args, **kwargs)
         return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
 
