@@ -8,7 +8,6 @@ import torch
 from conftest import draw_image, voc_xml
 
 from core import UserError
-from core.data import torch_datasets
 from core.data.dataset import Dataset, open_dataset
 from core.data.torch_datasets import ImageDataset, MultiScaleDataset, ground_truth
 from core.data.transforms import Pipeline, RandomCrop, RandomFlip, TopLeftCrop, rescale
@@ -130,8 +129,21 @@ def test_wanted_images_keep_their_batches(dataset):
         assert [''.join(found[i][0]) for i in range(len(found))] == batches
 
 
+@pytest.mark.parametrize('count', [2, 3])
+def test_shares_of_the_batches_are_the_same_batches(dataset, count):
+    """Also if images of other sizes are between them."""
+    ids = list('abcdefghijk')
+    for i, image_id in enumerate(ids):
+        draw_image(dataset.image_path(image_id), [(40, 30), (30, 40), (20, 30)][i * i % 3], seed=i)
+    batches = dataset.batches(ids, 2)
+    assert len({len(batch) for batch in batches}) == 2
+    for i in range(count):
+        share = {image_id for batch in batches[i::count] for image_id in batch}
+        assert dataset.batches([image_id for image_id in ids if image_id in share], 2) == batches[i::count]
+
+
 def test_batches_of_large_images_are_smaller(dataset, monkeypatch):
-    monkeypatch.setattr(torch_datasets, 'BATCH_PIXELS', 2 * 40 * 30)
+    monkeypatch.setattr('core.data.dataset.BATCH_PIXELS', 2 * 40 * 30)
     assert MultiScaleDataset(dataset, ['a', 'b'], {'a'}, [1.0], 4).batches == [['a', 'b']]
-    monkeypatch.setattr(torch_datasets, 'BATCH_PIXELS', 40)
+    monkeypatch.setattr('core.data.dataset.BATCH_PIXELS', 40)
     assert MultiScaleDataset(dataset, ['a', 'b'], {'a', 'b'}, [1.0], 4).batches == [['a'], ['b']]

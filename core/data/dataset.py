@@ -19,6 +19,7 @@ from core.data.entries import parse_classes, parse_palette
 from core.data.lists import open_lists
 from core.data.table import open_table
 
+BATCH_PIXELS = 2**22  # of the images of a batch for inference, such as four of 1024x1024
 KINDS = {'.json': open_lists, '.csv': open_table}
 
 
@@ -95,6 +96,22 @@ class Dataset:
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Return (h, w) from the header of the image."""
         return images.image_size(self.image_path(image_id))
+
+    def batches(self, ids: Sequence[str], batch_size: int) -> list[list[str]]:
+        """Return ids in groups of one image size: at most batch_size ids, or fewer if images are large (BATCH_PIXELS).
+
+        The ids of some of these batches, grouped again in the order of the list, give the same batches.
+        """
+        unfinished: dict[tuple[int, int], list[str]] = {}
+        batches: list[list[str]] = []
+        for image_id in ids:
+            size = self.image_size(image_id)
+            batch = unfinished.get(size)
+            if batch is None or len(batch) == max(1, min(batch_size, BATCH_PIXELS // (size[0] * size[1]))):
+                batch = unfinished[size] = []
+                batches.append(batch)
+            batch.append(image_id)
+        return batches
 
     def read_image(self, image_id: str) -> Image.Image:
         """Return the RGB image, upright."""

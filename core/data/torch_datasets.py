@@ -11,8 +11,6 @@ from core import UserError
 from core.data.dataset import Dataset
 from core.data.transforms import Pipeline, rescale
 
-BATCH_PIXELS = 2**22  # of the images of a batch for inference, such as four of 1024x1024
-
 
 class ImageDataset:
     """Samples for training and scoring: dicts of `images` and, on request, `labels` (C,) and `masks` (h, w).
@@ -66,8 +64,8 @@ def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
 class MultiScaleDataset:
     """Batches for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) uint8 per scale]).
 
-    Images of one size are grouped, at most batch_size of them, or fewer if they are large (BATCH_PIXELS). Grouping
-    depends only on the list, so results do not depend on earlier runs. Batches without any id of `wanted` are left out.
+    They are those of the list (Dataset.batches), so results do not depend on earlier runs. Batches without any id of
+    `wanted` are left out.
     """
 
     def __init__(
@@ -80,16 +78,7 @@ class MultiScaleDataset:
         backend: str = 'pillow',
     ):
         self.dataset, self.scales, self.backend = dataset, scales, backend
-        open_groups: dict[tuple[int, int], list[str]] = {}
-        groups: list[list[str]] = []
-        for image_id in ids:
-            size = dataset.image_size(image_id)
-            group = open_groups.get(size)
-            if group is None or len(group) == max(1, min(batch_size, BATCH_PIXELS // (size[0] * size[1]))):
-                group = open_groups[size] = []
-                groups.append(group)
-            group.append(image_id)
-        self.batches = [group for group in groups if not wanted.isdisjoint(group)]
+        self.batches = [batch for batch in dataset.batches(ids, batch_size) if not wanted.isdisjoint(batch)]
 
     def __len__(self) -> int:
         return len(self.batches)
