@@ -46,7 +46,7 @@ def main(args):
     inputs = {'model': model_hash, 'labels': label_hashes(labels)}
     with artifacts.create_folder(artifacts.CAM, args, dataset, ids, **inputs) as cams:
         scales = flags.floats(args.scales)
-        batches = MultiScaleDataset(dataset, ids, cams.missing, scales, args.batch_size, args.resize)
+        batches = MultiScaleDataset(dataset, cams.ids, cams.missing, scales, args.batch_size, args.resize)
         batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of CAMs')
         with parallel.BackgroundWriter(args.num_workers) as writer:
             for batch_ids, images, pixels in batches:

@@ -50,7 +50,7 @@ def main(args):
 
     with artifacts.create_folder(artifacts.PREDICTION, args, dataset, ids, model=model_hash) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing
-        batches = MultiScaleDataset(dataset, ids, missing, scales, args.batch_size, args.resize)
+        batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize)
         batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of predictions')
         for batch_ids, images, pixels in batches:
             # Sum logits over scales and mirror images, then one softmax.

@@ -167,10 +167,12 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    chosen = []
+    chosen, current = [], []
+    monkeypatch.setattr(torch.cuda, 'set_device', current.append)
     monkeypatch.setattr(torch, 'zeros', lambda *_, device: chosen.append(device))
     for name in ('auto', 'cuda'):
         assert pick_device(name) == torch.device('cuda:1')
+    assert current == [1, 1]
     assert devices_for(4, chosen[-1]) == 1
     assert pick_device('cpu') == torch.device('cpu')
     with pytest.raises(UserError, match='^--device cuda:0: under torchrun each process takes a GPU of its own'):

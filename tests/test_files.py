@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from util import files
 from util.files import (
     check_name,
     check_output,
+    is_held,
     locked,
     make_folder,
     remove_all_leftovers,
@@ -281,6 +283,20 @@ def test_lock_is_released_after_an_error_and_can_be_taken_again(tmp_path):
         with pytest.raises(ZeroDivisionError), locked(tmp_path / '.lock', 'it'):
             raise ZeroDivisionError
         assert not (tmp_path / '.lock.json').exists()
+
+
+def test_a_patient_process_waits_for_a_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0)
+    lock = tmp_path / '.lock'
+    with held(lock) as process:
+        assert is_held(lock)
+        with pytest.raises(UserError), locked(lock, 'it', patience=0.5):
+            pass
+        threading.Timer(1, process.kill).start()
+        with locked(lock, 'it', patience=60):
+            assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
+    assert not is_held(lock) and not is_held(tmp_path / 'missing.lock')
+    assert not (tmp_path / 'missing.lock').exists()
 
 
 def test_locks_of_different_names_do_not_meet(tmp_path):

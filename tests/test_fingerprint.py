@@ -146,6 +146,21 @@ def test_damaged_cache_is_replaced(in_tmp, content):
     assert file_hashes({'a': in_tmp / 'a'}) == {'a': hashlib.sha256(b'a').hexdigest()[:16]}
 
 
+def test_hashes_of_other_shards_are_kept(in_tmp, monkeypatch):
+    """Those written while this process was reading its files."""
+    for name in 'ab':
+        (in_tmp / name).write_text(name)
+
+    def hash_beside_another(name):
+        monkeypatch.undo()
+        file_hashes({'b': in_tmp / 'b'})
+        return 'new'
+
+    monkeypatch.setattr(module, '_short_hash', hash_beside_another)
+    file_hashes({'a': in_tmp / 'a'})
+    assert json.loads(module.CACHE.read_text()).keys() == {str(in_tmp / 'a'), str(in_tmp / 'b')}
+
+
 def test_labels_are_the_numbers_of_their_classes():
     assert label_hashes({'a': np.array([0, 1, 1]), 'b': np.zeros(3)}) == {'a': '2 3', 'b': '0'}
 

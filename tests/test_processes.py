@@ -32,7 +32,8 @@ import train_classification_with_puzzle
 import train_segmentation
 from core import UserError
 from core.models.backbones import BACKBONES, Backbone
-from util import devices, flags, launcher, processes, stage
+from tools import check_dataset
+from util import devices, launcher, processes, stage
 from util.loaders import gather_rows, ordered_loader, training_loader
 from util.run import Run
 
@@ -564,15 +565,13 @@ def test_port_in_use(monkeypatch, capfd):
     assert capfd.readouterr().err == ''
 
 
-@pytest.mark.parametrize('name', ['cams', 'affinity_labels', 'random_walk', 'pseudo', 'predictions', 'evaluate'])
-def test_stages_that_cannot_share_their_work_refuse(demo, monkeypatch, capsys, name):
-    script, line = commands(demo)[name]
-    monkeypatch.setattr(flags, 'GRACE', 0)
+def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys):
+    monkeypatch.setattr(launcher, 'GRACE', 0)
     for rank, printed in (('0', 1), ('1', 0)):
         for variable, value in {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'}.items():
             monkeypatch.setenv(variable, value)
         with pytest.raises(SystemExit) as ended:
-            script.parse_args(line)
+            check_dataset.parse_args([])
         assert ended.value.code == 2
         text = capsys.readouterr().err
         assert text.count('cannot share its work among processes: start it with python3') == printed

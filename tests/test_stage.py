@@ -183,6 +183,15 @@ def test_signals_end_a_script_normally(name, status):
     assert (run.returncode, run.stdout, run.stderr) == (status, 'cleaned up\n', '')
 
 
+def test_a_process_of_torchrun_says_why_it_ends():
+    """In one line; its workers, which get the signal too, are silent."""
+    program = SIGNALLED.format(name='SIGTERM').replace('    try:\n', '    child = os.fork()\n    try:\n')
+    environment = {**subprocess_environment(), 'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': '2'}
+    run = subprocess.run([sys.executable, '-c', program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 143
+    assert run.stderr == f'-c: {stage.TERMINATED}\n'
+
+
 def test_flags_are_parsed_inside(capsys):
     def parse_args():
         sys.exit('parsed')

@@ -19,7 +19,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from core import UserError
-from util.files import check_name, locked, remove_all_leftovers, write_bytes, write_json
+from util import shards
+from util.files import check_name, write_bytes, write_json
 from util.fingerprint import (
     changed_ids,
     check_fingerprint,
@@ -117,6 +118,8 @@ class LabelMaps(Protocol):
 
     class_names: tuple[str, ...]
     num_classes: int
+
+    def batches(self, ids: Sequence[str], batch_size: int) -> list[list[str]]: ...
 
     def image_path(self, image_id: str) -> Path: ...
 
@@ -269,7 +272,10 @@ def remedy(kind: Format, path: Path) -> str:
 def create_folder(
     kind: Format, args: Namespace, dataset: LabelMaps, ids: Sequence[str], **inputs: str | dict[str, str] | Folder
 ) -> Iterator[Folder]:
-    """Create or resume the output folder of a stage, and hold its lock inside.
+    """Create or resume the output folder of a stage, and hold a lock inside: of the folder, or of a share of it.
+
+    With --shard or under torchrun, the folder that is returned has the ids of this process alone (util/shards.py), and
+    other processes of the same command write theirs at the same time.
 
     `inputs` are hashes, dicts of a hash by image id, and folders of earlier stages; the images are always an input.
     args.json in the folder holds the fingerprint (options, classes and inputs), all options, the versions and the
@@ -279,30 +285,33 @@ def create_folder(
     that are damaged. Prints a summary at the end.
     """
     begun = time.monotonic()
-    folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, ids)
+    share = shards.divide(args, dataset, ids)
+    folder = Folder(kind, PREDICTIONS / folder_name(kind, args), dataset, share.ids)
     check_name(folder.path, 'the name of the output folder')
-    inputs, hashes = identify_inputs(dataset, ids, inputs)
-    with locked(folder.path / '.lock', str(folder.path)):
-        remove_all_leftovers(folder.path)
-        if args.overwrite:
-            records = [folder.path / name for name in ('args.json', 'inputs.json')]
-            for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
-                path.unlink(missing_ok=True)
-        ignored = (*ROUNDING_OPTIONS, *kind.unused)
-        settings = fingerprint(args, ignored, {**dict(kind.added), **ADDED}, classes=dataset.class_names, **inputs)
-        old = _read_settings(folder, settings)
-        _remove_outdated(folder, hashes)
-        folder.missing = {image_id for image_id in ids if not folder.file(image_id).is_file()}
+    inputs, hashes = identify_inputs(dataset, share.ids, {name: share.pick(value) for name, value in inputs.items()})
+    ignored, added = (*ROUNDING_OPTIONS, *kind.unused), {**dict(kind.added), **ADDED}
+    settings = fingerprint(args, ignored, added, classes=dataset.class_names, **inputs)
+    with share.claimed(folder.path, settings) as records_locked:
+        with records_locked():
+            if args.overwrite:
+                records = [folder.path / name for name in ('args.json', 'inputs.json')]
+                for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
+                    path.unlink(missing_ok=True)
+            old = _read_settings(folder, settings)
+            _remove_outdated(folder, hashes, ids)
+        folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
         if args.repair:
-            existing = set(ids) - folder.missing
+            existing = set(folder.ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
         if folder.missing:
-            _record(folder, args, settings, old)
+            with records_locked():  # another share may have written them meanwhile
+                _record(folder, args, settings, _read_settings(folder, settings) or old)
         try:
             yield folder
         finally:
-            _add_seconds(folder, time.monotonic() - begun)
-    print(folder.summary())
+            with records_locked():
+                _add_seconds(folder, time.monotonic() - begun)
+    print(f'{share.label}{folder.summary()}')
 
 
 def identify_inputs(
@@ -342,7 +351,8 @@ def _read_settings(folder: Folder, settings: dict) -> dict:
 
 def _record(folder: Folder, args: Namespace, settings: dict, old: dict) -> None:
     """Write args.json; the options and versions of earlier commands become its history."""
-    record = {'fingerprint': settings, 'options': vars(args), 'versions': versions(), 'history': [], 'seconds': 0}
+    options = {name: value for name, value in vars(args).items() if name != 'shard'}
+    record = {'fingerprint': settings, 'options': options, 'versions': versions(), 'history': [], 'seconds': 0}
     if old:
         before, now = ({name: content[name] for name in ('options', 'versions')} for content in (old, record))
         record['history'] = [*old['history'], before] if before != now else old['history']
@@ -358,8 +368,11 @@ def _add_seconds(folder: Folder, seconds: float) -> None:
         write_json(folder.path / 'args.json', {**record, 'seconds': round(record['seconds'] + seconds, 2)})
 
 
-def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]]) -> None:
-    """Remove the files of images whose inputs have changed, then record the inputs by part and image id."""
+def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
+    """Remove the files of images whose inputs have changed, then record the inputs by part and image id.
+
+    Those of a list are in its order, `ids`, whichever of its shares comes first.
+    """
     path, old = folder.path / 'inputs.json', _read_inputs(folder.path)
     for line in list_changes(old, hashes, folder.image_name):
         print(f'{folder.path}: {line}: regenerating', file=sys.stderr)
@@ -367,7 +380,11 @@ def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]]) -> None:
         for image_id in changed_ids(old.get(part, {}), new):
             folder.file(image_id).unlink(missing_ok=True)
     known = {part: {image_id: value for image_id, value in new.items() if value} for part, new in hashes.items()}
-    record = {part: {**old.get(part, {}), **new} for part, new in known.items()}
+    order = {image_id: position for position, image_id in enumerate(ids)}
+    record = {
+        part: dict(sorted({**old.get(part, {}), **new}.items(), key=lambda item: order.get(item[0], -1)))
+        for part, new in known.items()
+    }
     if record != old:
         write_json(path, record)
 

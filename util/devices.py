@@ -40,12 +40,13 @@ def pick_device(name: str, seed: int | None = None) -> torch.device:
 
 
 def _own_gpu(name: str) -> str:
-    """Return the GPU of this process of torchrun."""
+    """Return the GPU of this process of torchrun, and make it the current one."""
     own, visible = launcher.local_rank(), torch.cuda.device_count()
     if name != 'cuda':
         raise UserError(f'--device {name}: under torchrun each process takes a GPU of its own: leave it out')
     if own >= visible:
         raise UserError(f'--nproc_per_node: process {own} of this node has no GPU, {visible} are visible: lower it')
+    torch.cuda.set_device(own)  # for NCCL and pinned memory, which would otherwise take memory of GPU 0
     return f'cuda:{own}'
 
 

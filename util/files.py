@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from core import UserError
 
 NAME_LIMIT = 255  # bytes of a file name, on nearly every file system
+BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but which hundreds of processes may want
 LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet let go
 
 
@@ -100,27 +101,24 @@ def lock_path(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
     """Hold the lock file `path` inside; raises UserError naming the holder if another process has it.
 
-    The system releases the lock when the process ends, however it ends. On network file systems without locks, filelock
-    falls back to a file that names its owner.
+    With `patience`, wait for so many seconds first: for locks that are only held briefly. The system releases the lock
+    when the process ends, however it ends. On network file systems without locks, filelock falls back to a file that
+    names its owner.
     """
     make_folder(path.parent)
     holder = path.with_suffix('.json')
     lock = FileLock(path)
-    deadline = time.monotonic() + LOCK_PATIENCE
+    deadline = time.monotonic() + max(LOCK_PATIENCE, patience)
     while True:
         try:
             lock.acquire(timeout=0.2)
             break
         except Timeout:
-            owner = _read_holder(holder)
-            if _is_alive(owner) or time.monotonic() > deadline:
-                who = (
-                    f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}' if owner else 'another process'
-                )
-                raise UserError(f'{what} is being written by {who}: wait for it to finish, or stop it') from None
+            if (_is_alive(_read_holder(holder)) and not patience) or time.monotonic() > deadline:
+                raise refusal(path, what) from None
     try:
         write_json(
             holder,
@@ -130,6 +128,26 @@ def locked(path: Path, what: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a lock file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def refusal(path: Path, what: str) -> UserError:
+    """Return the error about an output that the holder of a lock file is writing."""
+    owner = _read_holder(path.with_suffix('.json'))
+    who = f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}' if owner else 'another process'
+    return UserError(f'{what} is being written by {who}: wait for it to finish, or stop it')
 
 
 def _read_holder(path: Path) -> dict | None:

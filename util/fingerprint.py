@@ -15,7 +15,7 @@ import numpy as np
 
 from core import UserError
 from util import launcher
-from util.files import write_json
+from util.files import BRIEF_PATIENCE, locked, write_json
 from util.stage import progress
 
 MANY_FILES = 1000  # show progress when hashing more files than this
@@ -24,7 +24,7 @@ CACHE = Path('experiments') / 'cache' / 'files.json'
 IGNORED_OPTIONS = frozenset(
     (
         'data_dir dataset device domain micro_batches num_workers overwrite pred_dir print_ratio repair save_edges '
-        'save_interval source sync_bn weights'
+        'save_interval shard source sync_bn weights'
     ).split()
 )
 # Values of an option that had another meaning in earlier versions, and how fingerprints record them.
@@ -122,11 +122,7 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
 
     The hashes are kept in experiments/cache/files.json, so a file is read again only if its size or times changed.
     """
-    try:
-        cache = json.loads(CACHE.read_text())
-    except (OSError, ValueError):
-        cache = None
-    cache = cache if isinstance(cache, dict) else {}
+    cache, new = _read_cache(), {}
     hashes, unknown = {}, {}
     for image_id, path in paths.items():
         try:
@@ -149,10 +145,19 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
             for (image_id, (name, stamp)), value in zip(unknown.items(), found, strict=True):
                 hashes[image_id] = value
                 if value:
-                    cache[name] = [*stamp, value]
+                    new[name] = [*stamp, value]
         if launcher.is_main():
-            write_json(CACHE, cache)
+            with locked(CACHE.with_name('.files.lock'), str(CACHE), BRIEF_PATIENCE):  # shards hash at the same time
+                write_json(CACHE, {**_read_cache(), **new})
     return {image_id: hashes[image_id] for image_id in paths}
+
+
+def _read_cache() -> dict[str, list]:
+    try:
+        cache = json.loads(CACHE.read_text())
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}
 
 
 def _short_hash(name: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-import time
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,6 @@ from core import UserError
 from util import launcher
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-GRACE = 5  # seconds for the first of several processes to print an error: torchrun stops all when one has ended
 FROM_MODEL = '(default: from the model file)'  # end of a help text
 GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'inference', 'run and output')
 
@@ -33,14 +32,15 @@ class Parser(argparse.ArgumentParser):
         args = super().parse_args(*arguments, **more)
         if launcher.world_size() > 1 and not self.shares_work:
             self.error('cannot share its work among processes: start it with python3 instead of torchrun')
+        if 'shard' in args and args.overwrite and launcher.share(args.shard)[1] > 1:
+            self.error('--overwrite: a share would remove the files of the others: remove the folder first instead')
         return args
 
     def error(self, message: str):
         self.exit(2, f'{self.prog}: error: {message}\n')
 
     def exit(self, status: int = 0, message: str | None = None):
-        if not launcher.is_main():
-            time.sleep(GRACE)
+        launcher.let_main_speak()
         super().exit(status, message)
 
     def _print_message(self, message: str, file=None):
@@ -155,6 +155,14 @@ def kernel(widths: int) -> Callable[[str], str]:
     return parse
 
 
+def shard(text: str) -> str:
+    """'i/n', the i-th of n shares, counted from 1; `launcher.share` gives the numbers."""
+    match = re.fullmatch('([0-9]+)/([0-9]+)', text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f'{text!r} is not i/n with i from 1 to n, such as 1/8')
+    return text
+
+
 # Shared flags -------------------------------------------------------------------------------------------------------
 
 
@@ -188,19 +196,22 @@ def add_overwrite(parser: Parser) -> None:
 
 def add_output_folder(parser: Parser, domain: str = 'train_aug') -> None:
     """Add the flags of the stages that write a file per image; `domain` is the default list."""
+    parser.shares_work = True
     add_data(parser)
     parser.groups['data'].add_argument('--domain', default=domain, help='list of images')
     add_workers(parser)
     add_overwrite(parser)
-    parser.groups['run and output'].add_argument(
-        '--repair', action='store_true', help='verify existing files and regenerate damaged ones'
-    )
+    run = parser.groups['run and output']
+    run.add_argument('--repair', action='store_true', help='verify existing files and regenerate damaged ones')
+    share = 'i/n: process only the i-th of n shares of the list (i from 1 to n), for job arrays'
+    run.add_argument('--shard', type=shard, help=share)
 
 
-def add_device(parser: Parser) -> None:
-    """Add --device and --precision."""
+def add_device(parser: Parser, gpus: str = 'one GPU') -> None:
+    """Add --device and --precision; `gpus` says which GPUs are used by default."""
     group = parser.groups['run and output']
-    group.add_argument('--device', default='auto', help='auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...')
+    default = f'auto ({gpus}; without a GPU the CPU)'
+    group.add_argument('--device', default='auto', help=f'{default}, cpu, cuda, cuda:1, ...')
     group.add_argument(
         '--precision',
         default='fp32',
@@ -228,7 +239,7 @@ def add_resize(group: argparse._ArgumentGroup) -> None:
 def add_inference(parser: Parser, domain: str = 'train_aug') -> None:
     """Add the flags of the stages that run a network over a list."""
     add_output_folder(parser, domain)
-    add_device(parser)
+    add_device(parser, 'one GPU; under torchrun one per process')
     add_compile(parser)
     parser.groups['inference'].add_argument(
         '--batch_size', type=integer(1), default=4, help='images per batch (images are grouped by size)'
@@ -328,7 +339,7 @@ def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epoch
     run = parser.groups['run and output']
     run.add_argument('--tag', type=folder_name, required=True, help='name of the run and its model')
     run.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='random seed')
-    add_device(parser)
+    add_device(parser, 'all visible GPUs; under torchrun one per process')
     add_compile(parser)
     run.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='log every this fraction of an epoch')
     interval = 'checkpoint interval in iterations (also after each epoch)'

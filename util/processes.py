@@ -44,8 +44,6 @@ def start(args: Namespace) -> torch.device:
         return pick_device(args.device, args.seed)
     _meet()
     device = pick_device(args.device, args.seed)
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
     dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', store=_store, timeout=TIMEOUT,
                             rank=launcher.rank(), world_size=launcher.world_size())  # fmt: skip
     unrecorded = {name: vars(args).get(name) for name in ('micro_batches', 'sync_bn')}

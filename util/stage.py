@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from typing import Protocol
 
 from tqdm import tqdm
@@ -24,6 +25,7 @@ CUDNN = 'cuDNN failed: lower --batch_size, or check the driver and the versions 
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
 DIFFERENT = 'the processes have different networks: use the same options, code and data on all nodes'
 COMPILE = '--compile: torch.compile does not work here ({}): leave it out'
+TERMINATED = 'stopped by SIGTERM, as torchrun stops all processes when one has ended; run the same command to resume'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that the user can act on: a part of the message, and the line to print.
@@ -55,7 +57,8 @@ TORCH_ERRORS = (
 
 
 def is_news(line: str) -> bool:
-    """Return whether an error line is to be printed. With several processes, util.processes asks the others."""
+    """Return whether an error line is to be printed. In processes that have met, util.processes asks the others."""
+    launcher.let_main_speak()
     return True
 
 
@@ -73,7 +76,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that workers are shut down
+    signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
@@ -90,6 +93,13 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
         is_flag = isinstance(error, UserError) and line.split(' ', 1)[0] in vars(args or Namespace())
         line = f'{sys.argv[0]}: error: {"--" if is_flag else ""}{line}'
         sys.exit(line if is_news(line) else 1)
+
+
+def _terminate(process: int, *_) -> None:
+    """Exit normally, so that workers are shut down. Workers that inherit this handler are silent."""
+    if launcher.world_size() > 1 and os.getpid() == process:
+        print(f'{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
+    sys.exit(143)
 
 
 def _reader_is_gone() -> bool:
