@@ -5,6 +5,8 @@ Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per cl
         per image; with --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; the file of --csv;
         for --domain test, whose masks are not public, {experiment_name}@test.tgz for the VOC test server
 
+Under torchrun processes share the images, and the first one adds up their pixel counts. There is no --shard.
+
     python3 evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 \\
         --domain val --data_dir $D/SegmentationClass
 """
@@ -14,18 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from core import IGNORE, UserError, metrics
 from core.crf import crf_from_labels
 from core.data.dataset import open_dataset
 from core.maps import strided_size, threshold_cams, upsample_rw
-from util import artifacts, files, fingerprint, flags, results, stage
+from util import artifacts, files, flags, parts, results, stage
 from util.parallel import parallel_map
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
+    parser.shares_work = True
     flags.add_data(parser, data_dir=False)
     flags.add_workers(parser)
     data = parser.groups['data']
@@ -115,41 +117,17 @@ def count_pixels(mode, dataset, folder, ids, thresholds, num_workers, crf_iterat
     return total, by_image
 
 
-def report(result):
-    """Print a line per threshold and the IoU per class at the best one."""
-    for row in result['thresholds']:
-        at = '' if row['threshold'] is None else f'threshold {results.format_threshold(row["threshold"])}: '
-        print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
-    print(tabulate(result['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
-    at = '' if result['threshold'] is None else f' at threshold {results.format_threshold(result["threshold"])}'
-    print(f'best mIoU {result["miou"]:.2f} %{at}')
-    if result['mode'] == 'rw' and len(result['thresholds']) > 1:
-        report_factors(result['thresholds'], result['fp'])
-    print(f'(predicting background everywhere: {result["all_background_miou"]:.2f} %)')
-
-
-def report_factors(rows, best_fp):
-    """Print the thresholds that over- and under-segment by the published factors."""
-    for name, factor in (('over', 1.6), ('under', 0.6)):
-        near = min(rows, key=lambda row: abs(row['fp'] - factor * best_fp))
-        at = f'{near["fp"]:.2f} % at threshold {results.format_threshold(near["threshold"])}'
-        print(f"{name}: FP {at} is closest to {factor} times the best one's")
-
-
-def score(args, mode, dataset, folder, ids):
-    """Return the content of the result file, and the counts per image."""
-    thresholds = list_thresholds(args, mode)
-    masks = fingerprint.file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids})
-    total, by_image = count_pixels(mode, dataset, folder, ids, thresholds, args.num_workers, args.crf_iteration)
+def score(args, mode, dataset, folder, ids, thresholds, total):
+    """Return the content of the result file, from the counts of all images (thresholds, target, prediction)."""
     names = ('background', *dataset.class_names)
     rows = [{'threshold': t, **metrics.summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
     best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
-    content = {
+    return {
         'experiment_name': args.experiment_name,
         'dataset': dataset.name,
         'num_classes': dataset.num_classes,
         'domain': args.domain,
-        'masks': fingerprint.digest(masks),
+        'masks': parts.hash_masks(dataset, ids),
         'mode': mode,
         'crf_iteration': args.crf_iteration,
         'images': len(ids),
@@ -160,7 +138,6 @@ def score(args, mode, dataset, folder, ids):
         'thresholds': rows,
         'made_with': artifacts.read_args(folder.path),
     }
-    return content, by_image
 
 
 def main(args):
@@ -172,13 +149,13 @@ def main(args):
     files.check_name(path, '--experiment_name')
     files.check_output(args.csv, '--csv')
     mode, folder = open_outputs(args, dataset, masked or ids)
-    with files.locked(files.lock_path(path), str(path)):
-        files.remove_leftovers(path, path.with_suffix('.npz'), upload)
-
+    with parts.claimed(path) as is_first:
         # The masks of test are not public: pack the predictions for the server.
         if args.domain == 'test' and not masked and dataset.mask_path(ids[0]):
             if mode != 'png':
                 raise UserError(f'domain test: has no masks, and {folder.path} contains no label maps to upload')
+            if not is_first:
+                return
             labels = ((i, read_prediction(folder, i)) for i in stage.progress(ids, 'packing', len(ids)))
             results.write_upload(upload, ((i, dataset.encode_label_map(label)) for i, label in labels))
             print(f'{upload}: {len(ids)} predictions for the test server')
@@ -187,11 +164,19 @@ def main(args):
             expected = f' ({dataset.mask_path(ids[0])}, ...)' if dataset.mask_path(ids[0]) else ''
             raise UserError(f'domain {args.domain!r}: nothing to compare with: none of its images has a mask{expected}')
         stage.print_mask_count(dataset, args.domain, masked)
-        content, by_image = score(args, mode, dataset, folder, masked)
+
+        # Count pixels. Of several processes the first one adds them up.
+        options = {'thresholds': list_thresholds(args, mode), 'crf_iteration': args.crf_iteration}
+        count = partial(count_pixels, mode, dataset, folder, num_workers=args.num_workers, **options)
+        counts = parts.add_up(path, folder, dataset, masked, options, count)
+        if counts is None:
+            return
+        total, by_image = counts
+        content = score(args, mode, dataset, folder, masked, options['thresholds'], total)
         results.write(name, content, masked, by_image, seconds=time.monotonic() - begun)
         if args.csv:
             results.write_csv(args.csv, content)
-    report(content)  # last: a reader such as head may close stdout
+    results.report(content)  # last: a reader such as head may close stdout
     print(f'written to {path}')
 
 

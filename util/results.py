@@ -14,11 +14,12 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
+from tabulate import tabulate
 
 from core import UserError
 from util.artifacts import EXPERIMENTS, NPZ_ERRORS, format_of, results_path, write_npz
@@ -50,14 +51,26 @@ def write(
     The duration of the evaluation and the versions are added to the content.
     """
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
+    arrays = {'ids': np.array(ids), 'thresholds': np.array(thresholds, np.float64), **pack(by_image)}
+    write_npz(results_path(name, 'npz'), **arrays)
+    write_json(results_path(name, 'json'), {**content, 'seconds': round(seconds, 2), 'versions': versions()})
+
+
+def pack(by_image: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return `images`, `classes` and `counts` as above from K classes and counts (thresholds, K, 3) per image."""
     arrays = {
-        'images': np.repeat(np.arange(len(ids)), [len(classes) for classes, _ in by_image]),
+        'images': np.repeat(np.arange(len(by_image)), [len(classes) for classes, _ in by_image]),
         'classes': np.concatenate([classes for classes, _ in by_image]),
         'counts': np.concatenate([counts.swapaxes(0, 1) for _, counts in by_image]),
     }
-    smallest = {key: array.astype(np.min_scalar_type(array.max(initial=0))) for key, array in arrays.items()}
-    write_npz(results_path(name, 'npz'), ids=np.array(ids), thresholds=np.array(thresholds, np.float64), **smallest)
-    write_json(results_path(name, 'json'), {**content, 'seconds': round(seconds, 2), 'versions': versions()})
+    return {key: array.astype(np.min_scalar_type(array.max(initial=0))) for key, array in arrays.items()}
+
+
+def unpack(arrays: Mapping[str, np.ndarray], length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what `pack` was given, for so many images. One whose mask is void everywhere may have no class."""
+    ends = np.cumsum(np.bincount(arrays['images'], minlength=length))[:-1]
+    classes, counts = np.split(arrays['classes'], ends), np.split(arrays['counts'], ends)
+    return [(found, pixels.swapaxes(0, 1)) for found, pixels in zip(classes, counts, strict=True)]
 
 
 def write_csv(path: Path, content: dict) -> None:
@@ -79,6 +92,27 @@ def write_upload(path: Path, label_maps: Iterable[tuple[str, bytes]]) -> None:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     write_bytes(path, buffer.getvalue())
+
+
+def report(result: dict) -> None:
+    """Print a line per threshold and the IoU per class at the best one."""
+    for row in result['thresholds']:
+        at = '' if row['threshold'] is None else f'threshold {format_threshold(row["threshold"])}: '
+        print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
+    print(tabulate(result['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
+    at = '' if result['threshold'] is None else f' at threshold {format_threshold(result["threshold"])}'
+    print(f'best mIoU {result["miou"]:.2f} %{at}')
+    if result['mode'] == 'rw' and len(result['thresholds']) > 1:
+        _report_factors(result['thresholds'], result['fp'])
+    print(f'(predicting background everywhere: {result["all_background_miou"]:.2f} %)')
+
+
+def _report_factors(rows: list[dict], best_fp: float) -> None:
+    """Print the thresholds that over- and under-segment by the published factors."""
+    for name, factor in (('over', 1.6), ('under', 0.6)):
+        near = min(rows, key=lambda row: abs(row['fp'] - factor * best_fp))
+        at = f'{near["fp"]:.2f} % at threshold {format_threshold(near["threshold"])}'
+        print(f"{name}: FP {at} is closest to {factor} times the best one's")
 
 
 def format_threshold(threshold: float | None) -> str:
