@@ -11,6 +11,9 @@
 #   NODES=1 GPUS=4                                 of a trainer; GPUs of each node, 0: a process on its CPUs
 #   SHARDS=8 CPUS=8                                jobs of an array; cores of each, and of a trainer per GPU
 #   TRAIN_JOB= GPU_JOB= CPU_JOB=                   more flags of sbatch, such as '--partition=gpu --time=8:00:00'
+# COCO, after tools.prepare_coco, as in recipes/coco.sh:
+#   D=../COCO DATASET=../COCO/coco2017.csv DOMAIN=train NAME=COCO STAGE1='--max_epoch 5 --select last' \
+#       STAGE7='--max_epoch 15 --select last' SHARDS=64 bash recipes/slurm/chain.sh
 # The flags of the stages are the paper's. All nodes must see this folder, .venv and the images. Submitted again, finished
 # steps report so and exit. What the jobs print is in experiments/slurm/.
 source "$(dirname "$0")/../../tools/environment.sh" requirements.txt
