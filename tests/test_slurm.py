@@ -26,10 +26,16 @@ ORDER = (
     'prediction_score',
 )  # fmt: skip
 
-# Runs a job at once, each job of an array after the other, and again if it has been requeued. Jobs are numbered from 1.
+# Runs a job at once, each job of an array after the other, and again if it has been requeued. Jobs are numbered from 1,
+# except in SLURM_JOB_ID of a trainer, which says the port at which its nodes meet: other tests may run beside this one.
 # SIGNAL is the text in a job's output after which its batch script, and nothing else, gets a SIGTERM, once.
 SBATCH = r"""
-import os, pathlib, signal, subprocess, sys, time
+import os, pathlib, random, signal, socket, subprocess, sys, time
+
+def is_free(port):
+    with socket.socket() as found:
+        return found.connect_ex(('localhost', port)) != 0
+
 rest, flags = sys.argv[1:], {}
 while rest[0].startswith('--'):
     name, _, value = rest.pop(0).partition('=')
@@ -43,13 +49,16 @@ first, _, last = flags.get('--array', '1-1').partition('-')
 statuses = []
 for task in range(int(first), int(last) + 1) if not failed else ():
     job = f'{number}_{task}' if '--array' in flags else f'{number}'
-    environment = {**os.environ, 'SLURM_JOB_ID': f'{number}', 'SLURM_JOB_NUM_NODES': flags.get('--nodes', '1'),
+    identity = job
+    if '--nodes' in flags:
+        identity = str(next(i for i in random.sample(range(1000), 1000) if is_free(29500 + i)))
+    environment = {**os.environ, 'SLURM_JOB_ID': identity, 'SLURM_JOB_NUM_NODES': flags.get('--nodes', '1'),
                    'SLURM_JOB_NODELIST': 'made'}
     if '--array' in flags:
         environment |= {'SLURM_ARRAY_JOB_ID': f'{number}', 'SLURM_ARRAY_TASK_ID': f'{task}',
                         'SLURM_ARRAY_TASK_COUNT': last}
     output = pathlib.Path(flags['--output'].replace('%x', flags['--job-name']).replace('%j', job))
-    requeued = state / f'{job}.requeued'
+    requeued = state / f'{identity}.requeued'
     while True:
         with output.open('a') as file:
             script = subprocess.Popen(['bash', *rest], env=environment, stdout=file, stderr=file)
@@ -206,7 +215,7 @@ def test_a_job_whose_time_is_up_is_requeued_and_resumes(cluster):
         assert ('run the same command to resume' in printed) == bool(more)
         found.append(torch.load('experiments/models/my.pth', weights_only=True)['model'])
     assert [Path(cluster['STATE'], f'{name}.done').read_text() for name in (1, 2)] == ['0', '0']
-    assert Path(cluster['STATE'], '2.was_requeued').exists()
+    assert len(list(Path(cluster['STATE']).glob('*.was_requeued'))) == 1
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
