@@ -1,7 +1,9 @@
 """evaluate.py in several processes: integer counts added up by the first one, parts of killed commands, refusals."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -127,6 +129,18 @@ def test_a_second_command_is_refused(demo, results, monkeypatch):
             assert is_first == (rank == 0)
             run_stage(evaluate, line_of(demo, PREDICTIONS))
         assert re.fullmatch(refusal(who, SimpleNamespace(pid=os.getpid())), str(error.value))
+
+
+def test_the_first_process_packs_the_upload_alone(demo, results, monkeypatch):
+    shutil.copytree(demo, 'data')
+    shutil.rmtree('data/SegmentationClass')  # not public
+    info = json.loads(Path('data/dataset.json').read_text())
+    Path('data/dataset.json').write_text(json.dumps({**info, 'lists': {**info['lists'], 'test': info['lists']['val']}}))
+    for rank, uploads in ((1, 0), (0, 1)):
+        as_process(monkeypatch, rank, 2)
+        run_stage(evaluate, line_of('data', PREDICTIONS, '--domain', 'test'))
+        assert len([*results.glob('*.tgz')]) == uploads
+    assert not [*results.glob('.*.npz')]
 
 
 def test_images_without_a_class_round_trip():
