@@ -309,8 +309,9 @@ def test_torchrun(demo, without):
 def test_processes_end_when_another_is_killed(demo, without):
     """With one line. The same command resumes."""
     without('cams')
-    longer = ('--scales', '4.0,4.0')
-    folder = Path('experiments/predictions/cls@train@scale=4.0,4.0')
+    scales = ','.join(['4.0'] * 8)  # long enough for both to work at once
+    longer = ('--scales', scales)
+    folder = Path(f'experiments/predictions/cls@train@scale={scales}')
     run, until = torchrun(demo, 'cams', *longer), time.monotonic() + 120
     while len(holders := sorted(folder.glob('.*of2.json'))) < 2:  # both have started to work
         assert time.monotonic() < until and run.poll() is None
