@@ -383,13 +383,14 @@ def ids_shown(page) -> list[str]:
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_page_fits_and_every_picture_and_chart_appears(open_page, width, scheme):
     page = open_page(width, scheme)
+    for chart in page.query_selector_all('.chart'):
+        if chart.is_visible():
+            chart.scroll_into_view_if_needed()
+            page.wait_for_function('node => node.dataset.drawn', arg=chart)
     height = page.evaluate('document.documentElement.scrollHeight')
-    for y in range(0, height, 400):
+    for y in range(0, height, 400):  # pictures are loaded when they come near
         page.evaluate(f'window.scrollTo(0, {y})')
         page.wait_for_timeout(20)
-    page.wait_for_function(
-        "[...document.querySelectorAll('.chart')].filter(n => n.offsetParent).every(n => n.dataset.drawn)"
-    )
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     missing = '[...document.images].filter(image => !(image.complete && image.naturalWidth)).length'
     assert page.evaluate('document.images.length') > 40
