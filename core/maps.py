@@ -20,8 +20,8 @@ def present_keys(labels: np.ndarray) -> np.ndarray:
 def normalize_rw(rw: np.ndarray, by: str = 'joint') -> np.ndarray:
     """Divide random-walk CAMs (K, h, w) by their largest value: one for all classes ('joint'), or one each ('class').
 
-    'joint' is published. 'class' gives the weaker of two classes a chance at the threshold (docs/method.md, "Random
-    walk").
+    'joint' follows the published code. With 'class', the weaker of two classes can pass the threshold too
+    (docs/method.md, "Random walk").
     """
     largest = rw.max((1, 2) if by == 'class' else None, keepdims=True, initial=0)
     return rw / np.where(largest > 0, largest, 1)

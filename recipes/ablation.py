@@ -278,7 +278,7 @@ def build_commands(setting, tag, seed, row):
 
 
 def build_summary(setting, rows, published=None, seed='*'):
-    """Return the command that prints a table of rows, beside {name of the run: published mIoU} if there is any."""
+    """Return the command that prints a table of rows, next to the published mIoU by name of the run if there is any."""
     lines = []
     for title, (run, _) in rows.items():
         line = [title, f'{setting.name}@{run}@seed={seed}@train@scale={setting.scales}@train']

@@ -55,9 +55,9 @@ def _call(image_id: str) -> object:
 
 
 def leave_signals_to_parent() -> None:
-    """Let the parent handle Ctrl-C and SIGTERM, which terminals and schedulers send to all processes of a command.
+    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers send them to every process of a command.
 
-    A second SIGTERM ends a worker: its parent sends it to one that hangs.
+    A second SIGTERM ends the worker, so that the parent can stop one that hangs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
