@@ -264,6 +264,7 @@ PROGRAMS = (
     'tools.summarize',
     'benchmarks.run',
     'recipes.gradients',
+    'recipes.terms',
     'recipes.precision',
     'recipes.cut_pictures',
     'recipes.rounding',
