@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Table 2 on photographs: the nine stages, trained on train_2007 and scored on train_2007 and val_2007:
-#   D=VOC_ROOT W=MOBILENET_V2_IMAGENET_FILE bash recipes/chain.sh
+#   D=VOC_ROOT W=IMAGENET_WEIGHTS_OF_NET bash recipes/chain.sh
 # Optional variables, with their defaults:
+#   NET=mobilenet_v2                                backbone
 #   LOSS='--loss_option cl'                         flags of stage 1, such as '--loss_option cl_pcl_re --alpha 1'
+#   SEG='--image_size 160 --min_image_size 144 --max_image_size 288 --max_epoch 20'    flags of stage 7
+#   SEG_SCALES=0.6                                  scales of stage 8
 #   NAME=chain                                      first part of every tag
 #   THRESHOLDS='0.25 0.35 0.40 0.55 0.45'           thresholds of stage 6; stage 7 trains on the last one
 # Finished steps are not repeated, except stage 6. Tables come at the end, and experiments/report.html.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
-: "${D:?the VOC root}" "${W:?the ImageNet file of mobilenet_v2}"
+: "${D:?the VOC root}" "${W:?the ImageNet weights of the backbone}"
 NAME=${NAME:-chain} LOSS=${LOSS:---loss_option cl} SCALES=0.5,1.0,1.5
-NET=mobilenet_v2
+NET=${NET:-mobilenet_v2}
+SEG=${SEG:---image_size 160 --min_image_size 144 --max_image_size 288 --max_epoch 20} SEG_SCALES=${SEG_SCALES:-0.6}
 DATA="--dataset data/voc2012_2007.json --data_dir $D"
 TRAIN="$DATA --num_workers 1 --weights $W --momentum 0.9 --batch_size 16"
 INFER="$DATA --num_workers 1"
@@ -44,15 +48,15 @@ done
 
 RW=$NAME@aff@train@beta=10@exp_times=8@rw
 python train_segmentation.py $TRAIN --backbone $NET --mode normal --lr 0.002 --select last --label_name $RW@crf=1 \
-    --image_size 160 --min_image_size 144 --max_image_size 288 --max_epoch 20 --tag $NAME@seg
-python inference_segmentation.py $INFER --backbone $NET --mode normal --tag $NAME@seg --scales 0.6
-python evaluate.py $INFER --experiment_name $NAME@seg@val@scale=0.6@iteration=10 --domain val
+    --tag $NAME@seg $SEG
+python inference_segmentation.py $INFER --backbone $NET --mode normal --tag $NAME@seg --scales $SEG_SCALES
+python evaluate.py $INFER --experiment_name $NAME@seg@val@scale=$SEG_SCALES@iteration=10 --domain val
 
 for domain in train val; do
     echo
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     rows=("CAM | $NAME@cls@$domain@scale=$SCALES@$domain" "+ RW | $RW@$domain" "+ RW + dCRF | $RW@crf=1@$domain")
-    [ $domain = val ] && rows+=("DeepLabv3+ | $NAME@seg@val@scale=0.6@iteration=10@val")
+    [ $domain = val ] && rows+=("DeepLabv3+ | $NAME@seg@val@scale=$SEG_SCALES@iteration=10@val")
     python -m tools.summarize --thresholds "${rows[@]}"
 done
 echo

@@ -32,7 +32,7 @@ import train_classification_with_puzzle
 import train_segmentation
 from core import UserError
 from core.models.backbones import BACKBONES, Backbone
-from tools import check_dataset
+from tools import check_dataset, predict
 from util import devices, launcher, processes, stage
 from util.loaders import gather_rows, ordered_loader, training_loader
 from util.run import Run
@@ -565,13 +565,16 @@ def test_port_in_use(monkeypatch, capfd):
     assert capfd.readouterr().err == ''
 
 
-def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ('parse_args', 'words'), [(check_dataset.parse_args, []), (predict.parse_args, ['model.pth', 'photo.jpg'])]
+)
+def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys, parse_args, words):
     monkeypatch.setattr(launcher, 'GRACE', 0)
     for rank, printed in (('0', 1), ('1', 0)):
         for variable, value in {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'}.items():
             monkeypatch.setenv(variable, value)
         with pytest.raises(SystemExit) as ended:
-            check_dataset.parse_args([])
+            parse_args(words)
         assert ended.value.code == 2
         text = capsys.readouterr().err
         assert text.count('cannot share its work among processes: start it with python3') == printed

@@ -194,7 +194,7 @@ def test_shares_cannot_overwrite(demo, monkeypatch, capsys, shard, count):
     script, words = commands(demo)['pseudo']
     with pytest.raises(SystemExit):
         script.parse_args([*words, '--overwrite', '--shard', shard])
-    assert '--overwrite: a share would remove the files of the others' in capsys.readouterr().err
+    assert '--overwrite: with --shard or torchrun it would remove files of other shares' in capsys.readouterr().err
     assert script.parse_args([*words, '--shard', shard]).shard == shard
 
 

@@ -90,9 +90,9 @@ def parse_args(argv=None):
     classes = 'classes to find, comma-separated (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', help=f'classifier: {classes}')
     one = flags.real(0, 1)
-    above = 'classes with a score above are predicted (default: 0.5)'
+    above = 'classes that score above this are predicted (default: 0.5)'
     inference.add_argument('--class_threshold', type=one, help=f'classifier: {above}')
-    above = 'pixels with a score above are foreground (default: 0.35 with --affinity, 0.25 without)'
+    above = 'pixels that score above this are foreground (default: 0.35 with --affinity, 0.25 without)'
     inference.add_argument('--threshold', type=one, help=f'classifier: {above}')
     iterations = 'dense CRF iterations (0: no CRF; default:'
     inference.add_argument('--crf_iteration', type=flags.integer(0), help=f'classifier: {iterations} 1)')
@@ -107,7 +107,7 @@ def parse_args(argv=None):
     flags.add_device(parser)
     run = parser.groups['run and output']
     run.add_argument('--out', type=Path, help='output folder (default: experiments/predict/{name of MODEL})')
-    overwrite = 'replace existing files; without it they are an error before anything is predicted'
+    overwrite = 'replace existing files (otherwise they are an error)'
     run.add_argument('--overwrite', action='store_true', help=overwrite)
     run.add_argument('--font', type=Path, help="font file for class names in scripts that Pillow's own font lacks")
     args = parser.parse_intermixed_args(argv)  # IMAGEs may follow flags

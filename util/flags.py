@@ -29,11 +29,17 @@ class Parser(argparse.ArgumentParser):
         self.groups = {title: self.add_argument_group(title) for title in GROUPS}
 
     def parse_args(self, *arguments, **more) -> argparse.Namespace:
-        args = super().parse_args(*arguments, **more)
+        return self._check(super().parse_args(*arguments, **more))
+
+    def parse_intermixed_args(self, *arguments, **more) -> argparse.Namespace:
+        return self._check(super().parse_intermixed_args(*arguments, **more))
+
+    def _check(self, args: argparse.Namespace) -> argparse.Namespace:
+        """Check what does not go with several processes or shards."""
         if launcher.world_size() > 1 and not self.shares_work:
             self.error('cannot share its work among processes: start it with python3 instead of torchrun')
         if 'shard' in args and args.overwrite and launcher.share(args.shard)[1] > 1:
-            self.error('--overwrite: a share would remove the files of the others: remove the folder first instead')
+            self.error('--overwrite: with --shard or torchrun it would remove files of other shares: remove the folder')
         return args
 
     def error(self, message: str):
@@ -216,7 +222,7 @@ def add_device(parser: Parser, gpus: str = 'one GPU') -> None:
         '--precision',
         default='fp32',
         choices=('fp32', 'tf32', 'bf16', 'fp16'),
-        help='network precision; the others are faster on recent GPUs (bf16 on some CPUs too)',
+        help='network precision; tf32, bf16 and fp16 are meant for recent GPUs, bf16 also for some CPUs',
     )
 
 
@@ -266,7 +272,8 @@ def add_rw_normalization(parser: Parser, default: str | None = 'joint', conditio
 def add_crf_kernels(parser: Parser, bilateral: str) -> None:
     """Add the widths and weights of the dense CRF's kernels; `bilateral` is the default of the second one."""
     group = parser.groups['inference']
-    gaussian, both = 'Gaussian kernel of the CRF: sxy,weight', 'bilateral kernel of the CRF: sxy,srgb,weight'
+    gaussian = 'Gaussian kernel of the CRF: width in pixels,weight'
+    both = 'bilateral kernel of the CRF: width in pixels,width in colour levels,weight'
     group.add_argument('--crf_gaussian', type=kernel(1), default='3,3', help=gaussian)
     group.add_argument('--crf_bilateral', type=kernel(2), default=bilateral, help=both)
 
@@ -341,7 +348,7 @@ def add_training(parser: Parser, *, lr: float, wd: float, momentum: float, epoch
     run.add_argument('--seed', type=integer(0, 2**32 - 1), default=0, help='random seed')
     add_device(parser, 'all visible GPUs; under torchrun one per process')
     add_compile(parser)
-    run.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='log every this fraction of an epoch')
+    run.add_argument('--print_ratio', type=real(0, 1), default=0.1, help='logging interval, as a fraction of an epoch')
     interval = 'checkpoint interval in iterations (also after each epoch)'
     run.add_argument('--save_interval', type=integer(1), default=200, help=interval)
     add_overwrite(parser)

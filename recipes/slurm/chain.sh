@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Submit the nine stages to Slurm: trainers under torchrun, stages 2, 3, 5, 6 and 8 as job arrays, each after the one it reads:
 #   D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh
-#   DRY_RUN=1 D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh          # prints the commands, submits nothing
+#   DRY_RUN=1 D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh          # prints the commands instead of submitting them
 # Optional variables, with their defaults:
 #   DATASET=data/voc2012.json DOMAIN=train_aug     data set, and the list that is labelled
-#   NAME=VOC NET=resnest101 W=imagenet             first part of every tag, backbone, --weights
+#   NAME=VOC NET=resnest101 W=imagenet             first part of every tag, backbone, --weights; a file if nodes are offline
 #   SCALES=0.5,1.0,1.5,2.0                         image scales of stages 2 and 8
 #   STAGE1= STAGE4= STAGE7=                        more flags of a trainer, such as STAGE1='--max_epoch 5 --select last'
 #   STAGE2= STAGE3= STAGE5= STAGE6= STAGE8=        more flags that are not part of a folder's name, such as '--precision bf16'
@@ -14,8 +14,9 @@
 # COCO, after tools.prepare_coco, as in recipes/coco.sh:
 #   D=../COCO DATASET=../COCO/coco2017.csv DOMAIN=train NAME=COCO STAGE1='--max_epoch 5 --select last' \
 #       STAGE7='--max_epoch 15 --select last' SHARDS=64 bash recipes/slurm/chain.sh
-# The flags of the stages are the paper's. All nodes must see this folder, .venv and the images. Submitted again, finished
-# steps report so and exit. What the jobs print is in experiments/slurm/.
+# The flags of the stages are the paper's. Paths are relative to the top of the repository. All nodes must see this folder,
+# .venv and the images. When the chain is submitted again, finished steps report so and exit. What the jobs print is in
+# experiments/slurm/.
 source "$(dirname "$0")/../../tools/environment.sh" requirements.txt
 : "${D:?the folder of the data set}"
 DATASET=${DATASET:-data/voc2012.json} DOMAIN=${DOMAIN:-train_aug} NAME=${NAME:-VOC} NET=${NET:-resnest101} W=${W:-imagenet}
