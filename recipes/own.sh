@@ -7,6 +7,7 @@
 #   W=imagenet            --weights: imagenet, none or a file
 #   EPOCHS LR=0.01        of both networks; EPOCHS: 3,000 / number of photographs, but at least 3
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
+#   DEEPLAB=              1 also trains DeepLabv3+ on the masks, for photographs without tags
 #   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
 # Finished steps are not repeated, except for the masks.
 CSV=$(realpath "${CSV:?the CSV of images and classes}") D=$(realpath "${D:?the folder of photographs}")
@@ -27,3 +28,13 @@ python make_affinity_labels.py "${DATA[@]}" --experiment_name "$CAM" $OVERWRITE
 python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$CAM@aff_fg=0.40_bg=0.10" --lr 0.05
 python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" --beta 20 \
     --threshold 0.45 --overwrite "${DATA[@]}"
+
+if [ -n "${DEEPLAB:-}" ]; then
+    WALK=$NAME@affinity@train@beta=20@exp_times=8@rw
+    python inference_rw.py "${DATA[@]}" --model_name "$NAME@affinity" --cam_dir "$CAM" --beta 20 $OVERWRITE
+    python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" --threshold 0.45 $OVERWRITE
+    python train_segmentation.py "${DATA[@]}" --backbone "$NET" --weights "experiments/models/$NAME.pth" --mode normal \
+        --lr 0.002 --batch_size 16 --momentum 0.9 --image_size 256 --min_image_size 192 --max_image_size 512 \
+        --max_epoch $((EPOCHS * 5 / 2)) --label_name "$WALK@crf=1" --tag "$NAME@deeplab" $OVERWRITE
+    echo "for other photographs: python -m tools.predict experiments/models/$NAME@deeplab.pth FOLDER --scales 0.75"
+fi

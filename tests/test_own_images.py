@@ -307,7 +307,7 @@ def test_images_of_16_bits_are_refused(copy, capsys):
     assert text.endswith('pets/grey.PNG: has more than 8 bits per channel (mode I;16): convert it')
 
 
-def test_the_five_commands_of_the_readme(tmp_path):
+def test_the_commands_of_the_readme(tmp_path):
     """Word for word but for smaller sizes, in a folder that links to the repository."""
     for path in REPOSITORY.iterdir():
         if path.suffix == '.py' or path.name in ('core', 'util', 'tools', 'data'):
@@ -316,12 +316,17 @@ def test_the_five_commands_of_the_readme(tmp_path):
         draw_image(tmp_path / 'photos' / name, (64, 48), seed=i)
     (tmp_path / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
 
+    draw_image(tmp_path / 'new/cat.png', (64, 48), seed=9)
     readme = (REPOSITORY / 'README.md').read_text().split('then lead to masks:', 1)[1]
-    commands = readme.split('```')[1]
+    five, _, later = readme.partition('**Photographs without tags.**')
+    commands = five.split('```')[1] + later.split('```')[1]
     smaller = (
-        ('--batch_size 16', '--batch_size 4 --weights none --num_workers 0'),
+        ('--architecture mobilenet_v2', '--architecture mobilenet_v2 --weights none'),
+        ('--batch_size 16', '--batch_size 4 --num_workers 0'),
         ('--image_size 256 --min_image_size 224 --max_image_size 384', SIZES.split(' --batch_size')[0]),
+        ('--image_size 256 --min_image_size 192 --max_image_size 512', SIZES.split(' --batch_size')[0]),
         ('--max_epoch 12', '--max_epoch 1'),
+        ('--max_epoch 24', '--max_epoch 1'),
         ('--tag own@affinity', '--tag own@affinity --radius 4'),
     )
     for words, replacement in smaller:
@@ -334,6 +339,7 @@ def test_the_five_commands_of_the_readme(tmp_path):
         f'{image_id}{ending}' for image_id in ('rex', 'a b__mia', 'empty', 'tom')
         for ending in ('.png', '.npz', '_overlay.png')
     }  # fmt: skip
+    assert (tmp_path / 'experiments/predict/own@deeplab/cat.png').is_file()
 
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
