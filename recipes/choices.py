@@ -164,6 +164,7 @@ def plan_variants(seed, first):
     variants = {
         'lr=0.01': train_classifier('lr=0.01', seed, '--lr', '0.01'),
         'momentum=0.0001': train_classifier('momentum=0.0001', seed, '--momentum', '1e-4', '--lr', '0.1'),
+        'bn_replicas=2': train_classifier('bn_replicas=2', seed, '--bn_replicas', '2'),
         'bn_replicas=4': train_classifier('bn_replicas=4', seed, '--bn_replicas', '4'),
         'label_smoothing=0.1': train_classifier('label_smoothing=0.1', seed, *smoothing),
         'best': infer_cams(f'{cls}.best'),
@@ -200,6 +201,7 @@ def list_choices():
     smoothed = f'{prediction_of(tag_of("label_smoothing=0.1", "{seed}", "deeplab"))}@val'
     return [
         Choice('1: --momentum 1e-4 --lr 0.1 instead of 0.9 and 0.01', cams('momentum=0.0001'), cams('lr=0.01')),
+        Choice('1: --bn_replicas 2 instead of 1: 8 images each, as published', cams('bn_replicas=2'), cam),
         Choice('1: --bn_replicas 4 instead of 1', cams('bn_replicas=4'), cam),
         Choice('1: --select best instead of last', f'{cam_of(tag_of("base", "{seed}") + ".best")}@train', cam),
         Choice('1: --label_smoothing 0.1', cams('label_smoothing=0.1'), cam),
