@@ -5,7 +5,8 @@
 #   NAME=own              name of models and outputs
 #   NET=mobilenet_v2      backbone
 #   W=imagenet            --weights: imagenet, none or a file
-#   EPOCHS LR=0.01        of both networks; EPOCHS: 3,000 / number of photographs, but at least 3
+#   EPOCHS                of both networks (default: 3,000 / number of photographs, but at least 3)
+#   LR=0.01               of the classifier
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
 #   DEEPLAB=              1 also trains DeepLabv3+ on the masks, for photographs without tags
 #   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
