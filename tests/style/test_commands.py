@@ -1,0 +1,372 @@
+"""Command lines: the nine published ones, the README's, the defaults, wrong flags, --help."""
+
+import argparse
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from support import REPOSITORY, STAGES, subprocess_environment
+from util import flags
+from util.artifacts import (
+    AFFINITY_LABEL,
+    CAM,
+    FORMATS,
+    PREDICTION,
+    PREDICTIONS,
+    PSEUDO_LABEL,
+    RANDOM_WALK,
+    folder_name,
+)
+from util.run import ADDED
+
+COMMANDS = """
+train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \
+    --alpha_schedule 0.50 --alpha 4.00 --tag ResNeSt101@Puzzle@optimal --data_dir $D
+inference_classification.py --architecture resnest101 --tag ResNeSt101@Puzzle@optimal --domain train_aug --data_dir $D
+make_affinity_labels.py --experiment_name ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug \
+    --fg_threshold 0.40 --bg_threshold 0.10 --data_dir $D
+train_affinitynet.py --architecture resnest101 --tag AffinityNet@ResNeSt-101@Puzzle \
+    --label_name ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0@aff_fg=0.40_bg=0.10 --data_dir $D
+inference_rw.py --architecture resnest101 --model_name AffinityNet@ResNeSt-101@Puzzle \
+    --cam_dir ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug --data_dir $D
+make_pseudo_labels.py --experiment_name AffinityNet@ResNeSt-101@Puzzle@train@beta=10@exp_times=8@rw \
+    --domain train_aug --threshold 0.35 --crf_iteration 1 --data_dir $D
+train_segmentation.py --backbone resnest101 --mode fix --use_gn True --tag DeepLabv3+@ResNeSt-101@Fix@GN \
+    --label_name AffinityNet@ResNeSt-101@Puzzle@train@beta=10@exp_times=8@rw@crf=1 --data_dir $D
+inference_segmentation.py --backbone resnest101 --mode fix --use_gn True --tag DeepLabv3+@ResNeSt-101@Fix@GN \
+    --scale 0.5,1.0,1.5,2.0 --iteration 10
+evaluate.py --experiment_name DeepLabv3+@ResNeSt-101@Fix@GN@val@scale=0.5,1.0,1.5,2.0@iteration=10 --domain val \
+    --data_dir $D/SegmentationClass
+"""
+
+
+def module_of(stage: str):
+    return importlib.import_module(stage)
+
+
+def parsed(root: str) -> dict:
+    """Return the options of each command by script, split as a shell does."""
+    options = {}
+    for line in COMMANDS.strip().splitlines():
+        script, *words = shlex.split(line.replace('$D', root))
+        stage = script.removesuffix('.py')
+        options[stage] = module_of(stage).parse_args(words)
+    return options
+
+
+@pytest.mark.parametrize('root', ['../VOC2012', '../VOC2012/', '/data/my VOC'])
+def test_the_nine_commands_are_parsed(root):
+    quoted = shlex.quote(root).strip("'").replace(' ', '\\ ')
+    options = parsed(quoted)
+    assert tuple(options) == STAGES
+    for stage, args in options.items():
+        if stage not in ('inference_segmentation', 'evaluate'):
+            assert args.data_dir == root
+    first = options['train_classification_with_puzzle']
+    assert (first.architecture, first.tag) == ('resnest101', 'ResNeSt101@Puzzle@optimal')
+    assert (first.alpha, first.alpha_schedule, first.re_loss, first.re_loss_option) == (4, 0.5, 'L1_Loss', 'masking')
+    segmentation = options['inference_segmentation']
+    assert (segmentation.scales, segmentation.iteration) == ('0.5,1.0,1.5,2.0', 10)
+    assert (segmentation.use_gn, segmentation.mode, segmentation.domain) == (True, 'fix', 'val')
+    assert options['evaluate'].data_dir == f'{root}/SegmentationClass'
+    assert options['evaluate'].mode is None
+
+
+def test_each_command_reads_what_the_one_before_writes():
+    by = parsed('D')
+    cams = by['inference_classification']
+    labels = by['make_affinity_labels']
+    affinity = by['train_affinitynet']
+    walk = by['inference_rw']
+    pseudo = by['make_pseudo_labels']
+    deeplab = by['train_segmentation']
+    predictions = by['inference_segmentation']
+    assert cams.tag == by['train_classification_with_puzzle'].tag
+    assert folder_name(CAM, cams) == labels.experiment_name == walk.cam_dir
+    assert folder_name(AFFINITY_LABEL, labels) == affinity.label_name
+    assert walk.model_name == affinity.tag
+    assert folder_name(RANDOM_WALK, walk) == pseudo.experiment_name
+    assert folder_name(PSEUDO_LABEL, pseudo) == deeplab.label_name
+    assert predictions.tag == deeplab.tag
+    assert folder_name(PREDICTION, predictions) == by['evaluate'].experiment_name
+    for args in (affinity, deeplab):
+        assert args.pred_dir.rstrip('/') == str(PREDICTIONS)
+
+
+def commands_of(text: str) -> list[tuple[str, list[str]]]:
+    """Return (module, words) of the Python commands in a Markdown document, in blocks or in a line.
+
+    Variables that a line sets to quoted words are replaced, $D stays.
+    """
+    blocks = re.findall(r'^```\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace('\\\n', ' ').splitlines()]
+    lines += re.findall(r'`(python3 -m [^`]+)`', text)
+    found, variables = [], {}
+    for line in lines:
+        for name, value in variables.items():
+            line = line.replace(f'${name}', value)
+        if match := re.fullmatch(r'([A-Z]+)="(.+)"', line):
+            variables[match[1]] = match[2]
+        match = re.fullmatch(r'python3 (?:(\w+)\.py|-m (\w+\.[a-z]\w+))( .*)?', line)
+        if match:
+            found.append((match[1] or match[2], shlex.split(match[3] or '')))
+    return found
+
+
+def test_readme_has_the_nine_commands():
+    documented = commands_of((REPOSITORY / 'README.md').read_text())
+    for line in COMMANDS.strip().splitlines():
+        script, *words = shlex.split(line)
+        stage = script.removesuffix('.py')
+        assert (stage, words) in documented or (stage, [*words, '--data_dir', '$D']) in documented, line
+    assert ('tools.prepare_voc', ['--out', '..']) in documented
+
+
+@pytest.mark.parametrize('document', ['README.md'])
+def test_documented_commands_are_parsed(document):
+    text = (REPOSITORY / document).read_text()
+    documented = commands_of(text)
+    assert len(documented) >= 12
+    assert not re.findall(r'python3 \w+/\w+\.py', text), 'programs run as python3 -m'
+    for module, words in documented:
+        module_of(module).parse_args(words)
+
+
+TRAINING = {
+    'wd': 1e-4, 'batch_size': 32, 'momentum': 1e-4, 'nesterov': True, 'image_size': 512, 'min_image_size': 320,
+    'max_image_size': 640, 'print_ratio': 0.1, 'weights': 'imagenet', 'lr': 0.1, 'device': 'auto',
+}  # fmt: skip
+RECIPE = {
+    'train_classification_with_puzzle --tag t': TRAINING | {
+        'max_epoch': 15, 'mode': 'normal', 'num_pieces': 4, 'loss_option': 'cl_pcl_re', 'level': 'feature',
+        're_loss': 'L1_Loss', 're_loss_option': 'masking', 'alpha': 4, 'alpha_schedule': 0.5, 'bn_replicas': 4,
+        'select': 'best', 'augment': '', 'architecture': 'resnest101', 'label_smoothing': 0,
+    },
+    'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': None},
+    'make_affinity_labels --experiment_name t': {
+        'fg_threshold': 0.4, 'bg_threshold': 0.1, 'crf_iteration': 10, 'gt_prob': 0.7, 'crf_gaussian': '3,3',
+        'crf_bilateral': '50,5,10',
+    },
+    'train_affinitynet --tag t --label_name l': TRAINING | {'max_epoch': 3, 'radius': 10, 'architecture': 'resnest101'},
+    'inference_rw --model_name m --cam_dir c': {
+        'beta': 10, 'exp_times': 8, 'image_size': 512, 'architecture': None, 'rw_normalization': 'joint',
+    },
+    'make_pseudo_labels --experiment_name t': {
+        'threshold': 0.35, 'crf_iteration': 1, 'gt_prob': 0.7, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10',
+    },
+    'train_segmentation --tag t --label_name l': TRAINING | {
+        'max_epoch': 50, 'lr': 0.007, 'wd': 4e-5, 'momentum': 4e-5, 'min_image_size': 256, 'max_image_size': 1024,
+        'mode': 'fix', 'use_gn': True, 'architecture': 'DeepLabv3+', 'select': 'best', 'backbone': 'resnest101',
+        'label_smoothing': 0,
+    },
+    'inference_segmentation --tag t': {
+        'scales': '0.5,1.0,1.5,2.0', 'iteration': 10, 'architecture': None, 'backbone': None, 'mode': None,
+        'use_gn': None, 'crf_gaussian': '3,3', 'crf_bilateral': '80,13,10',
+    },
+    'evaluate --experiment_name t': {
+        'mode': None, 'threshold': None, 'min_th': 0.05, 'max_th': None, 'step_th': 0.05, 'crf_iteration': 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('line', RECIPE)
+def test_defaults_are_the_published_recipe(line):
+    stage, *words = line.split()
+    options = vars(module_of(stage).parse_args(words))
+    assert {name: options[name] for name in RECIPE[line]} == RECIPE[line]
+    assert options['dataset'].endswith('data/voc2012.json')
+
+
+def test_options_that_came_later_have_the_values_of_earlier_outputs():
+    required = {
+        AFFINITY_LABEL: '--experiment_name t',
+        RANDOM_WALK: '--model_name m --cam_dir c',
+        PSEUDO_LABEL: '--experiment_name t',
+        PREDICTION: '--tag t',
+    }
+    assert [kind for kind in FORMATS if kind.added] == [*required]
+    for kind, line in required.items():
+        options = vars(module_of(kind.script.removesuffix('.py')).parse_args(line.split()))
+        assert options.items() >= {*kind.added}
+    for line in ('train_classification_with_puzzle --tag t', 'train_segmentation --tag t --label_name l'):
+        stage, *words = line.split()
+        assert vars(module_of(stage).parse_args(words)).items() >= ADDED.items()
+
+
+def test_other_spellings():
+    stage = module_of('evaluate')
+    assert stage.parse_args(['--experiment_name', 'x', '--gt_dir', 'masks']).data_dir == 'masks'
+    for flag in ('--scale', '--scales'):
+        for name in ('inference_classification', 'inference_segmentation'):
+            assert module_of(name).parse_args(['--tag', 't', flag, '1.0']).scales == '1.0'
+
+
+FIRST = 'train_classification_with_puzzle --tag t'
+
+
+@pytest.mark.parametrize(
+    'line, flag',
+    [
+        ('train_classification_with_puzzle', '--tag'),
+        (f'{FIRST} --architecture resnet49', '--architecture'),
+        (f'{FIRST} --mode frozen', '--mode'),
+        (f'{FIRST} --loss_option pcl', '--loss_option'),
+        (f'{FIRST} --re_loss L3_Loss', '--re_loss'),
+        (f'{FIRST} --augment blur', '--augment'),
+        (f'{FIRST} --batch_size 0', '--batch_size'),
+        (f'{FIRST} --batch_size 6 --bn_replicas 4', '--bn_replicas'),
+        (f'{FIRST} --batch_size 4 --bn_replicas 4', '--bn_replicas'),
+        (f'{FIRST} --seed 4294967296', '--seed'),
+        ('train_segmentation --tag t --label_name l --mode normal --batch_size 1', '--batch_size'),
+        (f'{FIRST} --max_epoch 0', '--max_epoch'),
+        (f'{FIRST} --lr -1', '--lr'),
+        (f'{FIRST} --lr nan', '--lr'),
+        (f'{FIRST} --alpha_schedule 2', '--alpha_schedule'),
+        (f'{FIRST} --nesterov maybe', '--nesterov'),
+        (f'{FIRST} --momentum 0', '--momentum'),
+        (f'{FIRST} --min_image_size 640 --max_image_size 320', '--min_image_size'),
+        ('train_classification_with_puzzle --tag ../x', '--tag'),
+        ('inference_classification --tag t --scales 0', '--scales'),
+        ('make_affinity_labels --experiment_name x --fg_threshold 0.1 --bg_threshold 0.4', '--fg_threshold'),
+        ('make_affinity_labels --experiment_name x --fg_threshold 2', '--fg_threshold'),
+        ('inference_rw --model_name m --cam_dir c --exp_times -1', '--exp_times'),
+        ('make_pseudo_labels --experiment_name x --crf_iteration -1', '--crf_iteration'),
+        ('make_pseudo_labels --experiment_name x --gt_prob 1', '--gt_prob'),
+        ('make_affinity_labels --experiment_name x --crf_gaussian 0,3', '--crf_gaussian'),
+        ('inference_segmentation --tag t --crf_bilateral 80,13', '--crf_bilateral'),
+        (f'{FIRST} --label_smoothing 1.5', '--label_smoothing'),
+        ('train_affinitynet --tag t --label_name l --radius 1', '--radius'),
+        ('inference_segmentation --tag t --use_gn perhaps', '--use_gn'),
+        ('evaluate --experiment_name x --mode jpg', '--mode'),
+        ('evaluate --experiment_name a/b', '--experiment_name'),
+    ],
+)
+def test_invalid_flags_are_named(line, flag, capsys):
+    stage, *words = line.split()
+    with pytest.raises(SystemExit) as ended:
+        module_of(stage).parse_args(words)
+    assert ended.value.code == 2
+    assert flag in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+PROGRAMS = (
+    *STAGES,
+    'tools.make_demo_data',
+    'tools.prepare_coco',
+    'tools.predict',
+    'tools.prepare_voc',
+    'tools.report',
+    'tools.show',
+    'tools.summarize',
+    'benchmarks.run',
+    'recipes.gradients',
+    'recipes.terms',
+    'recipes.precision',
+    'recipes.cut_pictures',
+    'recipes.rounding',
+)
+TRAINER_GROUPS = ('data', 'model', 'loss', 'optimisation', 'augmentation', 'run and output')
+INFERENCE_GROUPS = ('data', 'model', 'inference', 'run and output')
+GROUPS = {
+    'train_classification_with_puzzle': TRAINER_GROUPS,
+    'inference_classification': INFERENCE_GROUPS,
+    'make_affinity_labels': ('data', 'inference', 'run and output'),
+    'train_affinitynet': TRAINER_GROUPS,
+    'inference_rw': INFERENCE_GROUPS,
+    'make_pseudo_labels': ('data', 'inference', 'run and output'),
+    'train_segmentation': TRAINER_GROUPS,
+    'inference_segmentation': INFERENCE_GROUPS,
+    'evaluate': ('data', 'inference', 'run and output'),
+    'tools.make_demo_data': ('data', 'run and output'),
+    'tools.prepare_coco': ('data',),
+    'tools.predict': ('data', 'model', 'inference', 'run and output'),
+    'tools.prepare_voc': ('data', 'run and output'),
+    'tools.report': ('data', 'run and output'),
+    'tools.show': ('data', 'run and output'),
+    'tools.summarize': ('run and output',),
+}
+
+
+def parser_of(name: str, monkeypatch) -> flags.Parser:
+    """Return the parser of a script or program."""
+    parsers = []
+
+    class Parser(flags.Parser):
+        def parse_known_args(self, *_, **__):
+            parsers.append(self)
+            raise SystemExit
+
+    monkeypatch.setattr(flags, 'Parser', Parser)
+    with pytest.raises(SystemExit):
+        module_of(name).parse_args([])
+    return parsers[0]
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_explains_every_flag_in_its_group(name, monkeypatch):
+    parser = parser_of(name, monkeypatch)
+    text = parser.format_help()
+    document = module_of(name).__doc__
+    assert document.strip() in text
+    assert f'python3 {name}.py' in document if name in STAGES else f'python3 -m {name}' in document
+    if name in STAGES:
+        assert {'Reads', 'Writes'} <= set(document.split())
+    assert 'default: None' not in ' '.join(text.split())
+    titles = [title for title in flags.GROUPS if f'\n{title}:\n' in text]
+    if name in GROUPS:
+        assert titles == list(GROUPS[name])
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if isinstance(action, argparse._HelpAction):
+                continue
+            flag = '/'.join(action.option_strings) or action.dest
+            phrase = action.help
+            assert phrase and phrase.strip() == phrase and phrase != argparse.SUPPRESS, flag
+            assert len(re.findall(r'[a-z]{2,}', phrase)) >= 1, f'{flag}: {phrase}'
+            assert not phrase.removesuffix('...').endswith('.'), f'{flag}: {phrase}'
+            if name in GROUPS and action.option_strings:
+                assert group.title in flags.GROUPS, f'{flag} is in no group'
+
+
+def test_flags_of_stage_1_are_where_a_reader_looks_for_them(monkeypatch):
+    parser = parser_of('train_classification_with_puzzle', monkeypatch)
+    of = {title: {action.dest for action in group._group_actions} for title, group in parser.groups.items()}
+    assert of == {
+        'data': {'dataset', 'data_dir', 'num_workers'},
+        'model': {'weights', 'architecture', 'mode', 'bn_replicas', 'sync_bn'},
+        'loss': {'loss_option', 'num_pieces', 'level', 're_loss', 're_loss_option', 'alpha', 'alpha_schedule',
+                 'label_smoothing'},
+        'optimisation': {'batch_size', 'micro_batches', 'max_epoch', 'lr', 'wd', 'momentum', 'nesterov'},
+        'augmentation': {'image_size', 'min_image_size', 'max_image_size', 'resize', 'augment'},
+        'inference': set(),
+        'run and output': {
+            'tag', 'seed', 'device', 'precision', 'compile', 'print_ratio', 'save_interval', 'overwrite', 'select',
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_help_of_a_program(name):
+    command = [f'{name}.py'] if name in STAGES else ['-m', name]
+    run = subprocess.run(
+        [sys.executable, *command, '--help'],
+        cwd=REPOSITORY,
+        env=subprocess_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (0, '')
+    assert module_of(name).__doc__.splitlines()[0] in run.stdout
+
+
+FORKING = ('make_affinity_labels', 'make_pseudo_labels', 'evaluate')
+
+
+@pytest.mark.parametrize('stage', FORKING)
+def test_stages_that_fork_do_not_import_torch(stage):
+    program = f'import sys, {stage}; assert not {{"torch", "torchvision", "tensorboard"}} & set(sys.modules)'
+    subprocess.run([sys.executable, '-c', program], cwd=REPOSITORY, env=subprocess_environment(), check=True)

@@ -1,0 +1,146 @@
+"""Programs in processes of their own: forked from a server that has imported torch, or with a lock in their hands.
+
+A fresh interpreter takes seconds to import torch. It remains where it is the point of a test.
+"""
+
+import multiprocessing
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import contextmanager
+from multiprocessing import reduction
+from pathlib import Path
+
+import torch
+
+from support import subprocess_environment
+
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(['support.chain', 'torch.utils.tensorboard'])
+
+
+def start_program(words: Sequence, stdout: int, stderr: int, cwd=None, env: dict[str, str] | None = None):
+    """Start what `python words...` would run (a file, -m module or -c code) in a child process; return the process.
+
+    stdout and stderr are descriptors. Without `env` it gets the environment of subprocess_environment().
+    """
+    environment = subprocess_environment() if env is None else env
+    where = [str(word) for word in words], str(cwd or Path.cwd()), environment
+    process = SERVER.Process(target=_run, args=(*where, Descriptor(stdout), Descriptor(stderr)))
+    process.start()
+    return process
+
+
+def run_program(
+    words: Sequence, cwd=None, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """Run to the end what `python words...` would run, in a child process; return its status and what it printed."""
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = start_program(words, stdout.fileno(), stderr.fileno(), cwd, env)
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            raise AssertionError(f'{words} has not ended within {timeout} s')
+        printed = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            printed.append(file.read().decode())
+    return subprocess.CompletedProcess(words, process.exitcode, *printed)
+
+
+class Descriptor:
+    """An open file on its way to a child process, where `number` is another."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __reduce__(self):
+        return _received, (reduction.DupFd(self.number),)
+
+
+def _received(descriptor) -> Descriptor:
+    return Descriptor(descriptor.detach())
+
+
+def _run(words: list[str], cwd: str, environment: dict[str, str], stdout: Descriptor, stderr: Descriptor) -> None:
+    for number, descriptor in ((1, stdout.number), (2, stderr.number)):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    what, *rest = words
+    try:
+        if what in ('-m', '-c'):
+            sys.argv = [what, *rest[1:]]
+            sys.path.insert(0, '')
+            if what == '-m':
+                runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
+            else:
+                exec(compile(rest[0], '<string>', 'exec'), vars(_new_main()))
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(what).resolve().parent))
+            runpy.run_path(what, run_name='__main__')
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _new_main():
+    """Return an empty module __main__, whose classes can be pickled."""
+    module = type(sys)('__main__')
+    sys.modules['__main__'] = module
+    return module
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from util.files import locked
+from util.parallel import BackgroundWriter
+
+holder = os.getpid()
+with locked(Path(sys.argv[1]), 'it'):
+    # Keep the lock's file open in forked workers, as versions of filelock do that do not close it after a fork.
+    for file in Path('/proc/self/fd').iterdir():
+        if os.path.exists(file) and os.path.samefile(file, sys.argv[1]):
+            os.dup(int(file.name))
+    if sys.argv[2] == 'workers':
+        writer = BackgroundWriter(2, processes=True)
+        for _ in range(2):
+            writer.submit(time.sleep, 600)
+    elif sys.argv[2] and os.fork() == 0:  # outlives the holder by so many seconds
+        while os.getppid() == holder:
+            time.sleep(0.01)
+        time.sleep(float(sys.argv[2]))
+        os._exit(0)
+    print('locked', flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def held(lock: Path, workers: str = ''):
+    """Hold a lock in another process inside."""
+    command = [sys.executable, '-c', HOLDER, str(lock), workers]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=subprocess_environment())
+    try:
+        assert process.stdout.readline() == b'locked\n'
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def refusal(what, process) -> str:
+    """A pattern of the line that refuses a second writer."""
+    who = rf'process {process.pid} on {re.escape(os.uname().nodename)} since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d'
+    return rf'{re.escape(str(what))} is being written by {who}: wait for it to finish, or stop it'

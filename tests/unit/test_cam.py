@@ -1,0 +1,85 @@
+"""CAMs of class maps in training, and CAMs summed over scales and mirror image."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.cam import make_cam, multi_scale_cam, multi_scale_maps
+from support import bilinear
+
+
+def test_make_cam_against_a_loop():
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps[0, 1] = -maps[0, 1].abs()  # no activation
+    maps[1, 2] *= 1e-5  # close to the epsilon
+    cams = make_cam(maps)
+    for n in range(2):
+        for c in range(3):
+            values = [max(x, 0) for x in maps[n, c].flatten().tolist()]
+            expected = [max(x - 1e-5, 0) / (max(values) + 1e-5) for x in values]
+            np.testing.assert_allclose(cams[n, c].flatten().numpy(), expected, rtol=1e-12, atol=1e-15)
+    assert not cams[0, 1].any()
+    assert cams.min() >= 0
+    assert cams.max() <= 1
+
+
+def test_gradients_flow_through_make_cam():
+    maps = torch.rand(1, 1, 3, 3, dtype=torch.float64) + 0.1
+    assert torch.autograd.gradcheck(make_cam, maps.requires_grad_())
+
+
+class Cells(nn.Module):
+    """Stand-in for a classifier: one convolution gives class maps at stride 16."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, num_classes, 16, 16, padding=8)
+
+    def forward(self, x, with_cam=False):
+        maps = self.conv(x)
+        return (maps.mean((2, 3)), maps) if with_cam else maps.mean((2, 3))
+
+
+@pytest.mark.parametrize('size', [(37, 50), (64, 48)])
+def test_multi_scale_cam(size):
+    h, w = size
+    labels = torch.tensor([[0, 1, 0, 1, 1.0], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]])
+    model = Cells(5).double()
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 3, round(h * s), round(w * s)) for s in (0.5, 1, 2)]
+    scales = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    cams = multi_scale_cam(model, scales, labels, size)
+    assert len(cams) == 3
+
+    # The images are float64 but the maps become float32 inside, hence the tolerance.
+    rounded = (16 * ((h + 15) // 16), 16 * ((w + 15) // 16))
+    for i, (cam, hr_cam) in enumerate(cams):
+        present = np.flatnonzero(labels[i])
+        small, large = 0, 0
+        for images in scales:
+            with torch.no_grad():
+                direct = model(images[i : i + 1], with_cam=True)[1][0].numpy()
+                mirrored = model(torch.flip(images[i : i + 1], [3]), with_cam=True)[1][0].numpy()
+            maps = (np.maximum(direct, 0) + np.maximum(mirrored, 0)[:, :, ::-1])[present]
+            small = small + bilinear(maps, ((h - 1) // 4 + 1, (w - 1) // 4 + 1))
+            large = large + bilinear(maps, rounded)[:, :h, :w]
+        for found, expected in ((cam, small), (hr_cam, large)):
+            expected = expected / (expected.max((1, 2), keepdims=True) + 1e-5)
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        assert not cam.requires_grad
+
+
+def test_class_probabilities_over_scales():
+    model, generator = Cells(5).double(), torch.Generator().manual_seed(1)
+    scales = [torch.randn((2, 3, *size), dtype=torch.float64, generator=generator) for size in ((20, 30), (40, 60))]
+    probability, maps = multi_scale_maps(model, scales)
+    expected = 0
+    for images in scales:
+        for x in (images, images.flip(3)):
+            with torch.no_grad():
+                expected = expected + 1 / (1 + np.exp(-model(x).numpy())) / 4
+    np.testing.assert_allclose(probability.numpy(), expected, atol=1e-6)
+    assert [tuple(x.shape) for x in maps] == [(2, 5, 2, 2), (2, 5, 3, 4)]

@@ -1,0 +1,236 @@
+"""Order of the samples, batches, and workers that fail rather than hang."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from core import UserError
+from support.programs import run_program, start_program
+from util.loaders import EpochSampler, batches_on_device, ordered_loader, training_loader
+
+CPU = torch.device('cpu')
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = EpochSampler(50, seed)
+        sampler.start(epoch)
+        keys = list(sampler)
+        assert {e for e, _ in keys} == {epoch}
+        assert sorted(p for _, p in keys) == list(range(50))
+        return keys
+
+    assert order(1, 2) == order(1, 2)
+    assert [p for _, p in order(1, 2)] != [p for _, p in order(1, 3)]
+    assert [p for _, p in order(1, 2)] != [p for _, p in order(2, 2)]
+
+
+def test_an_epoch_resumes_after_any_sample():
+    sampler = EpochSampler(50, 1)
+    sampler.start(2)
+    keys = list(sampler)
+    for skip in (1, 17, 49, 50):
+        sampler.start(2, skip)
+        assert list(sampler) == keys[skip:]
+    sampler.start(2)
+    assert list(sampler) == keys
+    assert len(sampler) == 50
+
+
+def test_loaders():
+    loader = training_loader(list(range(10)), 3, 0, 0, CPU)
+    assert (len(loader), loader.drop_last) == (3, True)
+    assert [x.tolist() for x in ordered_loader(list(range(5)), 2, 0, CPU)] == [[0, 1], [2, 3], [4]]
+    assert ordered_loader(list(range(5)), 2, 1, CPU).multiprocessing_context.get_start_method() == 'fork'
+    assert list(ordered_loader(['a', ('b',)], None, 0, CPU)) == ['a', ('b',)]
+    with pytest.raises(UserError, match='--batch_size 11.*10 images'):
+        training_loader(list(range(10)), 11, 0, 0, CPU)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_batches_of_several_scales(num_workers, capsys):
+    batches = [(['a', 'b'], ['image a', 'image b'], [torch.zeros(2, 3), torch.ones(2, 4)]), (['c'], ['image c'], [])]
+    found = list(batches_on_device(batches, num_workers, CPU, 'batches of CAMs'))
+    assert [(ids, images) for ids, images, _ in found] == [(ids, images) for ids, images, _ in batches]
+    for (*_, pixels), (*_, expected) in zip(found, batches, strict=True):
+        assert len(pixels) == len(expected)
+        assert all(map(torch.equal, pixels, expected))
+    assert capsys.readouterr().err.splitlines()[-1].startswith('batches of CAMs: 2/2')
+
+
+class Keys(list):
+    """A data set whose samples are their keys."""
+
+    def __getitem__(self, key):
+        return key
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_training_batches_follow_the_sampler(num_workers):
+    loader = training_loader(Keys(range(10)), 3, num_workers, 1, CPU)
+    for epoch in range(2):
+        loader.sampler.start(epoch, 3)
+        expected = list(loader.sampler)
+        found = [(int(e), int(p)) for epochs, positions in loader for e, p in zip(epochs, positions, strict=True)]
+        assert found == expected[:6]
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_loading_does_not_advance_the_random_numbers(num_workers):
+    torch.manual_seed(0)
+    expected = torch.get_rng_state()
+    for loader in (training_loader(Keys(range(4)), 2, num_workers, 1, CPU), ordered_loader([1], 1, num_workers, CPU)):
+        list(loader)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+FAILING = """
+import os, signal, sys
+import numpy as np
+import torch
+from util import loaders, stage
+
+action, workers, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+
+class Unsendable:
+    def __reduce__(self):
+        if action == 'shared memory':
+            raise RuntimeError('unable to write to file </torch_1_2>: No space left on device (28)')
+        raise TypeError('this cannot be sent')
+
+class Failing:
+    ids = [str(i) for i in range(12)]
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        if key not in (5, (0, 5)):
+            return {'image': np.zeros(3)} if kind == 'training' else key
+        if action == 'killed':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == 'memory':
+            np.zeros(10**15)
+        return Unsendable()
+
+def main(args):
+    cpu = torch.device('cpu')
+    if kind == 'training':
+        loader = loaders.training_loader(Failing(), 1, workers, 0, cpu)
+    else:
+        loader = loaders.ordered_loader(Failing(), None, workers, cpu)
+    for _ in range(3):
+        for batch in loader:
+            pass
+
+stage.run(main, lambda: None)
+"""
+LINES = {
+    'killed': 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size',
+    'shared memory': 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)',
+    'memory': 'out of memory: lower --batch_size, --image_size or --num_workers',
+}
+
+
+def fail(action, workers, kind='ordered') -> subprocess.CompletedProcess:
+    return run_program(['-c', FAILING, action, workers, kind])
+
+
+@pytest.mark.parametrize('action, workers, kind', [
+    ('killed', 1, 'ordered'), ('killed', 2, 'ordered'), ('killed', 1, 'training'), ('killed', 2, 'training'),
+    ('shared memory', 1, 'ordered'), ('shared memory', 2, 'ordered'), ('memory', 2, 'ordered'),
+    ('memory', 1, 'training'),
+])  # fmt: skip
+def test_failing_worker_ends_the_script_with_one_line(action, workers, kind):
+    begun = time.monotonic()
+    run = fail(action, workers, kind)
+    assert time.monotonic() - begun < 30
+    assert (run.returncode, run.stderr) == (1, f'-c: error: {LINES[action]}\n')
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_batch_that_cannot_be_sent_ends_the_script_with_its_error(workers):
+    begun = time.monotonic()
+    run = fail('unsendable', workers)
+    assert time.monotonic() - begun < 30
+    assert run.returncode == 1
+    assert 'TypeError: this cannot be sent' in run.stderr
+    assert run.stderr.splitlines()[-1].startswith('-c: error: a data-loading worker')
+
+
+ORPHANS = """
+import os, time
+import torch
+from util.loaders import ordered_loader
+
+class Slow:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, key):
+        os.write(1, b'%d\\n' % os.getpid())
+        time.sleep(600)
+
+list(ordered_loader(Slow(), 1, 2, torch.device('cpu')))
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed():
+    reader, writer = os.pipe()
+    process = start_program(['-c', ORPHANS], writer, 2)
+    os.close(writer)
+    with open(reader) as lines:
+        for _ in range(2):
+            assert int(lines.readline()) != process.pid
+        process.kill()
+        # The workers hold the pipe: it ends when the last of them has.
+        assert lines.read() == ''
+    process.join()
+
+
+class SlowNumbers:
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return index
+
+
+def test_workers_leave_a_signal_to_all_processes_to_the_main_one():
+    """A scheduler sends SIGTERM to them too, while the main process finishes its step. A second one ends them."""
+    loader = iter(ordered_loader(SlowNumbers(), 1, 2, CPU))
+    found = [next(loader).item()]
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    found += [batch.item() for batch in loader]
+    assert found == list(range(12))
+
+    loader = iter(ordered_loader(SlowNumbers(), 1, 1, CPU))
+    next(loader)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match='killed by signal: Terminated|exited unexpectedly'):
+        for _ in range(2):
+            os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.2)
+        list(loader)
+
+
+class EndOfFile:
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, position: int):
+        raise EOFError('a.jpg is truncated')
+
+
+def test_error_of_a_data_set_in_the_main_process_keeps_its_message():
+    with pytest.raises(EOFError, match='^a.jpg is truncated$'):
+        list(ordered_loader(EndOfFile(), None, 0, torch.device('cpu')))
