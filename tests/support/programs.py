@@ -76,6 +76,7 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], stdout: Descri
     os.environ.update(environment)
     torch.set_num_threads(1)
     what, *rest = words
+    status = 0
     try:
         if what in ('-m', '-c'):
             sys.argv = [what, *rest[1:]]
@@ -88,9 +89,13 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], stdout: Descri
             sys.argv = words
             sys.path.insert(0, str(Path(what).resolve().parent))
             runpy.run_path(what, run_name='__main__')
+    except SystemExit as end:
+        status = end.code
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        status = 1
+    # Only now that no traceback holds them are loaders deleted, which ends their workers, as it is in an interpreter.
+    sys.exit(status)
 
 
 def _new_main():
