@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,9 @@ import train_segmentation
 from core import UserError
 from core.data.dataset import open_dataset
 from core.models.weights import read_state_dict
-from support import REPOSITORY, draw_image, fault_of, run_stage, subprocess_environment
+from support import REPOSITORY, draw_image, fault_of, made_once, run_stage
 from support.coco import NAMES, make_coco
+from support.documents import commands_of, module_of
 from tools import prepare_coco
 from util.artifacts import maps_inside
 
@@ -109,25 +108,23 @@ def write_csv(tags: dict[str, str]) -> None:
         file.write('\n'.join(['image,classes,mask', *lines, '']))
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+@pytest.fixture(scope='session')
+def own(tmp_path_factory):
     """A working directory in which all stages but evaluate have run."""
-    folder, before = tmp_path_factory.mktemp('own'), os.getcwd()
-    os.chdir(folder)
-    try:
+
+    def run_all(folder):
         draw_photographs(folder / 'photos')
         write_csv(TAGS)
         for name in list(COMMANDS)[:-1]:
             run(name)
-    finally:
-        os.chdir(before)
-    return folder
+
+    return made_once(tmp_path_factory, 'own', run_all)
 
 
 @pytest.fixture
-def copy(finished, tmp_path, monkeypatch):
+def copy(own, tmp_path, monkeypatch):
     """A copy of it as the working directory; tests may change it."""
-    shutil.copytree(finished, tmp_path / 'copy')
+    shutil.copytree(own, tmp_path / 'copy')
     monkeypatch.chdir(tmp_path / 'copy')
     # The copies are newer files than those of the cache: read them again.
     shutil.rmtree('experiments/cache')
@@ -307,16 +304,13 @@ def test_images_of_16_bits_are_refused(copy, capsys):
     assert text.endswith('pets/grey.PNG: has more than 8 bits per channel (mode I;16): convert it')
 
 
-def test_the_commands_of_the_readme(tmp_path):
-    """Word for word but for smaller sizes, in a folder that links to the repository."""
-    for path in REPOSITORY.iterdir():
-        if path.suffix == '.py' or path.name in ('core', 'util', 'tools', 'data'):
-            (tmp_path / path.name).symlink_to(path)
+def test_the_commands_of_the_readme(in_tmp):
+    """Word for word but for smaller sizes."""
     for i, name in enumerate(('rex.jpg', 'a b/mia.JPG', 'empty.png', 'tom.jpg')):
-        draw_image(tmp_path / 'photos' / name, (64, 48), seed=i)
-    (tmp_path / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
+        draw_image(in_tmp / 'photos' / name, (64, 48), seed=i)
+    (in_tmp / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
 
-    draw_image(tmp_path / 'new/cat.png', (64, 48), seed=9)
+    draw_image(in_tmp / 'new/cat.png', (64, 48), seed=9)
     readme = (REPOSITORY / 'README.md').read_text().split('then lead to masks:', 1)[1]
     five, _, later = readme.partition('**Photographs without tags.**')
     commands = five.split('```')[1] + later.split('```')[1]
@@ -332,14 +326,16 @@ def test_the_commands_of_the_readme(tmp_path):
     for words, replacement in smaller:
         assert words in commands
         commands = commands.replace(words, replacement)
-    environment = {**subprocess_environment(), 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-    subprocess.run(['bash', '-euc', commands], cwd=tmp_path, env=environment, check=True)
-    outputs = {path.name for path in (tmp_path / 'experiments/predict/own').iterdir() if path.name != '.lock'}
+    found = commands_of(f'```\n{commands}```')
+    assert len(found) == commands.count('python3 ') == 9
+    for module, words in found:
+        run_stage(module_of(module), words)
+    outputs = {path.name for path in (in_tmp / 'experiments/predict/own').iterdir() if path.name != '.lock'}
     assert outputs == {
         f'{image_id}{ending}' for image_id in ('rex', 'a b__mia', 'empty', 'tom')
         for ending in ('.png', '.npz', '_overlay.png')
     }  # fmt: skip
-    assert (tmp_path / 'experiments/predict/own@deeplab/cat.png').is_file()
+    assert (in_tmp / 'experiments/predict/own@deeplab/cat.png').is_file()
 
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
