@@ -134,7 +134,13 @@ def test_the_results_in_markdown_are_those_in_json():
     assert (REPOSITORY / 'benchmarks' / 'RESULTS.md').read_text() == run.format_results(tables)
 
 
-@pytest.mark.parametrize('stage', cases.FILE_STAGES)
+@pytest.mark.parametrize(
+    'stage',
+    [
+        stage if stage in ('stage 2', 'stage 5', 'stage 8') else pytest.param(stage, marks=pytest.mark.slow)
+        for stage in cases.FILE_STAGES
+    ],
+)
 def test_stages_take_images_of_any_size(stage, in_tmp):
     """Stand-ins for 3x700 and 5000x300, and odd sizes, with one class and many."""
     for size, tagged in (((1, 1), 20), ((3, 175), 1), ((250, 15), 2), ((33, 47), 3)):

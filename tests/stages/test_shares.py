@@ -63,8 +63,25 @@ def make_share(data, name: str, shard: str | None = None) -> None:
     run_stage(script, [*words, '--shard', shard] if shard else words)
 
 
-@pytest.mark.parametrize('name', FOLDERS)
-@pytest.mark.parametrize('number, count', [(2, 1), (3, 1), (1, 2), (2, 2)])
+# Every stage and, twice, every division into shards and processes; the other combinations only if there is time.
+DIVISIONS = [(2, 1), (3, 1), (1, 2), (2, 2)]
+CHOSEN = {
+    'cams': [(2, 1), (2, 2)],
+    'affinity_labels': [(3, 1)],
+    'random_walk': [(1, 2), (2, 2)],
+    'pseudo': [(2, 1)],
+    'predictions': [(3, 1), (1, 2)],
+}
+
+
+@pytest.mark.parametrize(
+    'name, number, count',
+    [
+        pytest.param(name, *division, marks=[] if division in CHOSEN[name] else pytest.mark.slow)
+        for name in FOLDERS
+        for division in DIVISIONS
+    ],
+)
 def test_shares_make_the_bytes_of_one_process(demo, without, monkeypatch, name, number, count):
     expected = without(name)
     for shard in range(number, 0, -1):
