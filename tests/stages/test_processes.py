@@ -30,7 +30,7 @@ from core.models.backbones import BACKBONES, Backbone
 from support import REPOSITORY, run_stage, subprocess_environment
 from support.chain import commands
 from support.networks import Tiny, labels_of
-from support.programs import SERVER, held, refusal
+from support.programs import SERVER, free_port, held, refusal
 from tools import check_dataset, predict
 from util import devices, launcher, processes, stage
 from util.loaders import gather_rows, ordered_loader, training_loader
@@ -78,12 +78,6 @@ class Group:
     def stop(self) -> None:
         for member in self.members:
             member.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('localhost', 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,9 @@ import importlib
 import json
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,7 @@ from core import UserError
 from core.data.dataset import open_dataset
 from recipes import ablation
 from support import REPOSITORY
+from support.programs import start_program
 
 PHOTOGRAPHS = ['--on', 'photographs', '--data_dir', '/data/VOC 2012', '--weights', 'mobilenet_v2.pth']
 
@@ -254,6 +257,18 @@ def test_a_failed_command_ends_its_run_only(in_tmp, capsys):
     assert 'bad: -c failed: see experiments/logs/bad.out' in capsys.readouterr().err
 
 
+class Program:
+    """What ablation.execute asks of subprocess.Popen, forked from the server of the tests."""
+
+    def __init__(self, command, stdin, env, stdout=None, stderr=None):
+        number = 1 if stdout is None else stdout.fileno()
+        self.process = start_program(command[1:], number, 2 if stderr is None else number, env=env)
+
+    def wait(self) -> int:
+        self.process.join()
+        return self.process.exitcode
+
+
 def test_runs_and_tables(demo, in_tmp, monkeypatch, capfd):
     """A run of one short epoch from beginning to end; the second call only prints the table."""
     shutil.copytree(demo, in_tmp / 'set')
@@ -262,6 +277,8 @@ def test_runs_and_tables(demo, in_tmp, monkeypatch, capfd):
     monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
     sizes = '--batch_size 4 --max_epoch 1 --image_size 64 --min_image_size 48 --max_image_size 80 --device cpu'
     line = ['--data_dir', 'set', '--tables', 'losses', '--seeds', '0', '--scales', '1.0', f'--more={sizes}']
+    forking = SimpleNamespace(Popen=Program, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(ablation, 'subprocess', forking)
     build = ablation.build_tables
     monkeypatch.setattr(
         ablation, 'build_tables', lambda setting: {'losses': {'L_cls': build(setting)['losses']['L_cls']}}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from support import REPOSITORY, subprocess_environment
+from support.programs import free_port, start_program
 from util import artifacts
 
 NET = 'resnest14_narrow'
@@ -173,6 +174,7 @@ def test_a_dry_run_submits_nothing(cluster):
     assert models == [options[name].tag for name in ('cls', 'aff', 'seg')]
 
 
+@pytest.mark.slow
 def test_the_chain(cluster, demo):
     """All jobs succeed; each job of an array does a part of the work."""
     jobs = submit(cluster)
@@ -200,23 +202,33 @@ def test_jobs_after_a_failed_one_do_not_run(cluster, tmp_path):
 
 
 def test_a_job_whose_time_is_up_is_requeued_and_resumes(cluster):
-    """On two nodes. The model has the bytes of an undisturbed job."""
+    """On two nodes. The model has the bytes of two processes that nothing has stopped."""
     data = f'--dataset {cluster["DATASET"]} --data_dir {cluster["D"]} --num_workers 0'
     trainer = f'train_classification_with_puzzle.py {data} --architecture {NET} --weights none --tag my {SMALL}'
     trainer = [*trainer.split(), '--bn_replicas', '2', '--max_epoch', '3', '--print_ratio', '0']
-    found = []
-    for more in ({}, {'SIGNAL': 'iteration 2/'}):
-        shutil.rmtree('experiments')
-        Path('experiments').mkdir()
-        sbatch = ['sbatch', '--nodes=2', '--job-name=my', '--output=experiments/%x.txt', 'recipes/slurm/stage.sbatch']
-        subprocess.run([*sbatch, *trainer], env={**cluster, **more}, check=True)
-        printed = Path('experiments/my.txt').read_text()
-        assert 'epoch 3: train CAM' in printed
-        assert ('run the same command to resume' in printed) == bool(more)
-        found.append(torch.load('experiments/models/my.pth', weights_only=True)['model'])
-    assert [Path(cluster['STATE'], f'{name}.done').read_text() for name in (1, 2)] == ['0', '0']
+    sbatch = ['sbatch', '--nodes=2', '--job-name=my', '--output=experiments/%x.txt', 'recipes/slurm/stage.sbatch']
+    subprocess.run([*sbatch, *trainer], env={**cluster, 'SIGNAL': 'iteration 2/'}, check=True)
+    printed = Path('experiments/my.txt').read_text()
+    assert 'epoch 3: train CAM' in printed
+    assert 'run the same command to resume' in printed
+    assert Path(cluster['STATE'], '1.done').read_text() == '0'
     assert len(list(Path(cluster['STATE']).glob('*.was_requeued'))) == 1
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    found = torch.load('experiments/models/my.pth', weights_only=True)['model']
+
+    shutil.rmtree('experiments')
+    Path('experiments').mkdir()
+    group = {**cluster, 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost'}
+    group['MASTER_PORT'] = str(free_port())
+    with open('experiments/my.txt', 'w') as file:
+        members = [
+            start_program(trainer, file.fileno(), file.fileno(), env={**group, 'RANK': rank}) for rank in ('0', '1')
+        ]
+        for member in members:
+            member.join()
+    assert [member.exitcode for member in members] == [0, 0]
+    assert 'run the same command to resume' not in Path('experiments/my.txt').read_text()
+    expected = torch.load('experiments/models/my.pth', weights_only=True)['model']
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('number', ['7', '7_2'])

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,12 @@ from support import subprocess_environment
 
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['support.chain', 'torch.utils.tensorboard'])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('localhost', 0))
+        return listener.getsockname()[1]
 
 
 def start_program(words: Sequence, stdout: int, stderr: int, cwd=None, env: dict[str, str] | None = None):
