@@ -396,7 +396,7 @@ def test_imported_folders_score_as_the_files_of_this_repository(demo, stages):
 
 def test_stages_run_on_imported_models_and_cams(demo, stages, in_tmp, monkeypatch):
     dataset = open_dataset(demo / 'dataset.json', demo)
-    monkeypatch.setattr('test_published.CLASSES', dataset.num_classes)
+    monkeypatch.setattr('support.published.CLASSES', dataset.num_classes)
     ids = dataset.ids('train')
 
     # Stage 2 with an imported classifier.
