@@ -10,24 +10,22 @@ Writes  experiments/predictions/{tag}@{train|val}@scale={scales}/{id}.npz: keys 
 """
 
 import numpy as np
-import torch
 
-from core.cam import multi_scale_cam
+from core.chain import image_cams
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
-from core.data.transforms import normalize
 from core.maps import present_keys
-from core.models import BACKBONES, build_network
-from util import artifacts, checkpoint, flags, loaders, parallel, stage
-from util.fingerprint import label_hashes
+from util import flags, script
+from util.parallel.workers import BackgroundWriter
+from util.store import CAM, create_folder
+from util.store.hashes import label_hashes
+from util.training import batches_on_device, load_network, options
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_inference(parser)
+    parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_BACKBONE)
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
-    flags.add_backbone(parser, 'the classifier', BACKBONES)
-    flags.add_scales(parser)
     return parser.parse_args(argv)
 
 
@@ -38,31 +36,27 @@ def main(args):
     labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
 
     # Load the classifier.
-    file = checkpoint.open_model(args.tag, '--tag', 'train_classification_with_puzzle.py')
-    meta = file.resolve(args, dataset, ['Classifier'], architecture='backbone')
-    model, device, model_hash = file.load_for_inference(build_network(meta), args)
+    classifier, device, model = load_network(dataset, ['Classifier'], '--tag', args.tag, **args.pick(options.NETWORK))
 
     blank = []  # images with a CAM that is zero everywhere
-    inputs = {'model': model_hash, 'labels': label_hashes(labels)}
-    with artifacts.create_folder(artifacts.CAM, args, dataset, ids, **inputs) as cams:
+    inputs = {'model': model, 'labels': label_hashes(labels), **args.pick(flags.OUTPUT)}
+    with create_folder(CAM, args.record(), dataset, ids, **inputs) as cams:
         scales = flags.floats(args.scales)
         batches = MultiScaleDataset(dataset, cams.ids, cams.missing, scales, args.batch_size, args.resize)
-        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of CAMs')
-        with parallel.BackgroundWriter(args.num_workers) as writer:
+        batches = batches_on_device(batches, args.num_workers, device, 'batches of CAMs')
+        with BackgroundWriter(args.num_workers) as writer:
             for batch_ids, images, pixels in batches:
                 # Sum class maps over scales and mirror images.
-                present = torch.from_numpy(np.stack([labels[image_id] for image_id in batch_ids])).to(device)
-                scaled = [normalize(x) for x in pixels]
-                maps = multi_scale_cam(model, scaled, present, images[0].shape[:2])
+                present = np.stack([labels[image_id] for image_id in batch_ids])
+                maps = image_cams(classifier, pixels, present, images[0].shape[:2])
 
                 # Write the CAMs of the present classes.
                 for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):
                     if image_id in cams.missing:
-                        blank += [] if cam.amax((1, 2)).all() else [image_id]
-                        keys = present_keys(labels[image_id])
-                        writer.submit(cams.write_maps, image_id, keys, cam.cpu().numpy(), hr_cam.cpu().numpy())
-    stage.warn(blank, cams.missing, 'have a CAM that is zero everywhere: the classifier does not see the class')
+                        blank += [] if cam.any((1, 2)).all() else [image_id]
+                        writer.submit(cams.write_maps, image_id, present_keys(labels[image_id]), cam, hr_cam)
+    script.warn(blank, cams.missing, 'have a CAM that is zero everywhere: the classifier does not see the class')
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -14,64 +14,53 @@ The random-walk CAMs should then score 71.92 mIoU on train (paper, Table 2).
 from contextlib import ExitStack
 from functools import partial
 
-import torch
-
+from core.chain import image_edges, walk_cams
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
-from core.data.transforms import normalize
-from core.maps import normalize_rw, strided_size
-from core.models import BACKBONES, build_network
-from core.models.affinitynet import predict_edges
-from core.random_walk import random_walk
-from util import artifacts, checkpoint, flags, loaders, parallel, stage
+from util import flags, script
+from util.parallel.workers import BackgroundWriter
+from util.store import CAM, EDGE, RANDOM_WALK, create_folder, open_folder
+from util.training import batches_on_device, load_network, options
 
 MIN_CONTRAST = 0.1  # difference between the strongest and the weakest edge of an image
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_inference(parser)
-    data = parser.groups['data']
-    data.add_argument('--cam_dir', type=flags.folder_name, required=True, help='folder of CAMs (stage 2)')
+    parser.add_table(options.INFERENCE, options.WALK, options.TRAINED_BACKBONE)
+    kind, cams = RANDOM_WALK.title, 'folder of CAMs (stage 2)'
+    parser.groups['data'].add_argument('--cam_dir', type=flags.folder_name, required=True, affects=kind, help=cams)
     model = 'model of stage 4'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, required=True, help=model)
-    flags.add_backbone(parser, 'AffinityNet', BACKBONES)
-    inference = parser.groups['inference']
-    inference.add_argument('--beta', type=flags.real(0), default=10, help='exponent of the affinities')
-    steps = 'the number of random-walk steps is 2^exp_times'
-    inference.add_argument('--exp_times', type=flags.integer(0, 12), default=8, help=steps)
-    flags.add_rw_normalization(parser)
-    size = flags.integer(32, 16384)
-    inference.add_argument('--image_size', type=size, default=512, help='smaller images are padded to this size')
     edges = 'keep the edge maps too, also of a finished random walk'
-    parser.groups['run and output'].add_argument('--save_edges', action='store_true', help=edges)
+    parser.groups['run and output'].add_argument('--save_edges', action='store_true', affects='speed', help=edges)
     return parser.parse_args(argv)
 
 
 def main(args):
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
-    cams = artifacts.open_folder(artifacts.CAM, args.cam_dir, '--cam_dir', dataset, ids)
+    cams = open_folder(CAM, args.cam_dir, '--cam_dir', dataset, ids)
 
     # Load AffinityNet.
-    file = checkpoint.open_model(args.model_name, '--model_name', 'train_affinitynet.py')
-    meta = file.resolve(args, dataset, ['AffinityNet'], architecture='backbone')
-    model, device, model_hash = file.load_for_inference(build_network(meta), args)
+    affinity_net, device, model = load_network(
+        dataset, ['AffinityNet'], '--model_name', args.model_name, **args.pick(options.NETWORK)
+    )
 
     flat = []  # images without edges
-    with ExitStack() as folders:
-        create = partial(artifacts.create_folder, args=args, dataset=dataset, ids=ids, model=model_hash)
-        random_walks = folders.enter_context(create(artifacts.RANDOM_WALK, cams=cams))
-        edge_maps = folders.enter_context(create(artifacts.EDGE)) if args.save_edges else None
+    with ExitStack() as stack:
+        inputs = {'model': model, **args.pick(flags.OUTPUT)}
+        create = partial(create_folder, record=args.record(), dataset=dataset, ids=ids, **inputs)
+        random_walks = stack.enter_context(create(RANDOM_WALK, cams=cams))
+        edge_maps = stack.enter_context(create(EDGE)) if args.save_edges else None
         no_edge = edge_maps.missing if edge_maps else set()
         missing = random_walks.missing | no_edge
         batches = MultiScaleDataset(dataset, random_walks.ids, missing, [1.0], args.batch_size)
-        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
-        with parallel.BackgroundWriter(args.num_workers) as writer:
-            for batch_ids, images, (pixels,) in batches:
+        batches = batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
+        with BackgroundWriter(args.num_workers) as writer:
+            for batch_ids, _, (pixels,) in batches:
                 # Predict the edges of images of one size.
-                size = strided_size(images[0].shape[:2])
-                edges = predict_edges(model, normalize(pixels), args.image_size)
+                edges = image_edges(affinity_net, pixels, args.image_size)
                 contrast = (edges.amax((1, 2)) - edges.amin((1, 2))).tolist()
                 flat += [i for i, x in zip(batch_ids, contrast, strict=True) if x < MIN_CONTRAST and i in missing]
 
@@ -80,13 +69,11 @@ def main(args):
                     if image_id in no_edge:
                         writer.submit(edge_maps.write_edge, image_id, edge.cpu().numpy())
                     if image_id in random_walks.missing:
-                        keys, cam = cams.read_maps(image_id, 'cam', size)
-                        cam = torch.from_numpy(cam).to(device)
-                        rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
-                        rw = normalize_rw(rw, args.rw_normalization)
+                        keys, cam = cams.read_maps(image_id, 'cam', edge.shape)
+                        rw = walk_cams(cam, edge, **args.pick(options.WALKING))
                         writer.submit(random_walks.write_maps, image_id, keys, rw)
-    stage.warn(flat, missing, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
+    script.warn(flat, missing, 'have an almost constant edge map, so nothing stops the random walk: check AffinityNet')
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -7,62 +7,56 @@ Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iterati
         --tag DeepLabv3+@ResNeSt-101@Fix@GN --scale 0.5,1.0,1.5,2.0 --iteration 10
 """
 
-import torch
-
+from core.chain import image_probabilities
 from core.crf import crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
-from core.data.transforms import normalize
-from core.models import BACKBONES, SEGMENTERS, build_network
-from core.models.deeplab import multi_scale_logits
-from util import artifacts, checkpoint, flags, loaders, parallel, stage
+from core.models import SEGMENTERS
+from util import flags, script
+from util.parallel.workers import BackgroundWriter
+from util.store import PREDICTION, create_folder
+from util.training import batches_on_device, load_network, options
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_inference(parser, domain='val')
+    parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_SEGMENTER, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
-    flags.add_segmenter(parser, SEGMENTERS, BACKBONES, trained=True)
-    flags.add_scales(parser)
     iterations = 'dense CRF iterations (0: no CRF)'
     parser.groups['inference'].add_argument('--iteration', type=flags.integer(0), default=10, help=iterations)
-    flags.add_crf_kernels(parser, '80,13,10')
+    parser.add_table(flags.CRF_KERNELS, crf_bilateral='80,13,10')
     return parser.parse_args(argv)
 
 
-def write_prediction(predictions, image_id, image, probability, args):
+def write_prediction(predictions, image_id, image, probability, iterations, kernels):
     """Refine class probabilities (C+1, h, w) and write the prediction; runs in a background process."""
-    refined = crf_from_probability(image, probability, args.iteration, **flags.crf_kernels(args))
+    refined = crf_from_probability(image, probability, iterations, **kernels)
     predictions.write_label(image_id, refined.argmax(0))
 
 
 def main(args):
     # Fork the CRF's processes first: a fork is not safe once torch has threads or a GPU.
-    writer = parallel.BackgroundWriter(args.num_workers, processes=True)
+    writer = BackgroundWriter(args.num_workers, processes=True)
 
     # Load the segmentation network.
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
-    file = checkpoint.open_model(args.tag, '--tag', 'train_segmentation.py')
-    options = {'architecture': 'network', 'backbone': 'backbone', 'mode': 'mode', 'use_gn': 'use_gn'}
-    meta = file.resolve(args, dataset, SEGMENTERS, **options)
-    model, device, model_hash = file.load_for_inference(build_network(meta), args)
+    segmenter, device, model = load_network(dataset, SEGMENTERS, '--tag', args.tag, **args.pick(options.NETWORK))
 
-    with artifacts.create_folder(artifacts.PREDICTION, args, dataset, ids, model=model_hash) as predictions, writer:
+    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, flags.crf_kernels(args))
+    with create_folder(PREDICTION, args.record(), dataset, ids, **inputs) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing
         batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize)
-        batches = loaders.batches_on_device(batches, args.num_workers, device, 'batches of predictions')
+        batches = batches_on_device(batches, args.num_workers, device, 'batches of predictions')
         for batch_ids, images, pixels in batches:
             # Sum logits over scales and mirror images, then one softmax.
-            logits = multi_scale_logits(model, [normalize(scaled) for scaled in pixels], images[0].shape[:2])
-            probabilities = torch.softmax(logits, 1).cpu().numpy()
-            del logits  # a large array, not to be held during the CRF
+            probabilities = image_probabilities(segmenter, pixels, images[0].shape[:2])
 
             # Refine and write in the background.
             for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):
                 if image_id in missing:
-                    writer.submit(write_prediction, predictions, image_id, image, probability, args)
+                    writer.submit(write_prediction, predictions, image_id, image, probability, *crf)
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -12,113 +12,101 @@ import torch
 
 from core import IGNORE, UserError
 from core.affinity import PAIR_COUNTS, PathIndex, affinity_labels, count_pairs, pair_scores
-from core.data import transforms
 from core.data.dataset import open_dataset
-from core.data.torch_datasets import ImageDataset
+from core.data.torch_datasets import scored_crops, training_samples
 from core.losses import affinity_loss
 from core.maps import strided_size
-from core.models import BACKBONES, AffinityNet, load_weights
-from util import artifacts, devices, flags, loaders, optim, pictures, processes, stage
-from util.run import Run
+from core.models import AffinityNet, build_sgd, load_weights
+from util import draw, flags, script
+from util.store import AFFINITY_LABEL, open_folder
+from util.training import Run, SharedModel, options, ordered_loader, training_loader
 
 SCORED_IMAGES = 128  # on the drawn set their scores are within a point of those of all 300 masks
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_training(parser, lr=0.1, wd=1e-4, momentum=1e-4, epochs=3, sizes=(320, 640))
-    flags.add_label_name(parser, 'affinity labels (stage 3)')
-    model = parser.groups['model']
-    model.add_argument('--architecture', default='resnest101', choices=BACKBONES, help='frozen backbone')
+    parser.add_table(options.TRAINING, options.LABELS, options.BACKBONE, max_epoch=3)
     radius = 'radius of the pixel pairs, in pixels of the edge map'
     parser.groups['loss'].add_argument('--radius', type=flags.integer(2), default=10, help=radius)
-    args = flags.parse_training(parser, argv)
+    args = options.parse_training(parser, argv)
     with parser.checking_values():
         PathIndex(args.radius, strided_size((args.image_size, args.image_size)))
     return args
 
 
-def build_score_loader(args, dataset, edge_size, device):
-    """Return the batches whose edges are scored after each epoch: up to SCORED_IMAGES of train, evenly spaced."""
-    ids = dataset.ids_with_masks('train', with_images=True)
-    count = min(len(ids), SCORED_IMAGES)
-    ids = [ids[i * len(ids) // count] for i in range(count)]
-    crop = transforms.Pipeline(transforms.TopLeftCrop(args.image_size), transforms.ResizeMask(edge_size[0]))
-    score_set = ImageDataset(dataset, ids, crop, read_mask=dataset.read_mask)
-    return loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+def check_labels(args, label_maps):
+    """Raise UserError if all labels are ignored; they are read until one is not."""
+    if all((label_maps.read_label(image_id) == IGNORE).all() for image_id in label_maps.ids):
+        raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
 
 
 def draw_edges(dataset, title, batch, edges):
     """Return pictures of the first images of a batch: image, label map (titled), edge map."""
-    images, label_maps = batch['images'].pixels.cpu().numpy(), {title: batch['masks'].cpu().numpy()}
-    heatmaps = [[pictures.Heatmap('edge', edge)] for edge in edges.cpu().numpy()]
-    return pictures.draw_rows(dataset, images, label_maps, heatmaps)
+    heatmaps = [[('edge', edge, 0)] for edge in edges.cpu().numpy()]
+    return draw.draw_rows(dataset, batch, {title: batch['masks']}, heatmaps)
 
 
-@torch.no_grad()
-def score_edges(model, loader, dataset, path_index, device):
+def score_edges(network, loader, dataset, path_index):
     """Return precision and recall of the affinities on pairs of the masks, and pictures of the first batch."""
-    model.eval()
-    counts, grid = torch.zeros(PAIR_COUNTS, dtype=torch.int64, device=device), None
-    for batch in stage.progress(loader, 'scoring edges'):
-        logits = model(transforms.normalize(batch['images'].to(device, non_blocking=True)))
+    counts, grid = torch.zeros(PAIR_COUNTS, dtype=torch.int64, device=network.device), None
+    for batch, logits in network.infer(loader, 'scoring edges'):
         edges = torch.sigmoid(logits[:, 0].float())
-        counts += count_pairs(edges, batch['masks'].to(device), path_index, dataset.num_classes)
-        if grid is None:
-            grid = draw_edges(dataset, 'ground truth', batch, edges)
-    model.train()
-    return pair_scores(processes.add(counts)), grid
+        counts += count_pairs(edges, batch['masks'], path_index, dataset.num_classes)
+        grid = draw_edges(dataset, 'ground truth', batch, edges) if grid is None else grid
+    return pair_scores(network.add(counts)), grid
 
 
 def main(args):
-    device = processes.start(args)
+    device = options.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids, kind = dataset.ids('train_aug', with_images=True), artifacts.AFFINITY_LABEL
-    label_maps = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
+    ids = dataset.ids('train_aug', with_images=True)
+    label_maps = open_folder(AFFINITY_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
+    check_labels(args, label_maps)
 
     # Scale, flip and crop labels with their images, then resize them to the edge map.
-    edge_size = strided_size((args.image_size, args.image_size))
-    sizes = (args.min_image_size, args.max_image_size)
-    transform = transforms.training_pipeline(sizes, args.image_size, args.resize, mask_size=edge_size[0])
-    train_set = ImageDataset(dataset, ids, transform, read_mask=label_maps.read_label, seed=args.seed)
-    loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+    edge_size = strided_size((args.image_size, args.image_size), AffinityNet.stride)
     path_index = PathIndex(args.radius, edge_size)
-    score_loader = build_score_loader(args, dataset, edge_size, device)
+    sizes, masks = (args.min_image_size, args.max_image_size), {'mask_size': edge_size[0]}
+    where = sizes, args.image_size, args.resize, args.seed
+    train_set = training_samples(dataset, *where, read_mask=label_maps.read_label, **masks)
+    loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+    score_set = scored_crops(dataset, 'train', args.image_size, count=SCORED_IMAGES, **masks)
+    score_loader = ordered_loader(score_set, args.batch_size, args.num_workers, device)
 
     # Build AffinityNet on an ImageNet backbone (not on the classifier); only the head trains.
     model = AffinityNet(args.architecture)
     load_weights(model.backbone, args.architecture, args.weights)
-    optimizer, schedule = optim.build_sgd(model.head.parameters(), args, args.max_epoch * len(loader))
-    num_devices = devices.devices_for(args.batch_size // args.micro_batches, device)
-    model = devices.parallel(model, device, num_devices, args.precision, args.compile).train()
+    iterations = args.max_epoch * len(loader)
+    optimizer, schedule = build_sgd(model.head.parameters(), iterations, **args.pick(options.SGD))
+    network = SharedModel(model, device, **args.pick(options.SHARING))
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}
-    with Run(args, loader, model, optimizer, schedule, meta, labels=label_maps) as run:
+    inputs = {'record': args.record(), 'labels': label_maps, **args.pick(options.RUNNING)}
+    with Run(loader, network, optimizer, schedule, meta, **inputs) as run:
         for epoch in run.epochs():
-            for batch in run.batches(device):
+            for batch in run.batches():
                 # Label each pair by its two ends, and count the pairs of each kind in the whole batch.
                 pairs = affinity_labels(batch['masks'], path_index, dataset.num_classes)
-                counts = processes.add(torch.stack([kind.sum() for kind in pairs]))
+                counts = network.total(torch.stack([kind.sum() for kind in pairs]))
 
                 # The affinity of a pair is 1 - the largest edge between its ends.
-                for part in run.micro_batches({**batch, 'bg_pos': pairs[0], 'fg_pos': pairs[1], 'neg': pairs[2]}):
-                    logits = model(transforms.normalize(part['images']))
+                for some in network.micro_batches({**batch, 'bg_pos': pairs[0], 'fg_pos': pairs[1], 'neg': pairs[2]}):
+                    logits = network(some['images'])
                     affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
-                    run.step(affinity_loss(affinity, part['bg_pos'], part['fg_pos'], part['neg'], counts))
-
-            if not any(value for _, value in run.log.curves['loss']):
-                raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
+                    run.backward(affinity_loss(affinity, some['bg_pos'], some['fg_pos'], some['neg'], counts))
+                run.step()
 
             # Score the edges if there are masks, which select nothing: the last epoch is kept.
             edges = torch.sigmoid(logits[:, 0].detach().float())
-            grids = {'edges': draw_edges(dataset, 'affinity label', part, edges)}
-            if score_loader.dataset.ids:
-                scores, grids['scored edges'] = score_edges(model, score_loader, dataset, path_index, device)
-                title = f'epoch {epoch + 1}: pairs in {len(score_loader.dataset)} masks of train'
+            grids = {'edges': draw_edges(dataset, 'affinity label', some, edges)}
+            if score_set.ids:
+                scores, grids['scored edges'] = score_edges(network, score_loader, dataset, path_index)
+                title = f'epoch {epoch + 1}: pairs in {len(score_set)} masks of train'
                 run.log.scores(run.iteration, title, **scores)
             run.end_epoch(**grids)
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -11,123 +11,90 @@ Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.la
 The predictions of stage 8 should then score 66.9 mIoU on val (paper, Table 3).
 """
 
-import torch
 import torch.nn.functional as F
 
 from core import IGNORE
 from core.data.dataset import open_dataset
-from core.data.torch_datasets import ImageDataset
-from core.data.transforms import Pipeline, TopLeftCrop, normalize, training_pipeline
-from core.maps import strided_size
+from core.data.torch_datasets import scored_crops, training_samples
 from core.metrics import ConfusionMatrix
-from core.models import BACKBONES, SEGMENTERS, build_segmenter, load_weights
-from util import artifacts, devices, flags, loaders, optim, pictures, processes, stage
-from util.run import Run
+from core.models import build_segmenter, build_sgd, load_weights
+from util import draw, flags, script
+from util.store import PSEUDO_LABEL, open_folder
+from util.training import Run, SharedModel, options, ordered_loader, training_loader
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_training(parser, lr=0.007, wd=4e-5, momentum=4e-5, epochs=50, sizes=(256, 1024))
-    flags.add_segmenter(parser, SEGMENTERS, BACKBONES)
-    flags.add_sync_bn(parser)
-    flags.add_label_name(parser, 'pseudo-labels (stage 6)')
-    flags.add_label_smoothing(parser, 'of the cross-entropy')
-    select = 'epoch to keep; best: by the mIoU on the masks of val (without masks: last)'
-    parser.groups['run and output'].add_argument('--select', default='best', choices=('best', 'last'), help=select)
-    args = flags.parse_training(parser, argv)
-    parts = max(args.micro_batches, processes.count())
-    if args.mode == 'normal' and args.batch_size < 2 * parts:
-        of_each = f' for each of {parts} parts' if parts > 1 else ''
-        parser.error(f'--batch_size {args.batch_size}: --mode normal trains BatchNorm and needs 2 or more{of_each}')
-    if args.sync_bn and args.micro_batches > 1:
-        parser.error('--sync_bn: the statistics of the whole batch need it at once: leave out --micro_batches')
-    return args
+    recipe = {'lr': 0.007, 'wd': 4e-5, 'momentum': 4e-5, 'max_epoch': 50, 'min_image_size': 256, 'max_image_size': 1024}
+    parser.add_table(options.TRAINING, options.SUPERVISED, options.SEGMENTER, options.LABELS, **recipe)
+    return options.parse_training(parser, argv)
 
 
 def build_loaders(args, dataset, pseudo_labels, device):
-    """Return the batches to train on, and those of val with masks that are scored after each epoch."""
-    transform = training_pipeline((args.min_image_size, args.max_image_size), args.image_size, args.resize)
-    ids = dataset.ids('train_aug', with_images=True)
-    train_set = ImageDataset(dataset, ids, transform, read_mask=pseudo_labels.read_label, seed=args.seed)
-    train_loader = loaders.training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
-
-    # val is scored on its top-left crop against ground-truth masks.
-    ids = dataset.ids_with_masks('val', with_images=True)
-    crop = Pipeline(TopLeftCrop(args.image_size))
-    score_set = ImageDataset(dataset, ids, crop, read_mask=dataset.read_mask)
-    return train_loader, loaders.ordered_loader(score_set, args.batch_size, args.num_workers, device)
+    """Return the batches to train on, and the top-left crops of val with masks that are scored after each epoch."""
+    where = (args.min_image_size, args.max_image_size), args.image_size, args.resize, args.seed
+    train_set = training_samples(dataset, *where, read_mask=pseudo_labels.read_label)
+    train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
+    score_set = scored_crops(dataset, 'val', args.image_size)
+    return train_loader, ordered_loader(score_set, args.batch_size, args.num_workers, device)
 
 
-@torch.no_grad()
-def score_predictions(model, loader, dataset, device):
-    """Return the mIoU on the top-left crops of val, and pictures of the first batch."""
-    model.eval()
-    matrix = ConfusionMatrix(dataset.num_classes + 1)
-    grid = None
-    for batch in stage.progress(loader, 'scoring val'):
-        masks = batch['masks'].numpy()
-        logits = model(normalize(batch['images'].to(device, non_blocking=True))).float()
-        logits = F.interpolate(logits, masks.shape[1:], mode='bilinear', align_corners=False)
-        predictions = logits.argmax(1).cpu().numpy()
-        matrix.update(predictions, masks)
+def score_predictions(network, loader, dataset):
+    """Return the mIoU on the crops of val, and pictures of the first batch."""
+    matrix, grid = ConfusionMatrix(dataset.num_classes + 1), None
+    for batch, logits in network.infer(loader, 'scoring val'):
+        masks = batch['masks']
+        logits = F.interpolate(logits.float(), masks.shape[1:], mode='bilinear', align_corners=False)
+        predictions = logits.argmax(1)
+        matrix.update(predictions.cpu().numpy(), masks.cpu().numpy())
         if grid is None:
-            label_maps = {'ground truth': masks, 'prediction': predictions}
-            grid = pictures.draw_rows(dataset, batch['images'].pixels.numpy(), label_maps)
-    model.train()
-    matrix.counts = processes.add(matrix.counts)
+            grid = draw.draw_rows(dataset, batch, {'ground truth': masks, 'prediction': predictions})
+    matrix.counts = network.add(matrix.counts)
     return matrix.miou(), grid
 
 
 def main(args):
-    device = processes.start(args)
+    device = options.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids, kind = dataset.ids('train_aug'), artifacts.PSEUDO_LABEL
-    pseudo_labels = artifacts.open_folder(kind, args.label_name, '--label_name', dataset, ids, args.pred_dir)
+    ids = dataset.ids('train_aug')
+    pseudo_labels = open_folder(PSEUDO_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
     train_loader, score_loader = build_loaders(args, dataset, pseudo_labels, device)
-    masked = score_loader.dataset.ids
-    stage.print_mask_count(dataset, 'val', masked)
 
     # Build the network on an ImageNet backbone.
     model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
     load_weights(model.backbone, args.backbone, args.weights)
-    iterations = args.max_epoch * len(train_loader)
-    optimizer, schedule = optim.build_sgd(optim.parameter_groups(model, args.lr, args.wd), args, iterations)
-    if args.sync_bn:
-        processes.synchronise(model, device)
-    size = strided_size((args.image_size, args.image_size), model.stride)
-    num_devices = 1 if args.sync_bn else devices.devices_for(args.batch_size // args.micro_batches, device)
-    model = devices.parallel(model, device, num_devices, args.precision, args.compile).train()
+    optimizer, schedule = build_sgd(model, args.max_epoch * len(train_loader), **args.pick(options.SGD))
+    network = SharedModel(model, device, **args.pick(options.SHARING))
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
     meta |= {'use_gn': args.use_gn} if args.architecture == 'DeepLabv3+' else {}
-    inputs = {'labels': pseudo_labels}
-    if args.mode == 'normal' and (args.sync_bn or args.micro_batches > 1):  # what BatchNorm saw
-        inputs['batchnorm'] = 'whole batch' if args.sync_bn else f'{args.micro_batches} replicas'
-    with Run(args, train_loader, model, optimizer, schedule, meta, masked, **inputs) as run:
+    trained = train_loader, network, optimizer, schedule, meta, score_loader.dataset
+    with Run(*trained, record=args.record(), labels=pseudo_labels, **args.pick(options.RUNNING)) as run:
         for _ in run.epochs():
-            for batch in run.batches(device):
+            for batch in run.batches():
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.
                 labels = batch['masks'].long()
+                size = model.output_size(labels.shape[1:])
                 if size != labels.shape[1:]:
                     labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0].long()
 
                 # The mean of the cross-entropy over the labelled pixels of the whole batch.
-                count = processes.add((labels != IGNORE).sum())
-                for part in run.micro_batches({**batch, 'labels': labels}):
-                    logits = model(normalize(part['images']))
-                    options = {'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
-                    run.step(F.cross_entropy(logits, part['labels'], ignore_index=IGNORE, **options) / count)
+                count = network.total((labels != IGNORE).sum())
+                for some in network.micro_batches({**batch, 'labels': labels}):
+                    logits = network(some['images'])
+                    summed = {'ignore_index': IGNORE, 'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
+                    run.backward(F.cross_entropy(logits, some['labels'], **summed) / count)
+                run.step()
 
             # Score the crops of val if there are masks; keep the best and the last epoch.
-            if masked:
-                miou, grid = score_predictions(model, score_loader, dataset, device)
+            if score_loader.dataset.ids:
+                miou, grid = score_predictions(network, score_loader, dataset)
                 run.end_epoch('val mIoU', miou, predictions=grid)
             else:
-                images, *maps = (x.cpu().numpy() for x in (part['images'].pixels, part['labels'], logits.argmax(1)))
-                label_maps = dict(zip(('pseudo-label', 'prediction'), maps, strict=True))
-                run.end_epoch(predictions=pictures.draw_rows(dataset, images, label_maps))
+                label_maps = {'pseudo-label': some['labels'], 'prediction': logits.argmax(1)}
+                run.end_epoch(predictions=draw.draw_rows(dataset, some, label_maps))
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

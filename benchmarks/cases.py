@@ -6,11 +6,12 @@ A case is a function that sets up one implementation, 'reference' or 'ours', and
 import dataclasses
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 
 import cv2
@@ -20,30 +21,33 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import evaluate
-import inference_classification
-import inference_rw
-import inference_segmentation
-import make_affinity_labels
-import make_pseudo_labels
-import train_classification_with_puzzle as stage1
 from benchmarks import reference
-from core import UserError
+from core import IGNORE, UserError
 from core.affinity import PathIndex, affinity_labels
+from core.chain import image_cams, image_probabilities
+from core.crf import crf_from_probability
 from core.data.dataset import Dataset, open_dataset
 from core.data.images import read_image
+from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import PaddedCrop, Pipeline, RandomCrop, RandomFlip, RandomResizeLong, normalize
-from core.losses import affinity_loss
+from core.labels import PSEUDO_THRESHOLD, affinity_label, pseudo_label
+from core.losses import affinity_loss, puzzle_losses
 from core.maps import present_keys, strided_size, upsample_rw
 from core.models import AffinityNet, Classifier, DeepLabV3Plus, build_network
+from core.models.model_file import ModelFile
+from core.models.network import Network
 from core.random_walk import random_walk
-from tools import make_demo_data, predict
-from util import artifacts, devices, parallel, processes
-from util.checkpoint import save_model
-from util.devices import pick_device, to_device
-from util.files import write_json
-from util.loaders import init_worker
-from util.memory import release_freed_memory
+from tools import make_demo_data
+from util.flags import REPOSITORY
+from util.parallel import processes
+from util.parallel.batch import SharedModel
+from util.parallel.devices import pick_device, release_freed_memory
+from util.parallel.workers import BackgroundWriter
+from util.store import folders, formats, results
+from util.store.files import write_json
+from util.store.fingerprints import Record
+from util.training.loaders import batches_on_device, init_worker
+from util.training.models import load_for_inference, save_model
 
 SCALES = [0.5, 1.0, 1.5, 2.0]
 
@@ -76,11 +80,11 @@ def open_data(folder: Path) -> tuple[Dataset, list[str]]:
     return dataset, dataset.ids('train')
 
 
-def open_maps(folder: Path, dataset: Dataset, ids: list[str]) -> tuple[artifacts.Folder, artifacts.Folder]:
+def open_maps(folder: Path, dataset: Dataset, ids: list[str]) -> tuple[folders.Folder, folders.Folder]:
     """Return the folders of CAMs and of random-walk CAMs."""
     return (
-        artifacts.Folder(artifacts.CAM, folder / 'cams', dataset, ids),
-        artifacts.Folder(artifacts.RANDOM_WALK, folder / 'random_walks', dataset, ids),
+        folders.Folder(formats.CAM, folder / 'cams', dataset, ids),
+        folders.Folder(formats.RANDOM_WALK, folder / 'random_walks', dataset, ids),
     )
 
 
@@ -135,8 +139,6 @@ def labels_case(way: str, device: str, folder: Path, what: str, workers: int) ->
     dataset, ids = open_data(folder)
     cams, random_walks = open_maps(folder, dataset, ids)
     ids = ids * 3  # in a shorter list the wait for the last image would count too much
-    stage = make_affinity_labels if what == 'affinity' else make_pseudo_labels
-    args = stage.parse_args(['--experiment_name', 'maps'])
 
     def run_reference():
         for image_id in ids:
@@ -146,18 +148,22 @@ def labels_case(way: str, device: str, folder: Path, what: str, workers: int) ->
             if what == 'affinity':
                 label = reference.affinity_label(image, keys, hr_cam)
             else:
-                index = reference.threshold_cams(np.arange(len(keys)), rw, args.threshold)
-                label = keys[reference.crf_from_label(image, index, len(keys), args.crf_iteration)]
+                index = reference.threshold_cams(np.arange(len(keys)), rw, PSEUDO_THRESHOLD)
+                label = keys[reference.crf_from_label(image, index, len(keys), 1)]
             Image.fromarray(label.astype(np.uint8)).save(folder / f'{image_id}.png')
 
-    kind = artifacts.AFFINITY_LABEL if what == 'affinity' else artifacts.PSEUDO_LABEL
-    labels = artifacts.Folder(kind, folder / 'labels', dataset, ids)
+    kind = formats.AFFINITY_LABEL if what == 'affinity' else formats.PSEUDO_LABEL
+    labels = folders.Folder(kind, folder / 'labels', dataset, ids)
     labels.missing = set(ids)
+    make, maps = (affinity_label, cams) if what == 'affinity' else (pseudo_label, random_walks)
+
+    def make_label(image_id):
+        image = np.array(dataset.read_image(image_id))
+        return make(image, *maps.read_scores(image_id, image.shape[:2]))
 
     def run_ours():
         with silence():
-            maps = {'cams': cams} if what == 'affinity' else {'random_walks': random_walks}
-            labels.write_missing_labels(stage.make_label, workers, args=args, dataset=dataset, **maps)
+            labels.write_missing_labels(make_label, workers)
 
     return run_ours if way == 'ours' else run_reference
 
@@ -172,7 +178,7 @@ def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable
 
     def run_ours():
         with silence():
-            return evaluate.count_pixels('npy', dataset, cams, ids, thresholds, workers)
+            return results.count_pixels(cams, dataset, ids, thresholds, workers)
 
     if way == 'ours':
         return run_ours
@@ -183,14 +189,15 @@ def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable
 def inference_case(
     way: str, device: str, folder: Path, what: str, network: str, count: int, precision: str = 'fp32'
 ) -> Callable:
-    """The full stage 2 ('cam') or stage 8 ('segmentation'), with a model of random weights."""
+    """The batches of stage 2 ('cam') or stage 8 ('segmentation') up to their files, with a model of random weights."""
+    # The processes of the CRF are forked before a GPU is in use.
+    writer = LastingWriter(2, processes=what == 'segmentation') if way == 'ours' else None
     dataset, ids = open_data(folder)
     ids = ids[:count]
+    meta = {'network': 'Classifier' if what == 'cam' else 'DeepLabv3+', 'mode': 'normal' if what == 'cam' else 'fix'}
+    meta |= {'backbone': network, 'classes': dataset.class_names}
     torch.manual_seed(0)
-    if what == 'cam':
-        model = Classifier(network, dataset.num_classes)
-    else:
-        model = DeepLabV3Plus(network, dataset.num_classes + 1)
+    model = build_network(meta)
 
     def run_reference():
         for image_id in ids:
@@ -206,80 +213,56 @@ def inference_case(
     if way == 'reference':
         model = model.eval().to(device)
         return run_reference
-    return set_up_stage(device, folder, what, network, ids, precision, model)
-
-
-def set_up_stage(
-    device: str, folder: Path, what: str, network: str, ids: list[str], precision: str, model: torch.nn.Module
-) -> Callable:
-    """Return a run of stage 2 or 8 over some ids, which returns the seconds that the network was busy."""
-    # The stage reads and writes experiments/ in the working directory.
-    os.chdir(folder)
-    Path('data/some.txt').write_text('\n'.join(ids))
-    classes = open_data(Path())[0].class_names
-    write_json(Path('data/some.json'), {'classes': classes, 'lists': {'train': 'some.txt', 'val': 'some.txt'}})
-    line = '--data_dir data --dataset data/some.json --num_workers 2 --tag timed --overwrite'.split()
-    line += ['--device', device, '--precision', precision]
-    if what == 'cam':
-        script, function, meta = inference_classification, 'multi_scale_cam', {'network': 'Classifier'}
-        args = script.parse_args([*line, '--architecture', network, '--domain', 'train'])
-    else:
-        script, function = inference_segmentation, 'multi_scale_logits'
-        meta = {'network': 'DeepLabv3+', 'use_gn': True}
-        args = script.parse_args([*line, '--backbone', network])
-        if device.startswith('cuda'):
-            writer = LastingWriter(args.num_workers, processes=True)
-            parallel.BackgroundWriter = lambda workers, processes: writer
-    save_model(model, artifacts.model_path('timed'), backbone=network, **meta)
-    busy = BusyTime(device)
-    setattr(script, function, busy.watch(getattr(script, function)))
+    save_model(model, folder / 'timed.pth', **meta)
+    model, place = load_for_inference(ModelFile(folder / 'timed.pth'), meta, device, precision)
+    infer = infer_cams if what == 'cam' else infer_predictions
 
     def run_ours():
-        busy.reset()
-        with silence():
-            script.main(args)
-        return busy.seconds()
+        batches = MultiScaleDataset(dataset, ids, set(ids), SCALES, batch_size=4)
+        with silence(), writer:
+            batches = batches_on_device(batches, 2, place, 'batches')
+            return infer(model, batches, dataset, ids, folder / 'timed', writer)
 
     return run_ours
 
 
-class LastingWriter(parallel.BackgroundWriter):
-    """Keeps its processes after a run of the stage: it cannot fork others once the GPU is in use."""
+def infer_cams(model, batches, dataset: Dataset, ids: list[str], path: Path, writer: BackgroundWriter) -> float:
+    """Write CAMs as stage 2 does; return the seconds that the network was busy."""
+    cams, busy = folders.Folder(formats.CAM, path, dataset, ids), 0.0
+    labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
+    for batch_ids, images, pixels in batches:
+        start = time.perf_counter()
+        present = np.stack([labels[image_id] for image_id in batch_ids])
+        maps = image_cams(model, pixels, present, images[0].shape[:2])
+        busy += time.perf_counter() - start
+        for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):
+            writer.submit(cams.write_maps, image_id, present_keys(labels[image_id]), cam, hr_cam)
+    return busy
+
+
+def infer_predictions(model, batches, dataset: Dataset, ids: list[str], path: Path, writer: BackgroundWriter) -> float:
+    """Write predictions as stage 8 does; return the seconds that the network was busy."""
+    predictions, busy = folders.Folder(formats.PREDICTION, path, dataset, ids), 0.0
+    for batch_ids, images, pixels in batches:
+        start = time.perf_counter()
+        probabilities = image_probabilities(model, pixels, images[0].shape[:2])
+        busy += time.perf_counter() - start
+        for image_id, image, probability in zip(batch_ids, images, probabilities, strict=True):
+            writer.submit(write_prediction, predictions, image_id, image, probability)
+    return busy
+
+
+def write_prediction(predictions: folders.Folder, image_id: str, image: np.ndarray, probability: np.ndarray) -> None:
+    refined = crf_from_probability(image, probability, 10)
+    predictions.write_label(image_id, refined.argmax(0))
+
+
+class LastingWriter(BackgroundWriter):
+    """Keeps its workers after a run: processes cannot be forked once the GPU is in use."""
 
     def __exit__(self, kind, *_):
         while self.waiting and kind is None:
             self._wait()
-
-
-class BusyTime:
-    """Sums the time that the device spends in calls of a function, which return before a GPU has finished."""
-
-    def __init__(self, device: str):
-        self.on_gpu, self.spans = device.startswith('cuda'), []
-
-    def now(self):
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def watch(self, function: Callable) -> Callable:
-        def watched(*arguments):
-            start = self.now()
-            result = function(*arguments)
-            self.spans.append((start, self.now()))
-            return result
-
-        return watched
-
-    def reset(self) -> None:
-        self.spans.clear()
-
-    def seconds(self) -> float:
-        if not self.on_gpu:
-            return sum(end - start for start, end in self.spans)
-        return sum(start.elapsed_time(end) for start, end in self.spans) / 1000
 
 
 def loader_case(way: str, device: str, folder: Path, normalised: bool, resize: str = 'pillow') -> Callable:
@@ -322,18 +305,13 @@ def train_case(
     """
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
-    build = {
-        'classifier': lambda: Classifier(network, 20),
-        'affinitynet': lambda: AffinityNet(network),
-        'deeplab': lambda: DeepLabV3Plus(network, 21),
-    }
-    model = build[what]().to(device).train()
+    model = build(what, network)
     if way == 'ours':
-        model = to_device(model, pick_device(device), precision)
+        network = share(what, model, pick_device(device), batch, precision=precision)
+    else:
+        network = model.to(device).train()
     torch.autograd.set_detect_anomaly(way == 'reference' and what != 'classifier')
-    compute_loss = {'classifier': classifier_loss, 'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what](
-        model, images
-    )
+    compute_loss = LOSSES[what](network, images)
 
     def step():
         model.zero_grad()
@@ -344,34 +322,42 @@ def train_case(
     return step
 
 
-def classifier_loss(model: torch.nn.Module, images: Tensor, replicas: int = 1) -> Callable[[], Tensor]:
-    args = Namespace(
-        loss_option='cl_pcl_re',
-        num_pieces=4,
-        level='feature',
-        re_loss='L1_Loss',
-        re_loss_option='masking',
-        label_smoothing=0.0,
+def build(what: str, network: str) -> Network:
+    if what == 'affinitynet':
+        return AffinityNet(network)
+    return Classifier(network, 20) if what == 'classifier' else DeepLabV3Plus(network, 21)
+
+
+def share(what: str, model: Network, device: torch.device, batch: int, replicas: int = 1, **options) -> SharedModel:
+    """Return a network as its trainer shares it."""
+    return SharedModel(
+        model, device, batch_size=batch, bn_replicas=replicas, whole_batch=what == 'classifier', **options
     )
+
+
+def classifier_loss(network: Callable, images: Tensor) -> Callable[[], Tensor]:
     labels = (torch.rand(len(images), 20, device=images.device) < 0.1).float()
-    return lambda: sum(stage1.compute_losses(model, images, labels, args, replicas).values())
+    return lambda: sum(puzzle_losses(network, images, labels).values())
 
 
-def affinitynet_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def affinitynet_loss(network: Callable, images: Tensor) -> Callable[[], Tensor]:
     side = images.shape[-1] // 4
     index = PathIndex(10, side)
     label = torch.randint(0, 21, (len(images), side, side), dtype=torch.uint8, device=images.device)
 
     def compute():
-        affinity = index.edge_to_affinity(torch.sigmoid(model(images)))
+        affinity = index.edge_to_affinity(torch.sigmoid(network(images)))
         return affinity_loss(affinity, *affinity_labels(label, index, 20))
 
     return compute
 
 
-def deeplab_loss(model: torch.nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def deeplab_loss(network: Callable, images: Tensor) -> Callable[[], Tensor]:
     label = torch.randint(0, 21, (len(images), *images.shape[2:]), device=images.device)
-    return lambda: F.cross_entropy(model(images), label, ignore_index=255)
+    return lambda: F.cross_entropy(network(images), label, ignore_index=IGNORE)
+
+
+LOSSES = {'classifier': classifier_loss, 'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}
 
 
 def micro_batches_case(
@@ -380,17 +366,15 @@ def micro_batches_case(
     """Loss and gradients of a batch in parts, one at a time ('ours'), or at once ('reference'): the same numbers."""
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
-    build = {'classifier': Classifier, 'affinitynet': lambda name, _: AffinityNet(name), 'deeplab': DeepLabV3Plus}
-    model = to_device(build[what](network, 20 if what == 'classifier' else 21), pick_device(device)).train()
+    micro_batches = parts if way == 'ours' else 1
+    model = build(what, network)
+    shared = share(what, model, pick_device(device), batch, replicas=parts, micro_batches=micro_batches)
     if what == 'classifier':
-        model.recompute = way == 'ours'
-        return lambda: finished(classifier_loss(model, images, parts)().backward(), device)
-    losses = {'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what]
-    share = images.chunk(parts) if way == 'ours' else [images]
+        return lambda: finished(classifier_loss(shared, images)().backward(), device)
 
     def step():
-        for part in share:
-            (losses(model, part)() / len(share)).backward()
+        for part in shared.micro_batches({'images': images}):
+            (LOSSES[what](shared, part['images'])() / shared.chunks).backward()
         finished(None, device)
 
     return step
@@ -422,20 +406,17 @@ def take_steps(rank, count, port, what, device, batch, size, steps, queue) -> No
     where = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     os.environ.update({name: str(value) for name, value in where.items()} if count > 1 else {})
     torch.set_num_threads(1)
-    place = processes.start(Namespace(device=device, seed=0))
-    build = {'classifier': Classifier, 'affinitynet': lambda name, _: AffinityNet(name), 'deeplab': DeepLabV3Plus}
-    model = build[what]('mobilenet_v2', 20 if what == 'classifier' else 21)
-    model = devices.parallel(model, place, 1).train()
+    place = processes.start(device, 0, Record({}, {}, {}))
+    network = share(what, build(what, 'mobilenet_v2'), place, batch, replicas=4)
     images = torch.rand(batch, 3, size, size, device=place)
-    if what == 'classifier':  # each process takes whole replicas of BatchNorm, and gathers their class maps
-        compute_loss = classifier_loss(model, images, 4 // count)
-    else:
-        compute_loss = {'affinitynet': affinitynet_loss, 'deeplab': deeplab_loss}[what](model, processes.own(images))
+    if what != 'classifier':  # which takes whole replicas of BatchNorm, and gathers their class maps
+        images = processes.own(images)
+    compute_loss = LOSSES[what](network, images)
     start = 0.0
     for step in range(steps + 1):
         if step == 1:  # after a warm-up
             start = time.process_time()
-        model.zero_grad()
+        network.model.zero_grad()
         compute_loss().backward()
     queue.put(time.process_time() - start)
     processes.end()
@@ -455,14 +436,15 @@ CLASSES = tuple(f'class{i:02}' for i in range(20))
 CAMS, RANDOM_WALKS = 'cl@train@scale=0.5,1.0,1.5,2.0', 'aff@train@beta=10@exp_times=8@rw'
 
 # The program and the end of its command.
+PREDICT = 'tools.predict'
 FILE_STAGES = {
-    'stage 2': (inference_classification, ['--tag', 'cl']),
-    'stage 3': (make_affinity_labels, ['--experiment_name', CAMS]),
-    'stage 5': (inference_rw, ['--model_name', 'aff', '--cam_dir', CAMS]),
-    'stage 6': (make_pseudo_labels, ['--experiment_name', RANDOM_WALKS]),
-    'stage 8': (inference_segmentation, ['--tag', 'seg']),
-    'tools.predict as stages 2, 5, 6': (predict, ['cl', '--affinity', 'experiments/models/aff.pth']),
-    'tools.predict as stage 8': (predict, ['seg']),
+    'stage 2': ('inference_classification.py', ['--tag', 'cl']),
+    'stage 3': ('make_affinity_labels.py', ['--experiment_name', CAMS]),
+    'stage 5': ('inference_rw.py', ['--model_name', 'aff', '--cam_dir', CAMS]),
+    'stage 6': ('make_pseudo_labels.py', ['--experiment_name', RANDOM_WALKS]),
+    'stage 8': ('inference_segmentation.py', ['--tag', 'seg']),
+    'tools.predict as stages 2, 5, 6': (PREDICT, ['cl', '--affinity', 'experiments/models/aff.pth']),
+    'tools.predict as stage 8': (PREDICT, ['seg']),
 }
 
 
@@ -475,24 +457,33 @@ def stage_case(way: str, device: str, folder: Path, stage: str, size: tuple[int,
     torch.manual_seed(0)
     for tag, kind in (('cl', 'Classifier'), ('aff', 'AffinityNet'), ('seg', 'DeepLabv3+')):
         meta = {'network': kind, 'backbone': 'mobilenet_v2', 'classes': CLASSES, 'image_size': 512}
-        save_model(build_network(meta), artifacts.model_path(tag), **meta)
+        save_model(build_network(meta), formats.model_path(tag), **meta)
 
-    module, line = FILE_STAGES[stage]
-    if module is predict:
+    program, line = FILE_STAGES[stage]
+    if program == PREDICT:
         line = [f'experiments/models/{line[0]}.pth', 'photo.png', *line[1:]]
         line += ['--classes', ','.join(CLASSES[:tagged])] if '--affinity' in line else []
     else:
         line = [*'--dataset set.json --data_dir . --num_workers 0 --domain train --overwrite'.split(), *line]
-    if module not in (make_affinity_labels, make_pseudo_labels):
+    if not program.startswith('make_'):
         line += ['--device', device]
-    args = module.parse_args(line)
+    with suppress(SystemExit):
+        execute(program, ['--help'])  # imports do not count
     release_freed_memory()
+    return lambda: execute(program, line)
 
-    def run_stage():
+
+def execute(program: str, words: list[str]) -> None:
+    """Run a stage, or a module of tools, in this process as a user does in one of its own."""
+    before, sys.argv = sys.argv, [program, *words]
+    try:
         with silence():
-            module.main(args)
-
-    return run_stage
+            if program.endswith('.py'):
+                runpy.run_path(str(REPOSITORY / program), run_name='__main__')
+            else:
+                runpy.run_module(program, run_name='__main__')
+    finally:
+        sys.argv = before
 
 
 def draw_photograph(size: tuple[int, int], tagged: int) -> None:
@@ -509,8 +500,8 @@ def draw_photograph(size: tuple[int, int], tagged: int) -> None:
     write_json(Path('set.json'), {**description, 'images': '{id}.png', 'labels': 'labels.csv'})
 
     dataset = open_dataset('set.json', '.')
-    for kind, name in ((artifacts.CAM, CAMS), (artifacts.RANDOM_WALK, RANDOM_WALKS)):
-        folder = artifacts.Folder(kind, artifacts.PREDICTIONS / name, dataset, ['photo'])
+    for kind, name in ((formats.CAM, CAMS), (formats.RANDOM_WALK, RANDOM_WALKS)):
+        folder = folders.Folder(kind, formats.PREDICTIONS / name, dataset, ['photo'])
         folder.path.mkdir(parents=True)
         blobs = rng.random((tagged, 4, 4)).astype(np.float32)
         sizes = {'cam': strided_size((height, width)), 'rw': strided_size((height, width)), 'hr_cam': (height, width)}

@@ -7,7 +7,7 @@
 
 Every time is the median of --repeats runs, or of more if they are short. Each case runs in a process of its own, and
 its memory is the growth of that process while it works. The references are in benchmarks/reference.py;
-tests/test_benchmarks.py shows that they compute the same.
+tests/stages/test_benchmarks.py shows that they compute the same.
 """
 
 import json
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-import evaluate
 from benchmarks import reference
 from benchmarks.cases import (
     FILE_STAGES,
@@ -48,10 +47,11 @@ from benchmarks.cases import (
 )
 from core import UserError
 from core.metrics import class_counts, mean_scores
-from util import flags, stage
-from util.devices import pick_device
-from util.files import write_bytes, write_json
+from util import flags, script
 from util.flags import REPOSITORY
+from util.parallel.devices import pick_device
+from util.store import results
+from util.store.files import write_bytes, write_json
 
 MIN_SECONDS = 3  # total time of the runs behind a median: the speed of a shared machine varies from moment to moment
 ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train', 'micro_batches')
@@ -275,11 +275,11 @@ def files_rows(args, folder):
     sizes = f'{baseline / 2**20:.1f} MB', f'{ours / 2**20:.1f} MB', f'{baseline / ours:.2f}x'
     rows = [('CAMs and random-walk CAMs of 12 images', *sizes, '', '')]
     masks = folder / 'data' / 'SegmentationClass'
-    for title, mode, array, maps, thresholds in (
-        ('CAMs', 'npy', 'hr_cam', cams, [0.10, 0.40]),
-        ('random-walk CAMs', 'rw', 'rw', random_walks, [0.35]),
+    for title, array, maps, thresholds in (
+        ('CAMs', 'hr_cam', cams, [0.10, 0.40]),
+        ('random-walk CAMs', 'rw', random_walks, [0.35]),
     ):
-        total, _ = evaluate.count_pixels(mode, dataset, maps, ids, thresholds, num_workers=0)
+        total, _ = results.count_pixels(maps, dataset, ids, thresholds, num_workers=0)
         found = mean_scores(class_counts(total))['miou']
         counts = reference.sweep(folder / 'reference', masks, ids, dataset.num_classes + 1, thresholds, array)
         for threshold, miou in zip(thresholds, found, strict=True):
@@ -304,13 +304,13 @@ def memory_rows(args, folder):
 
 def startup_rows(args, folder):
     rows = []
-    for script in sorted(REPOSITORY.glob('*.py')):
+    for path in sorted(REPOSITORY.glob('*.py')):
         seconds = []
         for _ in range(args.repeats):
             start = time.perf_counter()
-            subprocess.run([sys.executable, script, '--help'], stdout=subprocess.DEVNULL, check=True)
+            subprocess.run([sys.executable, path, '--help'], stdout=subprocess.DEVNULL, check=True)
             seconds.append(time.perf_counter() - start)
-        rows.append((f'{script.name} --help', '', f'{statistics.median(seconds):.3g} s', '', '', ''))
+        rows.append((f'{path.name} --help', '', f'{statistics.median(seconds):.3g} s', '', '', ''))
     return rows
 
 
@@ -406,4 +406,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

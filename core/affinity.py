@@ -40,7 +40,7 @@ class PathIndex:
         self.radius = radius
         self.rows, self.columns = self.height - (radius - 1), self.width - 2 * (radius - 1)
         if radius < 2 or self.rows < 1 or self.columns < 1:
-            raise UserError(f'radius {radius} is too large for a {self.height}x{self.width} edge map')
+            raise UserError(f'{radius} is too large for a {self.height}x{self.width} edge map', option='radius')
         self.paths = search_paths(radius)
 
     @property

@@ -1,12 +1,49 @@
 """The losses of the paper (Puzzle-CAM, section 2; AffinityNet's loss as in IRNet), short enough to read next to it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core import puzzle
+from core.cam import make_cam
+
 EPSILON = 1e-5
+TERMS = ('cl', 'pcl', 're', 'conf')  # L_cls, L_p-cls, L_re, L_conf
+
+
+def puzzle_losses(
+    network: Callable[..., tuple[Tensor, Tensor]],
+    images: Tensor,
+    labels: Tensor,
+    terms: Collection[str] = ('cl', 'pcl', 're'),
+    num_pieces: int = 4,
+    level: str = 'feature',
+    re_loss: str = 'L1_Loss',
+    re_loss_option: str = 'masking',
+    smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """Return the unweighted terms of the loss of stage 1 by name (sections 2.2, 2.3; docs/method.md, "Losses").
+
+    network(images, with_cam=True) gives logits (N, C) and class maps (N, C, h, w); images (N, 3, H, W) are normalised,
+    labels (N, C) multi-hot. The tiles pass through the network only if a term needs them. `level` says what L_re
+    compares: class maps ('feature', published), or CAMs ('cam').
+    """
+    logits, maps = network(images, with_cam=True)
+    losses = {'cl': classification_loss(logits, labels, smoothing)}
+    if not {*terms} - {'cl'}:
+        return losses
+    tile_logits, tile_maps = network(puzzle.tile(images, num_pieces), with_cam=True)
+    merged = puzzle.merge(tile_maps, num_pieces)
+    if 'pcl' in terms:
+        losses['pcl'] = classification_loss(merged.mean((2, 3)), labels, smoothing)
+    if 're' in terms:
+        compared = (maps, merged) if level == 'feature' else (make_cam(maps), make_cam(merged))
+        losses['re'] = reconstruction_loss(*compared, labels, re_loss, re_loss_option)
+    if 'conf' in terms:
+        losses['conf'] = confidence_loss(tile_logits)
+    return losses
 
 
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -3,11 +3,31 @@
 No torch here: stage 9 imports this module and forks.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from core import IGNORE, UserError
 
 MAX_THRESHOLDS = 255  # the number that a score exceeds is kept in a byte
+
+
+def list_thresholds(start: float, end: float, step: float) -> list[float]:
+    """Return start, start + step, ... below end, without the rounding errors of the sums.
+
+    Raises UserError if there are none or more than MAX_THRESHOLDS.
+    """
+    count = int(np.ceil((end - start) / step - 1e-9))
+    if not 0 < count <= MAX_THRESHOLDS:
+        wanted = f'--min_th {start:g} --max_th {end:g} --step_th {step:g}'
+        raise UserError(f'{wanted}: {max(0, count)} thresholds, expected 1 to {MAX_THRESHOLDS}')
+    return [round(start + i * step, 6) for i in range(count)]
+
+
+# Thresholds of a sweep, as published: their start and step, and their ends (exclusive) for CAMs and random-walk CAMs.
+SWEEP = {'start': 0.05, 'step': 0.05, 'cam_end': 0.80, 'rw_end': 0.50}
+CAM_THRESHOLDS = list_thresholds(SWEEP['start'], SWEEP['cam_end'], SWEEP['step'])
+TRAINING_THRESHOLDS = list_thresholds(0.10, 0.50, SWEEP['step'])  # of the single-scale CAMs that choose the epoch
 
 
 class ConfusionMatrix:
@@ -33,18 +53,14 @@ class ConfusionMatrix:
         joint = np.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
         self.counts += joint.reshape(self.num_classes, self.num_classes)
 
-    def _union(self) -> np.ndarray:
-        """T + P - TP per class; NaN for a class in neither masks nor predictions, which every mean leaves out."""
-        union = self.counts.sum(0) + self.counts.sum(1) - np.diag(self.counts)
-        return np.where(union > 0, union, np.nan)
-
     def iou(self) -> np.ndarray:
         """Return the IoU (num_classes,), background first; NaN for a class in neither masks nor predictions."""
-        return np.diag(self.counts) / self._union()
+        union = self.counts.sum(0) + self.counts.sum(1) - np.diag(self.counts)
+        return np.diag(self.counts) / np.where(union > 0, union, np.nan)
 
     def miou(self) -> float:
         """Return the mean IoU over the classes that occur."""
-        return _mean(self.iou())
+        return float(mean_scores(class_counts(self.counts))['miou'])
 
     def background_miou(self) -> float:
         """Return the mIoU of predicting background everywhere."""
@@ -54,11 +70,11 @@ class ConfusionMatrix:
 
     def fp(self) -> float:
         """Return the mean over the foreground classes of (P - TP) / (T + P - TP)."""
-        return _mean(((self.counts.sum(0) - np.diag(self.counts)) / self._union())[1:])
+        return float(mean_scores(class_counts(self.counts))['fp'])
 
     def fn(self) -> float:
         """Return the mean over the foreground classes of (T - TP) / (T + P - TP)."""
-        return _mean(((self.counts.sum(1) - np.diag(self.counts)) / self._union())[1:])
+        return float(mean_scores(class_counts(self.counts))['fn'])
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -83,12 +99,6 @@ def f1_score(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     counts = (predictions.astype(np.int64) + labels.astype(np.int64)).sum(0)
     both = 2 * (predictions.astype(bool) & labels.astype(bool)).sum(0)
     return np.where(counts > 0, both / np.maximum(counts, 1), np.nan)
-
-
-def list_thresholds(start: float, end: float, step: float) -> list[float]:
-    """Return start, start + step, ... below end, without the rounding errors of the sums."""
-    count = max(0, int(np.ceil((end - start) / step - 1e-9)))
-    return [round(start + i * step, 6) for i in range(count)]
 
 
 class ThresholdSweep:
@@ -158,6 +168,15 @@ def count_labels(labels: list[np.ndarray], target: np.ndarray, num_classes: int)
     return np.stack([matrix.counts for matrix in matrices])
 
 
+def count_maps(
+    maps: np.ndarray, keys: np.ndarray, target: np.ndarray, thresholds: list[float], num_classes: int
+) -> np.ndarray:
+    """Return the pixel counts of maps (K, h, w) of the classes keys[1:]: (thresholds, target, prediction)."""
+    sweep = ThresholdSweep(num_classes, thresholds)
+    sweep.update(maps, keys, target)
+    return sweep.confusion()
+
+
 def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
     """Return mIoU, FP, FN and the IoU per class in percent, None for a class that does not occur.
 
@@ -169,6 +188,22 @@ def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
     if np.isnan(means['fp']):
         raise UserError('neither masks nor predictions contain a class: check --domain and --data_dir')
     return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
+
+
+def summarize_sweep(total: np.ndarray, thresholds: Sequence[float | None], names: tuple[str, ...]) -> dict:
+    """Return the scores of counts (thresholds, target, prediction): those at the best threshold, and all.
+
+    In percent: the entries of `summarize` at the threshold of the highest mIoU, its `confusion`, the mIoU of predicting
+    background everywhere, and the scores at all `thresholds`.
+    """
+    rows = [{'threshold': t, **summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
+    best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
+    return {
+        **rows[best],
+        'confusion': total[best].tolist(),
+        'all_background_miou': 100 * ConfusionMatrix(len(names), total[0]).background_miou(),
+        'thresholds': rows,
+    }
 
 
 def drop_absent(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -222,8 +257,3 @@ def error_shares(confusion: np.ndarray) -> np.ndarray:
     shares = np.stack([both, missed, surplus, counts.sum(1) - both - missed, counts.sum(0) - both - surplus], 1)
     union = shares.sum(1, keepdims=True)
     return np.divide(shares, union, out=np.full_like(shares, np.nan), where=union > 0)
-
-
-def _mean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float('nan')

@@ -11,7 +11,7 @@ def grid_size(num_pieces: int) -> int:
     """Return the tiles per side, g = sqrt(num_pieces). Raises UserError unless num_pieces is a perfect square."""
     grid = math.isqrt(max(num_pieces, 0))
     if num_pieces < 1 or grid * grid != num_pieces:
-        raise UserError(f'num_pieces {num_pieces} is not a perfect square (1, 4, 9, 16, ...)')
+        raise UserError(f'{num_pieces} is not a perfect square (1, 4, 9, 16, ...)', option='num_pieces')
     return grid
 
 
@@ -22,7 +22,9 @@ def check_puzzle(image_size: int, num_pieces: int) -> None:
     """
     unit = STRIDE * grid_size(num_pieces)
     if image_size < unit or image_size % unit:
-        raise UserError(f'image_size {image_size} is not a multiple of {unit} = 16 x sqrt(num_pieces {num_pieces})')
+        raise UserError(
+            f'{image_size} is not a multiple of {unit} = 16 x sqrt(num_pieces {num_pieces})', option='image_size'
+        )
 
 
 def tile(images: Tensor, num_pieces: int) -> Tensor:
@@ -34,7 +36,9 @@ def tile(images: Tensor, num_pieces: int) -> Tensor:
     grid = grid_size(num_pieces)
     n, c, h, w = images.shape
     if h % grid or w % grid:
-        raise UserError(f'num_pieces {num_pieces}: a {h}x{w} image cannot be cut into {grid}x{grid} equal tiles')
+        raise UserError(
+            f'{num_pieces}: a {h}x{w} image cannot be cut into {grid}x{grid} equal tiles', option='num_pieces'
+        )
     tiles = images.reshape(n, c, grid, h // grid, grid, w // grid).permute(2, 4, 0, 1, 3, 5)
     return tiles.reshape(num_pieces * n, c, h // grid, w // grid)
 

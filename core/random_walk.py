@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.affinity import PathIndex, search_paths
 
+BETA, EXP_TIMES = 10, 8  # published: exponent of the affinities, and 2^8 steps
 KEPT_PIXELS = 2**15  # patterns of maps up to this size are kept: 14 MB for 160x160
 
 
@@ -114,7 +115,7 @@ def power_coefficients(power: int, tolerance: float = 1e-10) -> tuple[float, ...
 
 
 @torch.no_grad()
-def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Tensor:
+def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = BETA, exp_times: int = EXP_TIMES) -> Tensor:
     """Propagate CAMs: the row vector cam * (1 - edge) times T^(2^exp_times); (K, h, w), (h, w) -> (K, h, w).
 
     The transition matrix T is the affinity matrix A with every column divided by its sum d_j. S = D^-1/2 A D^-1/2 is

@@ -21,24 +21,21 @@ A loss with more terms has a larger gradient, so one learning rate for all rows 
 row runs at every rate with the first seed, and with the other seeds at the rate that scored best:
 
     python3 -m recipes.ablation --name rates --tables losses --rates 0.01 0.02 0.04
-
-The variables of the former recipes/ablation.sh are flags now: ON, SEEDS, JOBS, NAME, SCALES and MORE in lower case,
-WHAT is --tables, NET is --architecture, D is --data_dir, W is --weights. Same defaults, same runs, same names.
 """
 
 import json
 import os
 import shlex
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core import UserError
-from util import artifacts, flags, results, stage
-from util.files import make_folder, write_bytes, write_json
+from recipes.runner import DRAWN, draw_command, draw_scenes, execute_runs, execute_summaries
+from tools.reporting import find
+from util import flags, script
+from util.store import formats
+from util.store.files import make_folder, write_bytes, write_json
 
 TITLES = {
     'losses': 'Loss (paper: Table 1, ResNet-50 on VOC)',
@@ -51,7 +48,6 @@ TITLES = {
     'pair': 'Loss',
 }
 PUBLISHED = {'cl': '47.82', 'cl_pcl': '47.70', 'cl_re': '49.21', 'cl_pcl_re': '51.53'}  # mIoU of the table `losses`
-DRAWN = 'experiments/demo'
 PHOTOGRAPHS = Path('data/voc2012_2007.json')
 
 
@@ -150,20 +146,6 @@ def photographs_setting(args):
     )
 
 
-def draw_command(folder):
-    """Return the command that draws the quickstart's scenes."""
-    return ['-m', 'tools.make_demo_data', '--out', str(folder), '--seed', '0']
-
-
-def draw_scenes(folder):
-    """Draw the scenes if needed, and write few.json: the 300 scored ones, as if there were no others to train on."""
-    if not (folder / 'dataset.json').is_file():
-        execute(draw_command(folder))
-    content = json.loads((folder / 'dataset.json').read_text())
-    content['lists']['train_aug'] = content['lists']['train']
-    write_json(folder / 'few.json', content)
-
-
 def combine_photographs(folder):
     """Write both.json: twice the photographs to train on, by the image-level labels of val. The same are scored."""
     make_folder(folder)
@@ -232,7 +214,7 @@ def best_rate(args, setting, run):
     for rate in args.rates:
         path = find_result(setting, f'{setting.name}@{run}@lr={rate:g}@seed={args.seeds[0]}')
         if path.is_file():
-            scores[rate] = results.read(path)['miou']
+            scores[rate] = find.read(path)['miou']
     if not scores:
         raise UserError(f'{run}: no run at any of --rates succeeded: see the lines above')
     return max(scores, key=scores.get)
@@ -249,7 +231,7 @@ def choose_rates(args, setting, tables):
 
 def find_result(setting, tag):
     """Return the path of the result of a run."""
-    return artifacts.results_path(f'{tag}@train@scale={setting.scales}@train', 'json')
+    return formats.result_path(f'{tag}@train@scale={setting.scales}@train')
 
 
 def plan_runs(args, setting, tables, seeds):
@@ -302,60 +284,6 @@ def build_pictures(args, setting, rows):
     return ['-m', 'tools.show', *lines, '--images', '8', '--out', f'experiments/show/{setting.name}']
 
 
-# Running ------------------------------------------------------------------------------------------------------------
-
-
-def execute(command, started=None, **options):
-    """Run a command with this interpreter. Raises UserError if it fails; `started` collects the processes."""
-    environment = {'OMP_NUM_THREADS': '1', **os.environ}
-    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, env=environment, **options)
-    if started is not None:
-        started.append(process)
-    if process.wait():
-        raise UserError(f'{command[1] if command[0] == "-m" else command[0]} failed')
-
-
-def execute_run(tag, commands, started):
-    """Run the commands of a run up to the first that fails; return whether all succeeded."""
-    log = artifacts.EXPERIMENTS / 'logs' / f'{tag}.out'
-    make_folder(log.parent)
-    with log.open('w') as file:
-        for command in commands:
-            try:
-                execute(command, started, stdout=file, stderr=subprocess.STDOUT)
-            except UserError as error:
-                print(f'{tag}: {error}: see {log}', file=sys.stderr, flush=True)
-                return False
-    return True
-
-
-def execute_runs(runs, jobs):
-    """Execute runs, `jobs` at a time; return the number that failed. Stop the stages if this program is stopped."""
-    started = []
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            succeeded = pool.map(lambda tag: execute_run(tag, runs[tag], started), runs)
-            return sum(not success for success in stage.progress(succeeded, 'runs', len(runs)))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in started:
-                process.terminate()
-            raise
-
-
-def execute_summaries(summaries):
-    """Print the tables and draw the pictures {title: command}; return the number that failed."""
-    failed = 0
-    for title, command in summaries.items():
-        print(f'\n{title}', flush=True)
-        try:
-            execute(command)
-        except UserError as error:
-            failed += 1
-            print(error, file=sys.stderr, flush=True)
-    return failed
-
-
 def print_commands(args, runs, summaries):
     """Print what would be run."""
     commands = [*(command for commands in runs.values() for command in commands), *summaries.values()]
@@ -399,4 +327,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -23,9 +23,11 @@ from tabulate import tabulate
 
 from core import UserError
 from core.intervals import t_interval
-from recipes.ablation import DRAWN, draw_scenes, execute_runs
-from util import artifacts, flags, results, stage
-from util.files import write_json
+from recipes.runner import DRAWN, draw_scenes, execute_runs
+from tools.reporting import find
+from util import flags, script
+from util.store import formats
+from util.store.files import write_json
 
 NAME = 'choices'
 NETWORK = 'resnest14_narrow'
@@ -79,7 +81,7 @@ def prediction_of(tag):
 
 def score(folder, domain='train', data=DATA):
     """Score a folder, unless it has been."""
-    if artifacts.results_path(f'{folder}@{domain}', 'json').is_file():
+    if formats.result_path(f'{folder}@{domain}').is_file():
         return []
     return [['evaluate.py', *data, '--experiment_name', folder, '--domain', domain]]
 
@@ -243,7 +245,7 @@ def list_spreads(seeds):
 
 def read_miou(name):
     """Return the mIoU of a result in %. Raises UserError if it is missing."""
-    return results.read(artifacts.results_path(name, 'json'))['miou']
+    return find.read(formats.result_path(name))['miou']
 
 
 def print_choices(seeds):
@@ -293,4 +295,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from core import UserError
-from util import flags, stage
-from util.files import check_output, write_bytes
+from util import flags, script
+from util.store.files import check_output, write_bytes
 
 try:
     from playwright.sync_api import sync_playwright
@@ -98,4 +98,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -18,16 +18,21 @@ from itertools import islice
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-import train_classification_with_puzzle as stage1
 from core import UserError
+from core.data import transforms
 from core.data.dataset import open_dataset
-from core.data.transforms import normalize
+from core.data.torch_datasets import ImageDataset
+from core.losses import puzzle_losses
 from core.models import Classifier, load_weights
-from util import artifacts, flags, stage
-from util.checkpoint import open_model
-from util.devices import pick_device, to_device
-from util.run import ADDED
+from train_classification_with_puzzle import parse_args as stage1_options
+from util import flags, script
+from util.parallel.batch import SharedModel
+from util.parallel.devices import pick_device
+from util.store.formats import run_path
+from util.training import loaders, options
+from util.training.models import open_model
 
 SCRIPT = 'train_classification_with_puzzle.py'
 
@@ -38,18 +43,39 @@ def parse_args(argv=None):
     at = 'weights: before the first step of the run, or its model'
     parser.groups['model'].add_argument('--at', default='end', choices=('start', 'end'), help=at)
     parser.groups['data'].add_argument('--batches', type=flags.integer(1), default=8, help='batches to average over')
-    flags.add_device(parser)
+    parser.add_table(options.COMPUTING)
     return parser.parse_args(argv)
 
 
-def run_options(tag: str, device: str) -> Namespace:
-    """Return the options of a run, with all three terms of the loss. Raises UserError if they cannot be read."""
-    path = artifacts.EXPERIMENTS / 'data' / f'{tag}.json'
+def run_options(tag: str) -> Namespace:
+    """Return the options of a run; one that came after it has its default. Raises UserError if they cannot be read."""
+    path = run_path(tag)
     try:
         options = json.loads(path.read_text())['options']
-        return Namespace(**{**ADDED, **options, 'loss_option': 'cl_pcl_re', 'num_workers': 0, 'device': device})
+        return Namespace(**{**vars(stage1_options(['--tag', tag])), **options})
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'--tag {tag}: {path} is missing or damaged; run {SCRIPT} first') from None
+
+
+def open_batches(run: Namespace, dataset, device: torch.device) -> DataLoader:
+    """Return the training batches of a run."""
+    sizes = (run.min_image_size, run.max_image_size)
+    transform = transforms.training_pipeline(sizes, run.image_size, run.resize, run.augment.split(','))
+    ids = dataset.ids('train_aug', with_images=True)
+    samples = ImageDataset(dataset, ids, transform, dataset.read_all_labels(ids), seed=run.seed)
+    return loaders.training_loader(samples, run.batch_size, 0, run.seed, device)
+
+
+def share(model: Classifier, run: Namespace, device: torch.device, precision: str, compiled: bool) -> SharedModel:
+    """Return the classifier in training, normalised as in the run, in one pass of its own replicas."""
+    computing = {'precision': precision, 'compile': compiled, 'batch_size': run.batch_size}
+    return SharedModel(model, device, whole_batch=True, bn_replicas=run.bn_replicas, **computing)
+
+
+def all_losses(network: SharedModel, images: Tensor, labels: Tensor, run: Namespace) -> dict[str, Tensor]:
+    """Return L_cls, L_p-cls and L_re, whatever --loss_option the run had."""
+    compared = run.level, run.re_loss, run.re_loss_option
+    return puzzle_losses(network, images, labels, ('cl', 'pcl', 're'), run.num_pieces, *compared, run.label_smoothing)
 
 
 def compute_gradient(loss: Tensor, weights: list[Tensor]) -> Tensor:
@@ -59,23 +85,21 @@ def compute_gradient(loss: Tensor, weights: list[Tensor]) -> Tensor:
 
 def main(args):
     # Repeat the set-up of the run.
-    run = run_options(args.tag, args.device)
+    run = run_options(args.tag)
     dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
-    train_loader, *_ = stage1.build_loaders(run, dataset, device)
     model = Classifier(run.architecture, dataset.num_classes, run.mode)
     if args.at == 'start':
         load_weights(model.backbone, run.architecture, run.weights)
     else:
-        open_model(args.tag, '--tag', SCRIPT).load(model)
-    model = to_device(model, device, args.precision).train()
+        open_model(args.tag, '--tag', ['Classifier']).load(model)
+    network = share(model, run, device, args.precision, compiled=False)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    replicas = run.bn_replicas if run.mode == 'normal' else 1
 
     # Sum value, gradient norm and cosine of each term over the batches.
     sums, count = {}, 0
-    for batch in islice(train_loader, args.batches):
-        images, labels = normalize(batch['images'].to(device)), batch['labels'].to(device)
-        losses = stage1.compute_losses(model, images, labels, run, replicas)
+    for batch in islice(open_batches(run, dataset, device), args.batches):
+        images, labels = transforms.normalize(batch['images'].to(device)), batch['labels'].to(device)
+        losses = all_losses(network, images, labels, run)
         gradients = {name: compute_gradient(loss, weights) for name, loss in losses.items()}
         for name, gradient in gradients.items():
             cosine = torch.cosine_similarity(gradient, gradients['cl'], 0)
@@ -89,4 +113,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -18,21 +18,20 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-import train_classification_with_puzzle as stage1
-from core.cam import multi_scale_cam
+from core.chain import image_cams
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
 from core.losses import alpha_at
 from core.maps import present_keys
-from core.metrics import ThresholdSweep, list_thresholds
+from core.metrics import CAM_THRESHOLDS, ThresholdSweep
 from core.models import Classifier
-from recipes.gradients import SCRIPT, run_options
-from util import flags, loaders, stage
-from util.checkpoint import open_model
-from util.devices import pick_device, to_device
+from recipes.gradients import all_losses, open_batches, run_options, share
+from util import flags, script
+from util.parallel.devices import pick_device, to_device
+from util.training import loaders
+from util.training.models import open_model
 
-THRESHOLDS = list_thresholds(0.05, 0.80, 0.05)
 SCALE = 2**10  # of the loss in fp16; training starts with 2**16 and lowers it when gradients overflow
 SETTINGS = [f'{name}{more}' for more in ('', '+compile') for name in ('fp32', 'tf32', 'bf16', 'fp16')]
 
@@ -44,7 +43,7 @@ def parse_args(argv=None):
     data.add_argument('--domain', default='train', help='list of images with masks whose CAMs are compared')
     data.add_argument('--images', type=flags.integer(1), default=64, help='images of it, evenly spaced')
     data.add_argument('--batches', type=flags.integer(1), default=8, help='training batches whose losses are compared')
-    flags.add_workers(parser)
+    parser.add_table(flags.WORKERS)
     inference = parser.groups['inference']
     inference.add_argument('--scales', type=flags.scales, default='0.5,1.0,1.5,2.0', help='image scales')
     run = parser.groups['run and output']
@@ -54,12 +53,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def load(file, run, dataset, device, setting: str, for_inference: bool):
-    """Return the classifier of a setting, for inference or in training mode."""
-    precision, *compiled = setting.split('+')
+def load(file, run, dataset):
+    """Return the classifier of a run."""
     model = Classifier(run.architecture, dataset.num_classes, run.mode)
     file.load(model)
-    return to_device(model.for_inference() if for_inference else model.train(), device, precision, bool(compiled))
+    return model
 
 
 def timed(device, function, times: list):
@@ -74,41 +72,39 @@ def timed(device, function, times: list):
 
 def compute_cams(model, batches, dataset, device):
     """Return the full-size CAMs of all images, the mIoU at each threshold, and milliseconds per batch."""
-    cams, times, sweep = [], [], ThresholdSweep(dataset.num_classes + 1, THRESHOLDS)
+    cams, times, sweep = [], [], ThresholdSweep(dataset.num_classes + 1, CAM_THRESHOLDS)
     for ids, images, pixels in batches:
         labels = np.stack([dataset.read_labels(image_id) for image_id in ids])
-        scaled, present = [normalize(x) for x in pixels], torch.from_numpy(labels).to(device)
         size = images[0].shape[:2]
-        maps = timed(device, lambda: multi_scale_cam(model, scaled, present, size), times)  # noqa: B023
+        maps = timed(device, lambda: image_cams(model, pixels, labels, size), times)  # noqa: B023
         for image_id, label, (_, cam) in zip(ids, labels, maps, strict=True):
-            cams.append(cam.cpu().numpy())
+            cams.append(cam)
             sweep.update(cams[-1], present_keys(label), dataset.read_mask(image_id, size))
     return cams, np.array([100 * matrix.miou() for matrix in sweep.matrices()]), np.median(times)
 
 
-def compute_losses(model, batches, run, precision: str):
+def compute_losses(network, batches, run, precision: str):
     """Return the terms of the loss (batches, terms), the mean gradient, and milliseconds per batch."""
     device, scale = batches[0][0].device, SCALE if precision == 'fp16' else 1
     alpha = alpha_at(1, 1, run.alpha, run.alpha_schedule)  # after its ramp
-    replicas = run.bn_replicas if run.mode == 'normal' else 1
     values, times = [], []
 
     def step(images, labels):
-        losses = stage1.compute_losses(model, images, labels, run, replicas)
+        losses = all_losses(network, images, labels, run)
         loss = sum(alpha * value if name == 're' else value for name, value in losses.items())
         (scale / len(batches) * loss).backward()
         return [value.item() for value in losses.values()]
 
     for batch in batches:
         values.append(timed(device, lambda: step(*batch), times))  # noqa: B023
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+    gradient = torch.cat([p.grad.flatten() for p in network.model.parameters() if p.grad is not None]).double()
     return np.array(values), gradient / scale, np.median(times)
 
 
 def main(args):
-    run = run_options(args.tag, args.device)
+    run = run_options(args.tag)
     dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
-    file = open_model(args.tag, '--tag', SCRIPT)
+    file = open_model(args.tag, '--tag', ['Classifier'])
 
     # Read the images once: those of the CAMs, and the batches of the losses.
     ids = dataset.ids_with_masks(args.domain, with_images=True)
@@ -116,17 +112,19 @@ def main(args):
     ids = [ids[i * len(ids) // count] for i in range(count)]
     scaled = MultiScaleDataset(dataset, ids, set(ids), flags.floats(args.scales), 4, run.resize)
     scaled = list(loaders.batches_on_device(scaled, args.num_workers, device, 'images'))
-    loader, *_ = stage1.build_loaders(run, dataset, device)
-    batches = [(normalize(b['images'].to(device)), b['labels'].to(device)) for b in islice(loader, args.batches)]
+    batches = islice(open_batches(run, dataset, device), args.batches)
+    batches = [(normalize(batch['images'].to(device)), batch['labels'].to(device)) for batch in batches]
 
     rows, first = [], None
     for setting in dict.fromkeys(['fp32', *args.settings]):
         torch.compiler.reset()
-        inference, training = (load(file, run, dataset, device, setting, mode) for mode in (True, False))
+        precision, *compiled = setting.split('+')
+        inference = to_device(load(file, run, dataset).for_inference(), device, precision, bool(compiled))
         torch.backends.cudnn.enabled = device.type == 'cpu'  # as in stages 2, 5 and 8
         cams, mious, cam_time = compute_cams(inference, scaled, dataset, device)
         torch.backends.cudnn.enabled = True
-        losses, gradient, step_time = compute_losses(training, batches, run, setting[:4])
+        training = share(load(file, run, dataset), run, device, precision, bool(compiled))
+        losses, gradient, step_time = compute_losses(training, batches, run, precision)
         first = first or (cams, mious, losses, gradient)
         best = first[1].argmax()
         apart = np.concatenate([abs(a - b).ravel() for a, b in zip(cams, first[0], strict=True)])
@@ -136,11 +134,11 @@ def main(args):
 
     names = f'{torch.cuda.get_device_name(device)}, ' if device.type == 'cuda' else ''
     print(f'{names}torch {torch.__version__}; {args.tag}: {run.architecture}, CAMs of {count} images of {args.domain}')
-    print(f'(mIoU at {THRESHOLDS[best]:.2f}), losses of {len(batches)} batches of {run.batch_size} crops')
+    print(f'(mIoU at {CAM_THRESHOLDS[best]:.2f}), losses of {len(batches)} batches of {run.batch_size} crops')
     titles = ('', 'CAM: mean', 'largest', 'mIoU %', 'L_cls', 'L_p-cls', 'L_re', 'gradient', 'ms CAM', 'ms step')
     formats = ('', '.1e', '.1e', '.3f', *4 * ['.1e'], '.1f', '.1f')
     print(tabulate(rows, titles, tablefmt='pipe', floatfmt=formats))
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -21,10 +21,11 @@ import numpy as np
 from tabulate import tabulate
 
 from core import UserError
-from recipes.ablation import execute_runs, execute_summaries
-from util import artifacts, flags, stage
+from recipes.runner import execute_runs, execute_summaries
+from util import flags, script
+from util.store import formats
 
-DATA = artifacts.EXPERIMENTS / 'data'
+DATA = formats.EXPERIMENTS / 'data'
 
 
 def parse_args(argv=None):
@@ -123,7 +124,7 @@ def plan_scales(rows, scales):
             data = ['--dataset', options['dataset'], '--data_dir', options['data_dir'], '--domain', 'train']
             commands = []
             for scale in scales:
-                if not artifacts.results_path(f'{cams_of(tag, scale)}@train', 'json').is_file():
+                if not formats.result_path(f'{cams_of(tag, scale)}@train').is_file():
                     infer = ['inference_classification.py', *data, '--num_workers', '1', '--tag', tag]
                     commands.append([*infer, '--scales', scale])
                     commands.append(['evaluate.py', *data, '--experiment_name', cams_of(tag, scale)])
@@ -152,4 +153,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

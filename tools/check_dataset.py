@@ -21,8 +21,8 @@ from tabulate import tabulate
 
 from core import IGNORE, UserError
 from core.data.dataset import open_dataset
-from util import flags, stage
-from util.parallel import parallel_map
+from util import flags, script
+from util.parallel.workers import parallel_map
 
 SHOWN = 20  # errors printed per list
 
@@ -39,8 +39,8 @@ class Finding(NamedTuple):
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_data(parser)
-    flags.add_workers(parser)
+    parser.add_table(flags.DATA)
+    parser.add_table(flags.WORKERS)
     return parser.parse_args(argv)
 
 
@@ -183,4 +183,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -16,25 +16,28 @@ import numpy as np
 
 from core import UserError
 from core.data.dataset import open_dataset
-from core.models.published import convert
 from core.models.weights import read_state_dict
-from util import artifacts, flags, stage
-from util.checkpoint import save_model
-from util.files import check_name, lock_path, locked, remove_leftovers
-from util.fingerprint import digest, file_hash
-from util.parallel import BackgroundWriter
-from util.unpickle import read_arrays
+from tools.importing.published import convert
+from tools.importing.unpickle import read_arrays
+from util import flags, script
+from util.parallel.workers import BackgroundWriter
+from util.store import create_folder, formats
+from util.store.files import check_name, remove_leftovers
+from util.store.hashes import digest, file_hash
+from util.store.locks import lock_path, locked
+from util.training.models import save_model
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_argument('source', metavar='FILE|FOLDER', help='model, or folder of .npy files')
-    flags.add_data(parser, data_dir=False)
-    flags.add_workers(parser)
+    parser.add_argument('source', metavar='FILE|FOLDER', affects='input', help='model, or folder of .npy files')
+    parser.add_table(flags.DATASET)
+    parser.add_table(flags.WORKERS)
     run = parser.groups['run and output']
     run.add_argument('--tag', type=flags.folder_name, required=True, help='name of the model or folder to write')
-    flags.add_overwrite(parser)
-    run.add_argument('--repair', action='store_true', help='verify imported CAMs and regenerate damaged ones')
+    parser.add_table(flags.OVERWRITE)
+    damaged = 'verify imported CAMs and regenerate damaged ones'
+    run.add_argument('--repair', action='store_true', affects='speed', help=damaged)
     return parser.parse_args(argv)
 
 
@@ -51,14 +54,14 @@ def describe(published, dataset):
 
 def import_model(args, dataset):
     """Convert a model and save it, unless one of this tag exists."""
-    source, path = Path(args.source), artifacts.model_path(args.tag)
+    source, path = Path(args.source), formats.model_path(args.tag)
     check_name(path, '--tag')
     with locked(lock_path(path), str(path)):
         remove_leftovers(path)
-        if (artifacts.EXPERIMENTS / 'checkpoints' / path.name).exists():
-            raise UserError(f'tag {args.tag}: is the tag of a training run: choose another')
+        if (formats.EXPERIMENTS / 'checkpoints' / path.name).exists():
+            raise UserError(f'{args.tag}: is the tag of a training run: choose another', option='tag')
         if path.exists() and path.samefile(source):
-            raise UserError(f'tag {args.tag}: the import would replace {source} itself: choose another')
+            raise UserError(f'{args.tag}: the import would replace {source} itself: choose another', option='tag')
         if path.exists() and not args.overwrite:
             raise UserError(f'{path} already exists: pass --overwrite to replace it, or choose another --tag')
         state = read_state_dict(source).state
@@ -121,16 +124,16 @@ def import_cams(args, dataset):
     """Convert a folder of CAMs, resuming if its import was stopped."""
     files = list_files(Path(args.source))
     first = next(iter(files.values()))
-    kind = artifacts.RANDOM_WALK if 'rw' in read_arrays(first) else artifacts.CAM
+    kind = formats.RANDOM_WALK if 'rw' in read_arrays(first) else formats.CAM
     read_cams(first, kind, dataset.num_classes)
 
-    hashes = {image_id: file_hash(path) for image_id, path in stage.progress(files.items(), 'hashing')}
-    inputs = {'format': kind.title, 'files': digest(hashes)}
-    named = kind._replace(folder='{tag}')
-    with artifacts.create_folder(named, args, dataset, list(files), **inputs) as folder:
+    hashes = {image_id: file_hash(path) for image_id, path in script.progress(files.items(), 'hashing')}
+    inputs = {'files': digest(hashes), **args.pick(flags.OUTPUT)}
+    named = kind._replace(folder='{tag}', optional=())
+    with create_folder(named, args.record(), dataset, list(files), **inputs) as folder:
         missing = sorted(folder.missing)
         with BackgroundWriter(args.num_workers) as writer:
-            for image_id in stage.progress(missing, f'{kind.title}s'):
+            for image_id in script.progress(missing, f'{kind.title}s'):
                 keys, maps = read_cams(files[image_id], kind, dataset.num_classes)
                 writer.submit(folder.write_maps, image_id, keys, *maps)
 
@@ -147,4 +150,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -23,9 +23,10 @@ from core.data import voc
 from core.data.images import encode_label_map
 from demo_data.figures import CLASSES
 from demo_data.scenes import DRAWING, draw_scene
-from util import flags, stage
-from util.files import lock_path, locked, make_folder, remove_all_leftovers, write_bytes
-from util.parallel import exit_with_parent
+from util import flags, script
+from util.parallel.workers import exit_with_parent
+from util.store.files import make_folder, remove_all_leftovers, write_bytes
+from util.store.locks import lock_path, locked
 
 SPLITS = ['train', 'val']
 # What an interrupted run of this program may have left in its folder.
@@ -118,7 +119,7 @@ def write_dataset(args, made_with):
     write = partial(write_sample, args.out, args.seed, args.size)
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(args.num_workers, context, initializer=init_worker) as executor:
-        for _ in stage.progress(executor.map(write, samples, chunksize=16), 'scenes', len(samples)):
+        for _ in script.progress(executor.map(write, samples, chunksize=16), 'scenes', len(samples)):
             pass
 
     # Write the lists, and last the JSON.
@@ -144,4 +145,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -33,20 +33,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from core import UserError
-from core.cam import cams_from_maps, multi_scale_maps
-from core.crf import crf_from_label, crf_from_probability
-from core.data import voc
+from core import UserError, chain
+from core.crf import crf_from_probability
+from core.data import drawing, voc
 from core.data.dataset import open_dataset
 from core.data.images import encode_label_map, make_image_id, read_image
-from core.data.transforms import normalize, rescale
-from core.maps import normalize_rw, present_keys, strided_size, threshold_cams, upsample_rw
-from core.models import build_network
-from core.models.affinitynet import predict_edges
-from core.models.deeplab import multi_scale_logits
-from core.random_walk import random_walk
-from util import artifacts, files, flags, stage, visualize
-from util.checkpoint import ModelFile
+from core.data.transforms import rescale
+from core.labels import PSEUDO_THRESHOLD, pseudo_label
+from core.maps import present_keys, upsample_rw
+from core.models.model_file import ModelFile
+from core.random_walk import BETA, EXP_TIMES
+from tools.reporting import pictures
+from util import flags, script
+from util.store import arrays, files, formats
+from util.store.locks import locked
+from util.training import options
+from util.training.models import load_for_inference
 
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 OUTPUTS = ('.png', '.npz', '_overlay.png')
@@ -56,9 +58,9 @@ OUTPUTS = ('.png', '.npz', '_overlay.png')
 CAM_FLAGS = {'affinity': None, 'classes': None, 'class_threshold': 0.5, 'threshold': 0.25, 'crf_iteration': 1}
 WALK_FLAGS = {
     **CAM_FLAGS,
-    'threshold': 0.35,
-    'beta': 10,
-    'exp_times': 8,
+    'threshold': PSEUDO_THRESHOLD,
+    'beta': BETA,
+    'exp_times': EXP_TIMES,
     'rw_normalization': 'joint',
     'image_size': 512,
 }
@@ -86,25 +88,24 @@ def parse_args(argv=None):
     data.add_argument('--data_dir', help='folder of the images of --dataset')
 
     inference = parser.groups['inference']
-    flags.add_scales(parser)
+    parser.add_table(options.SCALES, options.COMPUTING)
     classes = 'classes to find, comma-separated (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', help=f'classifier: {classes}')
     one = flags.real(0, 1)
     above = 'classes that score above this are predicted (default: 0.5)'
     inference.add_argument('--class_threshold', type=one, help=f'classifier: {above}')
-    above = 'pixels that score above this are foreground (default: 0.35 with --affinity, 0.25 without)'
+    plain = CAM_FLAGS['threshold']
+    above = (
+        f'pixels that score above this are foreground (default: {PSEUDO_THRESHOLD} with --affinity, {plain} without)'
+    )
     inference.add_argument('--threshold', type=one, help=f'classifier: {above}')
     iterations = 'dense CRF iterations (0: no CRF; default:'
     inference.add_argument('--crf_iteration', type=flags.integer(0), help=f'classifier: {iterations} 1)')
     inference.add_argument('--iteration', type=flags.integer(0), help=f'segmentation network: {iterations} 10)')
-    inference.add_argument('--beta', type=flags.real(0), help='--affinity: exponent of the affinities (default: 10)')
-    steps = 'the number of random-walk steps is 2^exp_times (default: 8)'
-    inference.add_argument('--exp_times', type=flags.integer(0, 12), help=f'--affinity: {steps}')
-    flags.add_rw_normalization(parser, default=None, condition='--affinity: ')
-    size = 'smaller images are padded to this size (default: the crop that AffinityNet was trained on)'
-    inference.add_argument('--image_size', type=flags.integer(32, 16384), help=f'--affinity: {size}')
+    for flag in options.WALK:
+        default = "AffinityNet's crop in training" if flag.name == '--image_size' else flag.default
+        parser.add_table([flag._replace(default=None, help=f'--affinity: {flag.help} (default: {default})')])
 
-    flags.add_device(parser)
     run = parser.groups['run and output']
     run.add_argument('--out', type=Path, help='output folder (default: experiments/predict/{name of MODEL})')
     overwrite = 'replace existing files (otherwise they are an error)'
@@ -113,7 +114,7 @@ def parse_args(argv=None):
     args = parser.parse_intermixed_args(argv)  # IMAGEs may follow flags
     if bool(args.images) == bool(args.dataset) or bool(args.dataset) != bool(args.data_dir):
         parser.error('pass either IMAGEs or --dataset with --data_dir')
-    args.out = args.out or artifacts.EXPERIMENTS / 'predict' / args.model.stem
+    args.out = args.out or formats.EXPERIMENTS / 'predict' / args.model.stem
     return args
 
 
@@ -202,68 +203,61 @@ def open_models(args):
 
 
 def settle_flags(args, file, affinity):
-    """Set the flags that are not given to their defaults. Raises UserError for those that the model does not use."""
+    """Return the flags with their defaults. Raises UserError for those that the model does not use."""
     is_classifier = file.meta['network'] == 'Classifier'
     used = (WALK_FLAGS if affinity else CAM_FLAGS) if is_classifier else SEGMENTER_FLAGS
+    given = {name: value for name, value in vars(args).items() if value is not None}
     for name in (*WALK_FLAGS, *SEGMENTER_FLAGS):
-        if name not in used and getattr(args, name) is not None:
+        if name not in used and name in given:
             needs_affinity = is_classifier and name in WALK_FLAGS
             why = 'without --affinity' if needs_affinity else f'on {file.meta["network"]} of {args.model}'
             raise UserError(f'--{name}: has no effect {why}')
-    if affinity and args.image_size is None:
-        args.image_size = affinity.meta.get('image_size')
-    vars(args).update({name: value for name, value in used.items() if getattr(args, name) is None})
+    trained = {'image_size': affinity.meta['image_size']} if affinity and 'image_size' in affinity.meta else {}
+    return flags.Options(**{**vars(args), **used, **trained, **given})
 
 
 # Prediction ---------------------------------------------------------------------------------------------------------
 
 
 def scaled_images(picture, scales, args, device):
-    """Return the normalised images (1, 3, h_s, w_s) of a photograph at some scales, on the device."""
-    return [normalize(rescale(picture, scale, args.resize)[None].to(device)) for scale in scales]
+    """Return a photograph (1, h_s, w_s, 3) uint8 at some scales, on the device."""
+    return [rescale(picture, scale, args.resize)[None].to(device) for scale in scales]
 
 
 def predict_by_cams(args, classifier, affinity_net, device, picture, labels):
     """Return the prediction of a classifier; labels (C,) multi-hot, None for the classes that it predicts."""
     image = np.array(picture)
     size = image.shape[:2]
-    probability, maps = multi_scale_maps(classifier, scaled_images(picture, flags.floats(args.scales), args, device))
-    probability = probability[0].cpu().numpy()
+    scales = flags.floats(args.scales)
+    (probability,), maps = chain.classify(classifier, scaled_images(picture, scales, args, device))
     if not np.isfinite(probability).all():
         raise UserError(f'{args.model}: its scores are not finite: the model has diverged, train it again')
-    keys = present_keys(probability > args.class_threshold if labels is None else labels)
+    present = (probability > args.class_threshold if labels is None else labels).astype(np.float32)
+    keys = present_keys(present)
     shown = keys[1:] if len(keys) > 1 else [1 + int(probability.argmax())]
     scores = {int(key): float(probability[key - 1]) for key in shown}
 
     # The CAMs, rounded as in the files of stage 2.
-    cam, hr_cam = np.zeros((0, *strided_size(size))), np.zeros((0, *size))
-    if len(keys) > 1:
-        present = torch.zeros(1, len(probability), device=device)
-        present[0, keys[1:] - 1] = 1
-        ((cam, hr_cam),) = cams_from_maps(maps, present, size)
-        cam, hr_cam = cam.cpu().numpy(), hr_cam.cpu().numpy()
-    arrays = {'keys': keys, 'cam': cam.astype(np.float16), 'hr_cam': hr_cam.astype(np.float16)}
+    ((cam, hr_cam),) = chain.cams_of(maps, present[None], size)
+    found = {'keys': keys, 'cam': cam.astype(np.float16), 'hr_cam': hr_cam.astype(np.float16)}
 
     # Their random walk, rounded as in the files of stage 5.
-    scores_of_pixels = arrays['hr_cam']
+    scores_of_pixels = found['hr_cam']
     if affinity_net is not None:
-        (edge,) = predict_edges(affinity_net, *scaled_images(picture, [1.0], args, device), args.image_size)
-        cam = torch.from_numpy(arrays['cam'].astype(np.float32)).to(device)
-        rw = random_walk(cam, edge, beta=args.beta, exp_times=args.exp_times).cpu().numpy()
-        arrays['rw'] = normalize_rw(rw, args.rw_normalization).astype(np.float16)
-        scores_of_pixels = upsample_rw(arrays['rw'], size)
+        (edge,) = chain.image_edges(affinity_net, *scaled_images(picture, [1.0], args, device), args.image_size)
+        rw = chain.walk_cams(found['cam'].astype(np.float32), edge, **args.pick(options.WALKING))
+        found['rw'] = rw.astype(np.float16)
+        scores_of_pixels = upsample_rw(found['rw'], size)
 
     # The pseudo-label, as in stage 6.
-    label = threshold_cams(scores_of_pixels, args.threshold)
-    return Prediction(keys[crf_from_label(image, label, len(keys), args.crf_iteration)], arrays, scores)
+    return Prediction(pseudo_label(image, keys, scores_of_pixels, args.threshold, args.crf_iteration), found, scores)
 
 
 def predict_by_segmenter(args, model, device, picture, labels):
     """Return the prediction of a segmentation network, as in stage 8; its score is the mean over a class's pixels."""
     image = np.array(picture)
-    logits = multi_scale_logits(model, scaled_images(picture, flags.floats(args.scales), args, device), image.shape[:2])
-    probability = torch.softmax(logits, 1)[0].cpu().numpy()
-    del logits  # a large array, not to be held during the CRF
+    pixels = scaled_images(picture, flags.floats(args.scales), args, device)
+    (probability,) = chain.image_probabilities(model, pixels, image.shape[:2])
     probability = crf_from_probability(image, probability, args.iteration)
     mask = probability.argmax(0)
     keys = np.union1d([0], mask)
@@ -301,18 +295,18 @@ def in_words(path, prediction, names):
 
 def write(out, image_id, picture, prediction, palette, names, font):
     """Write the three files of an image, the mask last."""
-    artifacts.write_npz(out / f'{image_id}.npz', **prediction.arrays)
+    arrays.write_npz(out / f'{image_id}.npz', **prediction.arrays)
     labels = {index: f'{names[index]} {score:.2f}' for index, score in prediction.scores.items()}
-    overlay = visualize.label_mask(np.array(picture), prediction.mask, palette, labels, font)
+    overlay = pictures.label_mask(np.array(picture), prediction.mask, palette, labels, font)
     files.write_bytes(out / f'{image_id}_overlay.png', iio.imwrite('<bytes>', overlay, extension='.png'))
     files.write_bytes(out / f'{image_id}.png', encode_label_map(prediction.mask, palette))
 
 
 def main(args):
     file, affinity = open_models(args)
-    settle_flags(args, file, affinity)
+    args = settle_flags(args, file, affinity)
     names, palette = ('background', *file.meta['classes']), voc.palette()
-    colours = file.meta.get('palette', palette)[:256]  # files of earlier versions have none
+    colours = file.meta.get('palette', palette)[:256]  # other programs' files may have none
     palette[: len(colours)] = colours
     is_classifier = file.meta['network'] == 'Classifier'
 
@@ -320,7 +314,7 @@ def main(args):
     given = chosen_labels(args, names)
     dataset = open_dataset(args.dataset, args.data_dir) if args.dataset else None
     if dataset:
-        file.check_classes(args, dataset)
+        file.check_classes(dataset)
         lists = {domain: dataset.ids(domain) for domain in dataset.lists}
         if 'test' in lists and not dataset.image_path(lists['test'][0]).is_file():
             del lists['test']  # VOC's test images come from its server
@@ -330,13 +324,13 @@ def main(args):
         images = find_images(args.images, args.out)
     check_outputs(images, args.out, args.overwrite)
     tagged = tagged if dataset and is_classifier and given is None else set()
-    font = visualize.open_font(args.font)
-    shown = visualize.names_on_pictures(names, font)
+    font = drawing.open_font(args.font)
+    shown = pictures.names_on_pictures(names, font)
 
     # Load the models.
-    model, device, _ = file.load_for_inference(build_network(file.meta), args)
+    model, device = load_for_inference(file, file.meta, args.device, args.precision)
     if is_classifier:
-        affinity_net = affinity and affinity.load_for_inference(build_network(affinity.meta), args)[0]
+        affinity_net = affinity and load_for_inference(affinity, affinity.meta, args.device, args.precision)[0]
         predict = partial(predict_by_cams, args, model, affinity_net, device)
     else:
         predict = partial(predict_by_segmenter, args, model, device)
@@ -344,8 +338,8 @@ def main(args):
     # Predict image by image; skip those that fail.
     failed, large = 0, []
     largest = 2 * file.meta.get('image_size', float('inf')) / min(flags.floats(args.scales))
-    with files.locked(args.out / '.lock', str(args.out)):
-        for image_id, path in stage.progress(images.items(), 'images') if len(images) > 1 else images.items():
+    with locked(args.out / '.lock', str(args.out)):
+        for image_id, path in script.progress(images.items(), 'images') if len(images) > 1 else images.items():
             try:
                 picture = read_image(path)
                 prediction = predict(picture, dataset.read_labels(image_id) if image_id in tagged else given)
@@ -360,11 +354,11 @@ def main(args):
                 tqdm.write(f'warning: {error}', sys.stderr)
                 failed += 1
     crop = f'crops of {file.meta.get("image_size")} pixels'
-    stage.warn(large, images, f'are much larger than the {crop} that the model was trained on: try smaller --scales')
+    script.warn(large, images, f'are much larger than the {crop} that the model was trained on: try smaller --scales')
     print(f'{args.out}: masks of {len(images) - failed} of {len(images)} images')
     if failed:
         raise UserError(f'{failed} of {len(images)} images could not be predicted: see the warnings')
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -31,10 +31,11 @@ from pycocotools import mask as coco_mask
 from core import IGNORE, UserError
 from core.data import voc
 from core.data.images import encode_label_map
-from util import flags, stage
-from util.files import lock_path, locked, remove_all_leftovers, write_bytes, write_json
-from util.fingerprint import file_hash
-from util.parallel import parallel_map
+from util import flags, script
+from util.parallel.workers import parallel_map
+from util.store.files import remove_all_leftovers, write_bytes, write_json
+from util.store.hashes import file_hash
+from util.store.locks import lock_path, locked
 
 SPLITS = ('train', 'val')
 FIELDS = ('image_id', 'category_id', 'segmentation', 'area', 'iscrowd')
@@ -70,7 +71,7 @@ def parse_args(argv=None):
     data.add_argument('--year', type=int, default=2017, choices=(2014, 2017), help='release of COCO')
     negatives = 'images without objects: keep them as negatives, or skip them'
     data.add_argument('--negatives', default='keep', choices=('keep', 'skip'), help=negatives)
-    flags.add_workers(parser)
+    parser.add_table(flags.WORKERS)
     return parser.parse_args(argv)
 
 
@@ -343,11 +344,11 @@ def prepare(args, output):
 
 def main(args):
     if not args.data_dir.is_dir():
-        raise UserError(f'data_dir {args.data_dir}: no such folder')
+        raise UserError(f'{args.data_dir}: no such folder', option='data_dir')
     output = args.data_dir / f'coco{args.year}.csv'
     with locked(lock_path(output.absolute()), str(output)):
         prepare(args, output)
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -17,13 +17,13 @@ from torchvision.datasets import VOCSegmentation
 from core import UserError
 from core.data.dataset import open_dataset
 from tools.check_dataset import check
-from util import flags, stage
-from util.files import make_folder
+from util import flags, script
+from util.store.files import make_folder
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    flags.add_data(parser, data_dir=False)
+    parser.add_table(flags.DATASET)
     data = parser.groups['data']
     data.add_argument('--tar', type=Path, help='archive to unpack instead of downloading')
     run = parser.groups['run and output']
@@ -68,4 +68,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

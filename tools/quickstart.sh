@@ -17,10 +17,20 @@ step() { echo; echo "== $*"; }
 step 'The drawn data set'
 python -m tools.make_demo_data --out $D --seed 0
 
-step '1 and 2: a plain classifier (--loss_option cl), its CAMs on train'
-python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl --tag demo@cl
-python inference_classification.py $DATA --num_workers 2 --architecture $NET --tag demo@cl --domain train
-python evaluate.py $DATA --experiment_name demo@cl@train@scale=0.5,1.0,1.5,2.0
+# With one thread a core of two would be idle: the plain classifier, which nothing else needs, has it.
+train_plain_classifier() {
+    python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl --tag demo@cl
+    python inference_classification.py $DATA --num_workers 2 --architecture $NET --tag demo@cl --domain train
+    python evaluate.py $DATA --experiment_name demo@cl@train@scale=0.5,1.0,1.5,2.0
+}
+PLAIN_LOG=experiments/logs/quickstart-plain.txt
+mkdir -p experiments/logs
+step "1 and 2, in the background: a plain classifier (--loss_option cl), its CAMs on train; see $PLAIN_LOG"
+set -m  # a process group of its own, which is ended with this script if something below fails
+(train_plain_classifier) >"$PLAIN_LOG" 2>&1 &
+PLAIN=$!
+set +m
+trap 'kill -- -$PLAIN 2>/dev/null || true' EXIT
 
 step '1 and 2: the classifier with the puzzle module, its CAMs'
 python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl_pcl_re --alpha 4 --tag demo@puzzle
@@ -51,6 +61,13 @@ python train_segmentation.py $TRAIN --backbone $NET --weights experiments/models
 python inference_segmentation.py $DATA --num_workers 2 --backbone $NET --mode normal --tag demo@deeplab
 PREDICTIONS=demo@deeplab@val@scale=0.5,1.0,1.5,2.0@iteration=10
 python evaluate.py $DATA --experiment_name $PREDICTIONS --domain val
+
+wait $PLAIN || {
+    tail "$PLAIN_LOG"
+    echo "the plain classifier failed: see $PLAIN_LOG" >&2
+    exit 1
+}
+trap - EXIT
 
 step 'Results'
 python -m tools.summarize \

@@ -24,13 +24,15 @@ from plotly.offline import get_plotlyjs
 from plotly.utils import PlotlyJSONEncoder
 
 from core import UserError
+from core.data import drawing
 from core.metrics import ERROR_SHARES
-from tools.reporting import charts, gallery, panels, tables
+from tools.reporting import charts, find, gallery, panels, provenance, tables
 from tools.reporting.entries import add_recorded_data, find_entries, name_entries, open_recorded, stage_number
-from util import artifacts, flags, provenance, results, stage, visualize
-from util.files import check_output, write_bytes
-from util.fingerprint import versions
-from util.parallel import parallel_map
+from util import flags, script
+from util.parallel.workers import parallel_map
+from util.store import formats
+from util.store.files import check_output, write_bytes
+from util.store.fingerprints import read_args, versions
 
 TEMPLATES = Path(__file__).parent / 'reporting' / 'templates'
 
@@ -39,12 +41,12 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_argument('names', nargs='*', metavar='NAME', help='NAME or TITLE | NAME (none: everything)')
     add_recorded_data(parser)
-    flags.add_workers(parser)
+    parser.add_table(flags.WORKERS)
     run = parser.groups['run and output']
     how_many = 'images in the gallery: the worst, the middle and the best ones (0: all)'
     run.add_argument('--images', type=flags.integer(0), default=200, help=how_many)
     run.add_argument('--ids', default='', help='ids that the gallery contains in any case, comma-separated')
-    run.add_argument('--out', type=Path, default=artifacts.EXPERIMENTS / 'report.html', help='file to write')
+    run.add_argument('--out', type=Path, default=formats.EXPERIMENTS / 'report.html', help='file to write')
     return parser.parse_args(argv)
 
 
@@ -64,7 +66,7 @@ def make_charts(entries, steps, names):
             confusion = np.array(result['confusion'])
             figures[f'errors-{i}'] = charts.chart_errors(confusion, names)
             figures[f'confusion-{i}'] = charts.chart_confusion(confusion, names)
-    for kind in provenance.RUNS.values():
+    for kind in provenance.KINDS:
         runs = [step for step in steps if step.kind == kind]
         tags, curves = [run.name for run in runs], [run.curves for run in runs]
         for name in charts.list_curves(curves):
@@ -134,7 +136,7 @@ def render(dataset, entries, steps, counts, shown):
         groups=tables.tabulate_steps(steps),
         steps=sorted(steps, key=lambda step: stage_number(step.kind)),
         environments=tables.list_environments(steps),
-        training={kind: [step.name for step in steps if step.kind == kind] for kind in provenance.RUNS.values()},
+        training={kind: [step.name for step in steps if step.kind == kind] for kind in provenance.KINDS},
         colour_of=charts.colour_of,
         share_colours=charts.SHARE_COLOURS,
         gallery=shown,
@@ -152,7 +154,7 @@ def render(dataset, entries, steps, counts, shown):
 
 def make_label(name, colour):
     """Return a name with its colour (RGB) and that of text on it, for the template and the page's script."""
-    return {'name': name, 'colour': f'rgb{tuple(colour)}', 'ink': f'rgb{visualize.ink(colour)}'}
+    return {'name': name, 'colour': f'rgb{tuple(colour)}', 'ink': f'rgb{drawing.ink(colour)}'}
 
 
 def as_json(content) -> str:
@@ -163,12 +165,12 @@ def as_json(content) -> str:
 def main(args):
     check_output(args.out, '--out')
     entries = find_entries(args.names)
-    records = [artifacts.read_args(artifacts.PREDICTIONS / entry.folder) for entry in entries]
+    records = [read_args(formats.PREDICTIONS / entry.folder) for entry in entries]
     records += [entry.scores.get('made_with') or {} for entry in entries]  # of folders that are gone
     dataset = open_recorded(args, entries[0].folder, *records)
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
-    counts = [results.read_counts(entry.result) if entry.result else None for entry in entries]
-    steps = provenance.trace(dict.fromkeys(entry.folder for entry in entries))
+    counts = [find.read_counts(entry.result) if entry.result else None for entry in entries]
+    steps = provenance.trace({entry.folder: entry.kind for entry in entries})
     shown = make_gallery(args, dataset, entries, steps, counts)
     page = render(dataset, entries, steps, counts, shown).encode()
     write_bytes(args.out, page)
@@ -176,4 +178,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -17,10 +17,14 @@ import imageio.v3 as iio
 import numpy as np
 
 from core import UserError
-from tools.reporting import panels
+from core.data import drawing
+from tools.reporting import find, panels, pictures
 from tools.reporting.entries import add_recorded_data, open_recorded
-from util import artifacts, flags, results, stage, visualize
-from util.files import locked, write_bytes
+from util import flags, script
+from util.store import formats
+from util.store.files import write_bytes
+from util.store.fingerprints import read_args
+from util.store.locks import locked
 
 SIDE = 232  # of a picture, in pixels
 COLUMNS = 6
@@ -42,14 +46,15 @@ def parse_args(argv=None):
 def find_source(argument: str) -> panels.Source:
     """Return the folder that an argument means, and the thresholds at which evaluate.py scored its maps."""
     title, _, name = (part.strip() for part in argument.rpartition('|'))
-    path = artifacts.PREDICTIONS / name
+    path = formats.PREDICTIONS / name
     if not path.is_dir():
         path = Path(name)
     if not name or not path.is_dir():
-        raise UserError(f'FOLDER {name!r}: neither {artifacts.PREDICTIONS / name} nor a folder of this name exists')
-    kind = artifacts.format_of(path.name).title
-    scored = [result for result in results.of_folder(path.name) if not result.get('crf_iteration')]
-    return panels.Source(title, kind, path, {result['domain']: result['threshold'] for result in scored})
+        raise UserError(f'FOLDER {name!r}: neither {formats.PREDICTIONS / name} nor a folder of this name exists')
+    scored = [result for result in find.of_folder(path.name) if not result['crf_iteration']]
+    return panels.Source(
+        title, find.format_of(path), path, {result['domain']: result['threshold'] for result in scored}
+    )
 
 
 def choose_images(args, dataset, sources) -> dict[str, str]:
@@ -74,16 +79,16 @@ def choose_images(args, dataset, sources) -> dict[str, str]:
 def draw_panels(image_id, domain, dataset, sources, names, font):
     """Return the pictures of an image with their captions."""
     image = np.array(dataset.read_image(image_id))
-    pictures = []
+    drawn = []
     for _, panel in panels.draw_image(image_id, image.shape[:2], domain, dataset, sources):
-        picture = image if panel.layer is None else visualize.blend(image, panel.layer)
+        picture = image if panel.layer is None else drawing.blend(image, panel.layer)
         title = image_id if panel.title == 'image' else panel.title
         chips = [(names[index], dataset.palette[index].tolist()) for index in panel.classes]
         chips += [
             (f'{name} {x} %', colour) for (name, colour), x in zip(panels.ERRORS.items(), panel.errors, strict=False)
         ]
-        pictures.append(visualize.caption(visualize.fit(picture, SIDE), title, chips, panel.note, font))
-    return pictures
+        drawn.append(drawing.caption(pictures.fit(picture, SIDE), title, chips, panel.note, font))
+    return drawn
 
 
 def remove_pages(out: Path) -> None:
@@ -98,30 +103,30 @@ def remove_pages(out: Path) -> None:
 
 def main(args):
     sources = [find_source(argument) for argument in args.folders]
-    dataset = open_recorded(args, str(sources[0].path), artifacts.read_args(sources[0].path))
-    font = visualize.open_font(args.font).font_variant(size=13)
-    names = visualize.names_on_pictures(('background', *dataset.class_names), font)
+    dataset = open_recorded(args, str(sources[0].path), read_args(sources[0].path))
+    font = drawing.open_font(args.font).font_variant(size=13)
+    names = pictures.names_on_pictures(('background', *dataset.class_names), font)
     images = choose_images(args, dataset, sources)
-    out = args.out or artifacts.EXPERIMENTS / 'show' / sources[0].path.name
+    out = args.out or formats.EXPERIMENTS / 'show' / sources[0].path.name
 
     def write(page, number):
-        picture = iio.imwrite('<bytes>', visualize.stack(page, 1), extension='.png')
+        picture = iio.imwrite('<bytes>', drawing.stack(page, 1), extension='.png')
         write_bytes(out / f'page-{number}.png', picture)
 
     with locked(out / '.lock', str(out)):
         remove_pages(out)
         page, rows, number = [], 0, 1
-        for image_id, domain in stage.progress(images.items(), 'images'):
-            pictures = draw_panels(image_id, domain, dataset, sources, names, font)
-            needed = -(-len(pictures) // COLUMNS)
+        for image_id, domain in script.progress(images.items(), 'images'):
+            drawn = draw_panels(image_id, domain, dataset, sources, names, font)
+            needed = -(-len(drawn) // COLUMNS)
             if page and rows + needed > ROWS:
                 write(page, number)
                 page, rows, number = [], 0, number + 1
-            page.append(visualize.stack(pictures, COLUMNS))
+            page.append(drawing.stack(drawn, COLUMNS))
             rows += needed
         write(page, number)
     print(f'{out}: {len(images)} images on {number} pages')
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

@@ -26,8 +26,9 @@ from tabulate import tabulate
 
 from core import UserError
 from core.intervals import difference_interval, score_interval, t_interval
-from util import flags, provenance, results, stage
-from util.artifacts import format_of
+from tools.reporting import find, provenance
+from util import flags, script
+from util.store import results
 
 HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
 FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those of tabulate, which has no csv
@@ -59,12 +60,12 @@ def parse_args(argv=None):
 def find_rows(row):
     """Return the rows (title, results, published value or '') that an argument means."""
     if len(row) == 1:
-        found = results.find(row[0])
+        found = find.find(row[0])
         if '*' in row[0]:
             return [(row[0], found, '')]
         return [(result['name'], [result], '') for result in found]
     title, name, published = [*row, ''][:3]
-    found = results.find(name)
+    found = find.find(name)
     if len(found) > 1 and '*' not in name:
         raise UserError(f'{name!r} is the tag of {len(found)} results: name one, or several by a pattern with *')
     return [(title, found, published)]
@@ -76,13 +77,13 @@ def find_rows(row):
 def tabulate_all():
     """Return the table of all results, newest first. Damaged ones are reported on stderr."""
     lines = [('', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written')]
-    for path in results.list_paths():
+    for path in find.list_paths():
         try:
-            result = results.read(path)
+            result = find.read(path)
         except UserError as error:
             print(f'warning: {error}', file=sys.stderr)
             continue
-        where = result.get('dataset', '-'), result.get('domain', '-')
+        where = result['dataset'], result['domain']
         scores = f'{result["miou"]:.2f}', results.format_threshold(result['threshold'])
         written = time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().st_mtime))
         lines.append((result['name'], *where, result['images'], *scores, written))
@@ -95,7 +96,7 @@ def tabulate_rows(rows):
     for title, runs, published in rows:
         miou, fp, fn = (np.array([result[name] for result in runs]) for name in ('miou', 'fp', 'fn'))
         mean = f'{miou.mean():.2f}' + (f' +- {miou.std(ddof=1):.2f}' if len(miou) > 1 else '')
-        counts = results.read_counts(runs[0]) if len(runs) == 1 else None
+        counts = find.read_counts(runs[0]) if len(runs) == 1 else None
         interval = format_interval(score_interval(counts[1])['miou']) if counts and len(counts[0]) > 1 else ''
         thresholds = ' '.join(sorted({results.format_threshold(result['threshold']) for result in runs}))
         background = f'{runs[0]["all_background_miou"]:.2f}'
@@ -128,9 +129,6 @@ def tabulate_classes(rows):
     """Return a table of mean IoU per class with a column per row, and the difference if there are two."""
     columns = []
     for _, runs, _ in rows:
-        for result in runs:
-            if 'iou' not in result:
-                raise UserError(f'{result["path"]}: contains no IoU per class; rerun evaluate.py')
         column = {}
         for name in runs[0]['iou']:
             values = [result['iou'][name] for result in runs if result['iou'][name] is not None]
@@ -162,11 +160,8 @@ def chain_options(result):
     """Return the options behind a result by stage and name, first those of the training runs and folders upstream."""
     made_with = result.get('made_with') or {}
     own = {**made_with.get('fingerprint', {}), **made_with.get('options', {})}
-    upstream = provenance.trace([result['experiment_name']])[:-1] if 'experiment_name' in result else []
-    steps = [
-        *((step.kind, step.options) for step in upstream),
-        (format_of(result.get('experiment_name', '')).title, own),
-    ]
+    upstream = provenance.trace({result['experiment_name']: result['format']})[:-1]
+    steps = [*((step.kind, step.options) for step in upstream), (result['format'], own)]
     return {f'{kind}: {name}': value for kind, options in steps for name, value in sorted(options.items())}
 
 
@@ -177,8 +172,8 @@ def format_option(value):
 
 def tabulate_paired(names):
     """Return a table of the mean scores of A and B and of B - A with its 95 % interval."""
-    pair = [results.find(name) for name in names]
-    results.check_comparable([*pair[0], *pair[1]])
+    pair = [find.find(name) for name in names]
+    find.check_comparable([*pair[0], *pair[1]])
     if len(pair[0]) == len(pair[1]) == 1:
         (first,), (second,) = pair
         unit, intervals = pair_images(first, second)
@@ -197,7 +192,7 @@ def tabulate_paired(names):
 
 def pair_images(first, second):
     """Return what two runs are compared over, and the intervals of their difference as fractions."""
-    counts = [results.read_counts(result) for result in (first, second)]
+    counts = [find.read_counts(result) for result in (first, second)]
     for result, count in zip((first, second), counts, strict=True):
         if count is None:
             raise UserError(f'--paired {result["name"]}: has no counts per image (.npz); rerun evaluate.py')
@@ -212,8 +207,8 @@ def pair_seeds(*pair):
     """Return the runs of both whose seed the other has too, in the same order."""
     by_seed = []
     for runs in pair:
-        results.check_mean(runs)
-        seeds = {results.seed_of(result): result for result in runs}
+        find.check_mean(runs)
+        seeds = {find.seed_of(result): result for result in runs}
         if len(seeds) < len(runs):
             raise UserError(f'--paired {runs[0]["name"]}: two runs have the same seed: use a narrower pattern')
         by_seed.append(seeds)
@@ -244,9 +239,9 @@ def print_table(lines, form):
 def main(args):
     rows = [row for argument in args.rows for row in find_rows(argument)]
     runs = [result for _, found, _ in rows for result in found]
-    results.check_comparable(runs)
+    find.check_comparable(runs)
     for _, found, _ in rows:
-        results.check_mean(found)
+        find.check_mean(found)
 
     tables = [tabulate_rows(rows)] if rows else []
     if args.thresholds:
@@ -267,4 +262,4 @@ def main(args):
 
 
 if __name__ == '__main__':
-    stage.run(main, parse_args)
+    script.run(main, parse_args)

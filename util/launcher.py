@@ -1,9 +1,6 @@
 """Which process of how many this is: what torchrun says in the environment. No torch."""
 
 import os
-import time
-
-GRACE = 5  # seconds for the first of several processes to print an error: torchrun stops all when one has ended
 
 
 def is_launched() -> bool:
@@ -26,21 +23,11 @@ def world_size() -> int:
     return int(os.environ['WORLD_SIZE']) if is_launched() else 1
 
 
-def share(shard: str | None) -> tuple[int, int]:
-    """Return which share of a list this process has, from 0, and of how many.
-
-    `shard` is i/n of --shard, from 1, or None; the processes of torchrun divide such a share among them.
-    """
-    number, count = map(int, (shard or '1/1').split('/'))
-    return (number - 1) * world_size() + rank(), count * world_size()
-
-
 def is_main() -> bool:
     """Return whether this is the first process: the one that prints, and of trainers the only one that writes files."""
     return rank() == 0
 
 
-def let_main_speak() -> None:
-    """Wait in the other processes, so that an error of all is printed by the first one alone."""
-    if not is_main():
-        time.sleep(GRACE)
+def prefix() -> str:
+    """Return the beginning of a line about an error: which of several processes prints it."""
+    return f'process {rank()} of {world_size()}: ' if world_size() > 1 else ''

@@ -76,7 +76,9 @@ class Dataset:
         Raises UserError if the list is unknown, empty or malformed, and with_images also if an image is missing.
         """
         if domain not in self.lists:
-            raise UserError(f'domain {domain!r}: the data set "{self.name}" has the lists {", ".join(self.lists)}')
+            raise UserError(
+                f'{domain!r}: the data set "{self.name}" has the lists {", ".join(self.lists)}', option='domain'
+            )
         ids = self.source.ids(domain)
         if with_images:
             _check_files([self.image_path(image_id) for image_id in ids])
@@ -136,13 +138,13 @@ class Dataset:
             try:
                 label[:] = self.read_labels(image_id)
             except UserError as error:
-                errors.append(str(error))
+                errors.append(error)
         if len(errors) > 1:
             raise UserError(
                 f'{errors[0]} ({len(errors)} of {len(ids)} labels are wrong: python3 -m tools.check_dataset lists them)'
             )
         if errors:
-            raise UserError(errors[0])
+            raise errors[0]
         return labels
 
     def scored_labels(self) -> tuple[str, list[str], np.ndarray]:
@@ -221,7 +223,7 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
         try:
             mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
         except ValueError as error:
-            raise UserError(f'dataset {where}: "mask_values" must {error}') from None
+            raise UserError(f'{where}: "mask_values" must {error}', option='dataset') from None
     return Dataset(str(entries.get('name', path.stem)), class_names, palette, mask_values, root, source)
 
 

@@ -14,11 +14,11 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding='utf-8-sig'))
     except OSError as error:
-        raise UserError(f'dataset {path}: cannot be read ({error.strerror})') from None
+        raise UserError(f'{path}: cannot be read ({error.strerror})', option='dataset') from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f'dataset {path}: is not valid JSON ({error})') from None
+        raise UserError(f'{path}: is not valid JSON ({error})', option='dataset') from None
     if not isinstance(content, dict):
-        raise UserError(f'dataset {path}: must contain a JSON object')
+        raise UserError(f'{path}: must contain a JSON object', option='dataset')
     return content
 
 
@@ -28,7 +28,7 @@ def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
         isinstance(name, str) and name not in ('', 'background') for name in classes
     )
     if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
-        raise UserError(f'dataset {path}: "classes" must be 1 to 254 different names, without the background')
+        raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background', option='dataset')
     return tuple(classes)
 
 
@@ -43,5 +43,5 @@ def parse_palette(path: Path, colours: object) -> np.ndarray:
             raise ValueError
         palette[: len(colours)] = colours.astype(np.uint8)
     except (ValueError, TypeError):
-        raise UserError(f'dataset {path}: "palette" must be up to 256 [r, g, b] colours') from None
+        raise UserError(f'{path}: "palette" must be up to 256 [r, g, b] colours', option='dataset') from None
     return palette

@@ -80,17 +80,19 @@ def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
     entries = read_json(path)
     if not {'classes', 'lists'} <= entries.keys():
         hint = f' (pass {path.with_suffix(".csv")} itself)' if path.with_suffix('.csv').is_file() else ''
-        raise UserError(f'dataset {path}: needs the entries "classes" and "lists"{hint}')
+        raise UserError(f'{path}: needs the entries "classes" and "lists"{hint}', option='dataset')
     lists = entries['lists']
     if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
-        raise UserError(f'dataset {path}: "lists" must name a file for each domain')
+        raise UserError(f'{path}: "lists" must name a file for each domain', option='dataset')
     templates = [entries.get('images'), entries.get('masks')]
     for name, template in zip(('images', 'masks'), templates, strict=True):
         if template is not None and not (isinstance(template, str) and '{id}' in template):
-            raise UserError(f'dataset {path}: "{name}" must be a path with {{id}} in it, such as "{name}/{{id}}.png"')
+            raise UserError(
+                f'{path}: "{name}" must be a path with {{id}} in it, such as "{name}/{{id}}.png"', option='dataset'
+            )
     labels = entries.get('labels')
     if labels is not None and not isinstance(labels, str):
-        raise UserError(f'dataset {path}: "labels" must name a CSV file of image or id and classes')
+        raise UserError(f'{path}: "labels" must name a CSV file of image or id and classes', option='dataset')
     labels = None if labels is None else table.Labels.read(path.parent / labels)
     files = {domain: path.parent / file for domain, file in lists.items()}
     return path, entries, Lists(root, files, *templates, labels)

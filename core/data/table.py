@@ -92,7 +92,7 @@ class Labels:
         for row in rows:
             key = row.id or row.image
             if key in lines:
-                raise UserError(f'dataset {path}: {key} is in line {lines[key]} and again in line {row.line}')
+                raise UserError(f'{path}: {key} is in line {lines[key]} and again in line {row.line}', option='dataset')
             lines[key] = row.line
         return cls(path, {row.id or row.image: row.classes for row in rows})
 
@@ -113,22 +113,27 @@ def open_table(path: Path, root: Path) -> tuple[Path, dict, Table]:
         try:
             image_id = make_image_id(row.image)
         except UserError as error:
-            raise UserError(f'dataset {path}: line {row.line}: {error}') from None
+            raise UserError(f'{path}: line {row.line}: {error}', option='dataset') from None
         if row.mask and (PurePosixPath(row.mask).is_absolute() or '..' in PurePosixPath(row.mask).parts):
-            raise UserError(f'dataset {path}: line {row.line}: {row.mask!r} is not a path relative to --data_dir')
+            raise UserError(
+                f'{path}: line {row.line}: {row.mask!r} is not a path relative to --data_dir', option='dataset'
+            )
         if image_id in by_id:
             other = by_id[image_id]
             if other.image == row.image:
-                raise UserError(f'dataset {path}: {row.image} is in line {other.line} and again in line {row.line}')
+                raise UserError(
+                    f'{path}: {row.image} is in line {other.line} and again in line {row.line}', option='dataset'
+                )
             raise UserError(
-                f'dataset {path}: {other.image} (line {other.line}) and {row.image} (line {row.line}) both have the '
-                f'image id {image_id!r}: rename one of them'
+                f'{path}: {other.image} (line {other.line}) and {row.image} (line {row.line}) both have the '
+                f'image id {image_id!r}: rename one of them',
+                option='dataset',
             )
         by_id[image_id] = row
         for domain in SPLITS[row.split]:
             lists.setdefault(domain, []).append(image_id)
     if not any(row.classes for row in rows):
-        raise UserError(f'dataset {path}: no row names a class')
+        raise UserError(f'{path}: no row names a class', option='dataset')
     classes = fixed if fixed is not None else sorted({name for row in rows for name in row.classes})
     table, sidecar = Table(path, root, by_id, lists), path.with_suffix('.json')
     if sidecar.is_file():
@@ -142,11 +147,11 @@ def _read_rows(path: Path, keys: tuple[str, ...]) -> tuple[list[Row], list[str] 
         with path.open(encoding='utf-8-sig', newline='') as file:
             return _parse(path, file, keys)
     except OSError as error:
-        raise UserError(f'dataset {path}: cannot be read ({error.strerror})') from None
+        raise UserError(f'{path}: cannot be read ({error.strerror})', option='dataset') from None
     except UnicodeDecodeError:
-        raise UserError(f'dataset {path}: is not UTF-8 text: save it as "CSV UTF-8"') from None
+        raise UserError(f'{path}: is not UTF-8 text: save it as "CSV UTF-8"', option='dataset') from None
     except csv.Error as error:
-        raise UserError(f'dataset {path}: is not a CSV file ({error})') from None
+        raise UserError(f'{path}: is not a CSV file ({error})', option='dataset') from None
 
 
 def _parse(path: Path, lines: Iterator[str], keys: tuple[str, ...]) -> tuple[list[Row], list[str] | None]:
@@ -158,7 +163,8 @@ def _parse(path: Path, lines: Iterator[str], keys: tuple[str, ...]) -> tuple[lis
     columns = [name.strip().lower() for name in header]
     if 'classes' not in columns or not {*keys} & {*columns}:
         raise UserError(
-            f'dataset {path}: needs a header with the columns {" or ".join(keys)} and classes, separated by commas'
+            f'{path}: needs a header with the columns {" or ".join(keys)} and classes, separated by commas',
+            option='dataset',
         )
     rows = []
     previous = reader.line_num
@@ -168,21 +174,24 @@ def _parse(path: Path, lines: Iterator[str], keys: tuple[str, ...]) -> tuple[lis
             continue
         if len(cells) > len(columns):
             raise UserError(
-                f'dataset {path}: line {line} has {len(cells)} columns, the header {len(columns)} '
-                '(names with commas need quotes)'
+                f'{path}: line {line} has {len(cells)} columns, the header {len(columns)} '
+                '(names with commas need quotes)',
+                option='dataset',
             )
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
         split = row.get('split', '') or 'train'
         if split not in SPLITS:
-            raise UserError(f'dataset {path}: line {line}: the split {split!r} is not one of {", ".join(SPLITS)}')
+            raise UserError(
+                f'{path}: line {line}: the split {split!r} is not one of {", ".join(SPLITS)}', option='dataset'
+            )
         image, mask = (row.get(name, '').replace('\\', '/') for name in ('image', 'mask'))
         image = str(PurePosixPath(image)) if image else ''
         image_id = row.get('id', '')
         if not (image_id if 'id' in keys and 'id' in columns else image):
-            raise UserError(f'dataset {path}: line {line} names no image')
+            raise UserError(f'{path}: line {line} names no image', option='dataset')
         rows.append(Row(line, image, tuple(_split_names(row.get('classes', ''))), mask, split, image_id))
     if not rows:
-        raise UserError(f'dataset {path}: has no rows')
+        raise UserError(f'{path}: has no rows', option='dataset')
     return rows, fixed
 
 

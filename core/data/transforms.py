@@ -7,6 +7,7 @@ smaller image at a random position on a canvas) and the published scaling (by th
 there.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -120,7 +121,7 @@ class RandomFlip:
 class Augment:
     """Colour jitter and RandAugment of the image alone, for training on image-level labels."""
 
-    def __init__(self, names: list[str]):
+    def __init__(self, names: Sequence[str]):
         known = {
             'colorjitter': lambda: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
             'randaugment': RandAugment,
@@ -194,7 +195,7 @@ def training_pipeline(
     longer_side: tuple[int, int],
     crop_size: int,
     backend: str = 'pillow',
-    augmentations: list[str] | None = None,
+    augmentations: Sequence[str] = (),
     mask_size: int | None = None,
 ) -> Pipeline:
     """Return the augmentation of the trainers: random longer side, flip, colours, random crop.
@@ -204,7 +205,7 @@ def training_pipeline(
     operations = [
         RandomResizeLong(*longer_side, backend),
         RandomFlip(),
-        Augment(augmentations or []),
+        Augment(augmentations),
         RandomCrop(crop_size),
     ]
     return Pipeline(*operations, *([ResizeMask(mask_size)] if mask_size else []))

@@ -34,6 +34,8 @@ class EdgeHead(nn.Module):
 class AffinityNet(Network):
     """Edge logits; only the head trains (docs/method.md, "AffinityNet")."""
 
+    stride = 4
+
     def __init__(self, architecture: str):
         super().__init__(architecture, 'fix')
         self.backbone.requires_grad_(False)

@@ -1,9 +1,23 @@
 """The registry of backbones: a table of names, classes, their arguments and where their ImageNet weights come from.
 
-A backbone is a module with `channels`, the channels of its five stages (stem after the max pool, layer1 to layer4), and
-`stages()`, the modules of each. Its forward takes images normalised with the ImageNet mean and std, which it converts
-if it was trained on others, and returns the five feature maps, at strides 4, 4, 8, 16, 16. To add one, write such a
-module and add a row to the table.
+A backbone is a module whose forward takes images normalised with the ImageNet mean and deviation, which it converts if
+it was trained on others (core/models/renormalise.py), and returns five feature maps at strides 4, 4, 8, 16 and 16 (stem
+after the max pool, layer1 to layer4), of ceil(side / stride) rows and columns for images of any size. It has
+
+- `channels`, those of the five maps;
+- `stages()`, the modules of each of the five, without parameters where a map is that of the stage before. A classifier
+  with --mode fix freezes the first three.
+
+It draws no random numbers: without dropout and stochastic depth the parts of a batch (--micro_batches, several
+processes) give the result of the whole one. The same holds for norms over the batch only if they are BatchNorm.
+
+All parameters of a backbone learn at the learning rate, those of the network around it at ten times that rate. A
+parameter whose name ends in `bias` has twice the rate and no weight decay; all others are decayed, also the scales of
+norms and layer scale (core/models/optim.py).
+
+To add one, write such a module and add a row to the table; tests/test_backbones.py then tests it. A network of the
+authors' code (tools/importing/published.py) is recognised by the names and shapes of the tensors of every row, so no
+two rows may agree in all of them. Networks of timm need no row (core/models/timm_backbone.py).
 """
 
 from typing import NamedTuple
@@ -16,6 +30,7 @@ from core.models.efficientnet import EfficientNetLite
 from core.models.mobilenet import MobileNetV2
 from core.models.resnest import ResNeSt
 from core.models.resnet import ResNet
+from core.models.timm_backbone import PREFIX, TimmBackbone, check_name
 
 RESNEST = 'https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1'
 
@@ -61,9 +76,17 @@ BACKBONES = {
 }
 
 
-def build_backbone(name: str, output_stride: int = 16) -> nn.Module:
-    """Return a backbone with random weights. Raises UserError for a name that is not registered."""
+def find_backbone(name: str) -> Backbone:
+    """Return the row of a name; timm/NAME is any network of timm. Raises UserError if there is none."""
+    if name.startswith(PREFIX):
+        check_name(name.removeprefix(PREFIX))
+        return Backbone(TimmBackbone, dict(name=name.removeprefix(PREFIX)))
     if name not in BACKBONES:
-        raise UserError(f'backbone {name!r} is not one of {", ".join(BACKBONES)}')
-    row = BACKBONES[name]
+        raise UserError(f'{name!r} is not one of {", ".join(BACKBONES)}, {PREFIX}NAME', option='backbone')
+    return BACKBONES[name]
+
+
+def build_backbone(name: str, output_stride: int = 16) -> nn.Module:
+    """Return a backbone with random weights. Raises UserError for a name that does not exist or does not fit."""
+    row = find_backbone(name)
     return row.build(**row.arguments, output_stride=output_stride)

@@ -1,11 +1,10 @@
-"""BatchNorm: folded into convolutions for inference, and with the statistics of several replicas on one device."""
+"""BatchNorm: folded into convolutions for inference, and normalising without moving its running statistics."""
 
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -58,20 +57,3 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
         for norm, buffers in zip(norms, kept, strict=True):
             for name, value in buffers.items():
                 setattr(norm, name, value)
-
-
-def forward_in_replicas(model: nn.Module, images: Tensor, replicas: int) -> tuple[Tensor, Tensor]:
-    """Return a classifier's logits and class maps, with BatchNorm as under nn.DataParallel on `replicas` devices.
-
-    The batch goes through in that many chunks. Each is normalised by itself, and only the first one updates the running
-    statistics (docs/method.md, "BatchNorm"). The gradient is that of the whole batch.
-    """
-    outputs = []
-    for i, chunk in enumerate(images.chunk(replicas)):
-        if i == 0:
-            outputs.append(model(chunk, with_cam=True))
-        else:
-            with running_statistics_kept(model):
-                outputs.append(model(chunk, with_cam=True))
-    logits, maps = zip(*outputs, strict=True)
-    return torch.cat(logits), torch.cat(maps)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import UserError
-from core.models.network import Dropout, Network, kaiming, run_with_mirror_images
+from core.models.network import Network, kaiming, run_with_mirror_images
 
 Norm = Callable[[int], nn.Module]
 
@@ -16,7 +16,7 @@ def _unit(inputs: int, outputs: int, kernel: int, norm: Norm, dilation: int = 1,
     """Size-preserving convolution without bias, norm, ReLU and optional dropout."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
-    return nn.Sequential(conv, norm(outputs), nn.ReLU(inplace=True), *([Dropout(dropout)] if dropout else []))
+    return nn.Sequential(conv, norm(outputs), nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else []))
 
 
 class ASPP(nn.Module):

@@ -7,11 +7,10 @@ stride of 2 is removed, without dilation (docs/method.md, "Backbones").
 from itertools import accumulate, pairwise
 from math import ceil
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.data.transforms import MEAN, STD
+from core.models.renormalise import Renormalise
 
 # Kernel, repeats, stride, expansion and channels of each group of blocks. The stride is that of its first block.
 GROUPS = (
@@ -74,9 +73,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, width: float = 1.0, depth: float = 1.0, output_stride: int = 16):
         super().__init__()
-        mean, std = torch.tensor((self.mean, MEAN)), torch.tensor((self.std, STD))
-        self.register_buffer('scale', (std[1] / std[0]).view(3, 1, 1), persistent=False)
-        self.register_buffer('shift', ((mean[1] - mean[0]) / std[0]).view(3, 1, 1), persistent=False)
+        self.renormalise = Renormalise(self.mean, self.std)
         self._conv_stem = nn.Conv2d(3, STEM, 3, 2, bias=False)
         self._bn0 = _norm(STEM)
         self._blocks = nn.ModuleList()
@@ -109,7 +106,7 @@ class EfficientNetLite(nn.Module):
         return stages
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = _pad(x * self.scale + self.shift, 3)
+        x = _pad(self.renormalise(x), 3)
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         features = []
         for start, end in pairwise(self.bounds):

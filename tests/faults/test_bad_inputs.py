@@ -16,7 +16,7 @@ from PIL import Image
 
 from support.chain import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO
 from support.faults import check_line, forget
-from util.artifacts import write_npz
+from util.store.arrays import write_npz
 
 ID = 'train_00000'
 
@@ -236,7 +236,7 @@ CASES = [
         '{cams}/train_00000.npz not found (1 of 12 * run inference_classification.py first',
     ),
     (write(CAM, ''), 'affinity_labels', '', '{cams}/train_00000.npz: * "cam" * run its stage with --repair'),
-    (cut(CAM), 'evaluate cams', '', '{cams}/train_00000.npz: * "rw" * "hr_cam" * run its stage with --repair'),
+    (cut(CAM), 'evaluate cams', '', '{cams}/train_00000.npz: * "cam" * run its stage with --repair'),
     (pickled(CAM), 'random_walk', '', '{cams}/train_00000.npz: * "cam" * run its stage with --repair'),
     (
         arrays(keys=np.array([0, 1]), cam=np.array([None, 1], object)),
@@ -302,7 +302,7 @@ CASES = [
         remove(f'experiments/predictions/{PREDICTIONS}'),
         'evaluate',
         '',
-        f'--experiment_name {PREDICTIONS}: {{predictions}} not found; run inference_segmentation.py first',
+        f'--experiment_name {PREDICTIONS}: {{predictions}} not found; run the stage that writes it first',
     ),
     (remove(f'experiments/predictions/{PSEUDO}/args.json'), 'pseudo', '', '{pseudo} * args.json * pass --overwrite'),
     (

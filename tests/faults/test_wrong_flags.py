@@ -11,11 +11,12 @@ from support.faults import check_line, forget
 
 ROWS = [
     # values that a flag does not take
-    ('cls', '--architecture vgg16', 'argument --architecture: invalid choice: * vgg16 * choose from'),
+    ('cls', '--architecture vgg16', "argument --architecture: * 'vgg16' is not one of * resnest101"),
     ('cls', '--mode frozen', 'argument --mode: * frozen * choose from'),
-    ('cls', '--loss_option pcl', 'argument --loss_option: * pcl * choose from'),
+    ('cls', '--loss_option pcl', "argument --loss_option: 'pcl' is not cl followed by some of pcl, re, conf"),
     ('cls', '--re_loss L3_Loss', 'argument --re_loss: * L3_Loss * choose from'),
-    ('cls', '--augment blur', '--augment blur: choose from colorjitter, randaugment'),
+    ('cls', '--loss_option cl_cl', "argument --loss_option: 'cl_cl' is not cl followed by some of"),
+    ('cls', '--augment blur', "argument --augment: 'blur': choose from colorjitter, randaugment"),
     ('cls', '--nesterov maybe', "argument --nesterov: 'maybe' * True nor False"),
     ('cls', '--tag a/b', "argument --tag: 'a/b' * no slashes"),
     ('cls', '--tag ../x', "argument --tag: '../x' * no leading dot"),
@@ -78,16 +79,24 @@ ROWS = [
     (
         'random_walk',
         f'--cam_dir {RANDOM_WALKS}',
-        '{random_walks}/train_00000.npz: * "cam" * run its stage with --repair',
+        f'--cam_dir {RANDOM_WALKS}: * name a folder of CAMs (inference_classification.py)',
     ),
-    ('affinity_labels', f'--experiment_name {RANDOM_WALKS}', '{random_walks}/train_00000.npz: * "cam"'),
-    ('pseudo', f'--experiment_name {CAMS}', '{cams}/train_00000.npz: * "rw" * run its stage with --repair'),
+    (
+        'affinity_labels',
+        f'--experiment_name {RANDOM_WALKS}',
+        f'--experiment_name {RANDOM_WALKS}: * name a folder of CAMs (inference_classification.py)',
+    ),
+    (
+        'pseudo',
+        f'--experiment_name {CAMS}',
+        f'--experiment_name {CAMS}: * name a folder of random-walk CAMs (inference_rw.py)',
+    ),
     ('seg', '--pred_dir nowhere', '* nowhere/'),
     ('predictions', '--use_gn False', '--use_gn False: experiments/models/seg.pth was trained with --use_gn True'),
     ('predictions', '--architecture Seg_Model', '--architecture Seg_Model: experiments/models/seg.pth'),
     ('evaluate', '--threshold 0.3', '--threshold 0.3: {predictions} contains label maps'),
     ('evaluate', '--crf_iteration 1', '--crf_iteration 1: {predictions}'),
-    ('evaluate', '--mode npy', '--mode npy: {predictions} * png * without --mode'),
+    ('evaluate', '--mode npy', '--mode npy: {predictions} contains predictions: leave it out'),
     ('evaluate cams', '--mode rw', '--mode rw: {cams}'),
     ('evaluate cams', '--mode png', '--mode png: {cams}'),
     # names that are too long for the file system

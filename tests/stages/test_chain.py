@@ -30,15 +30,16 @@ from support.chain import (
     size_of,
     state_of,
 )
-from util import files
+from util.store import locks
 
 
 def test_the_stages_write_their_documented_files_and_no_others(experiments, demo):
     folders = {path.name for path in (experiments / 'predictions').iterdir()}
     assert folders == {CAMS, AFFINITY_LABELS, RANDOM_WALKS, PSEUDO, PREDICTIONS}
-    for name, domain, ending in (
-        (CAMS, 'train_aug', 'npz'), (AFFINITY_LABELS, 'train_aug', 'png'), (RANDOM_WALKS, 'train_aug', 'npz'),
-        (PSEUDO, 'train_aug', 'png'), (PREDICTIONS, 'val', 'png'),
+    for name, title, domain, ending in (
+        (CAMS, 'CAM', 'train_aug', 'npz'), (AFFINITY_LABELS, 'affinity label', 'train_aug', 'png'),
+        (RANDOM_WALKS, 'random-walk CAM', 'train_aug', 'npz'), (PSEUDO, 'pseudo-label', 'train_aug', 'png'),
+        (PREDICTIONS, 'prediction', 'val', 'png'),
     ):  # fmt: skip
         folder = experiments / 'predictions' / name
         assert {path.name for path in folder.iterdir()} == {
@@ -46,8 +47,9 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
         }  # fmt: skip
         assert (folder / '.lock').read_bytes() == b''
         record = json.loads((folder / 'args.json').read_text())
-        assert set(record) == {'fingerprint', 'options', 'versions', 'history', 'seconds'}
+        assert set(record) == {'format', 'fingerprint', 'options', 'versions', 'history', 'seconds'}
         assert record['seconds'] > 0
+        assert record['format'] == title
         assert record['options']
         assert record['history'] == []
     models = {path.name for path in (experiments / 'models').iterdir()}
@@ -59,7 +61,7 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
     results = {path.name for path in (experiments / 'results').iterdir()}
     scored = {f'{name}@train.json' for name in (CAMS, RANDOM_WALKS, PSEUDO)} | {f'{PREDICTIONS}@val.json'}
     counts = {name.replace('.json', '.npz') for name in scored}
-    assert results == scored | counts | {files.lock_path(Path(name)).name for name in scored}
+    assert results == scored | counts | {locks.lock_path(Path(name)).name for name in scored}
     assert {path.name for path in experiments.iterdir()} == {
         'predictions', 'models', 'checkpoints', 'logs', 'data', 'tensorboards', 'results', 'cache',
     }  # fmt: skip

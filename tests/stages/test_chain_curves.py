@@ -5,7 +5,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import train_affinitynet
 from core.affinity import PathIndex, count_pairs, pair_scores
+from core.data.torch_datasets import scored_crops
 from core.data.transforms import normalize
 from core.models import AffinityNet
 from support import assert_identical
@@ -101,11 +101,12 @@ def test_masks_do_not_change_affinitynet(copy):
     assert 'pairs in' not in log.read_text()
 
 
-def test_scored_masks_are_few_and_evenly_spaced(demo, monkeypatch):
-    args = SimpleNamespace(image_size=64, batch_size=4, num_workers=0)
+def test_scored_masks_are_few_and_evenly_spaced(copy, monkeypatch):
+    ids = ids_of(copy, 'train')
     for most, expected in ((1000, [0, 1, 2, 3, 4, 5]), (4, [0, 1, 3, 4]), (1, [0])):
-        monkeypatch.setattr(train_affinitynet, 'SCORED_IMAGES', most)
-        loader = train_affinitynet.build_score_loader(args, dataset_of(demo), (16, 16), torch.device('cpu'))
-        ids = ids_of(demo, 'train')
-        assert loader.dataset.ids == [ids[i] for i in expected]
-        assert next(iter(loader))['masks'].shape[1:] == (16, 16)
+        samples = scored_crops(dataset_of(copy), 'train', 64, count=most, mask_size=16)
+        assert samples.ids == [ids[i] for i in expected]
+        assert samples[0]['masks'].shape == (16, 16)
+    monkeypatch.setattr(train_affinitynet, 'SCORED_IMAGES', 4)
+    run(copy, 'aff', '--overwrite')
+    assert 'epoch 1: pairs in 4 masks of train: ' in Path('experiments/logs/aff.txt').read_text()

@@ -22,6 +22,7 @@ from support.chain import (
     PSEUDO,
     RANDOM_WALKS,
     SCALES,
+    as_process,
     commands,
     dataset_of,
     ids_of,
@@ -29,8 +30,9 @@ from support.chain import (
     run,
     size_of,
 )
-from util import files
-from util.fingerprint import digest, file_hash, versions
+from util.store import locks
+from util.store.fingerprints import read_args, versions
+from util.store.hashes import digest, file_hash
 
 
 def scored(predictions: list, masks: list, num_classes: int) -> list[float]:
@@ -107,6 +109,7 @@ def test_results_say_what_was_scored(experiments, demo, name, domain):
     assert (result['dataset'], result['num_classes']) == (dataset.name, dataset.num_classes)
     assert result['threshold_choice'] == (None if result['threshold'] is None else 'best on these masks')
     assert result['crf_iteration'] == 0
+    assert result['format'] == read_args(experiments / 'predictions' / name)['format']
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_thresholds_and_their_table(copy, capsys):
 
 
 def test_table_that_cannot_be_written_is_refused_before_scoring(copy, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate, 'count_pixels', lambda *_: pytest.fail('scored'))
+    monkeypatch.setattr(evaluate.results, 'count_pixels', lambda *_: pytest.fail('scored'))
     script, line = commands(copy)['evaluate cams']
     assert '--csv .: is a folder' in fault_of(script, [*line, '--csv', '.'], capsys)
 
@@ -182,7 +185,7 @@ def test_result_is_written_before_it_is_printed(copy, monkeypatch):
     def stop(result):
         raise BrokenPipeError
 
-    monkeypatch.setattr(evaluate.results, 'report', stop)
+    monkeypatch.setattr(evaluate, 'report', stop)
     with pytest.raises(BrokenPipeError):
         run(copy, 'evaluate cams', '--csv', 'sweep.csv')
     assert json.loads(path.read_text()) | {'seconds': None} == before | {'seconds': None}
@@ -246,7 +249,16 @@ def test_upload_for_the_test_server(copy, capsys):
 def test_second_evaluation_of_a_folder_is_refused(copy):
     result = Path(f'experiments/results/{CAMS}@train.json')
     before = result.read_bytes()
-    with files.locked(files.lock_path(result), str(result)):
+    with locks.locked(locks.lock_path(result), str(result)):
         with pytest.raises(UserError, match=f'is being written by process {os.getpid()}'):
             run(copy, 'evaluate cams')
     assert result.read_bytes() == before
+
+
+def test_evaluation_is_not_shared_by_processes(demo, monkeypatch, capsys):
+    """It has no flag that divides its work: torchrun is refused in one line."""
+    as_process(monkeypatch, 1, 2)
+    script, line = commands(demo)['evaluate']
+    text = fault_of(script, line, capsys)
+    assert text.startswith('process 1 of 2: ')
+    assert text.endswith(': cannot share its work among processes: start it with python3 instead of torchrun')

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import fault_of, run_stage, without_seconds
+from support import fault_of, run_stage
 from support.chain import (
     CAMS,
     NET,
@@ -16,11 +16,12 @@ from support.chain import (
     commands,
     dataset_of,
     first,
+    outputs_of,
     run,
     state_of,
     without,
 )
-from util.artifacts import read_args
+from util.store.fingerprints import read_args
 
 
 @pytest.mark.parametrize(
@@ -50,41 +51,35 @@ def test_models_are_state_dicts_with_metadata(experiments, demo, tag, own):
     assert score is None or 0 <= score <= 1
 
 
-# What the fingerprints of stages 2, 5 and 8 held when the flags of the network had defaults of their own.
+# What the fingerprints of stages 2, 5 and 8 hold: the hash of the model says what the network is.
+COMPUTING = {'precision': 'fp32', 'compile': False}
 OPTIONS = {
     'cams': {'tag': 'cls', 'scales': SCALES, 'resize': 'pillow'},
-    'random_walk': {'model_name': 'aff', 'cam_dir': CAMS, 'beta': 10, 'exp_times': 8, 'image_size': 96},
-    'predictions': {'tag': 'seg', 'scales': SCALES, 'resize': 'pillow', 'iteration': 10},
-}
-SEGMENTER = {'architecture': 'DeepLabv3+', 'backbone': NET, 'mode': 'fix', 'use_gn': True}
+    'random_walk': {
+        'model_name': 'aff', 'cam_dir': CAMS, 'beta': 10, 'exp_times': 8, 'image_size': 96, 'rw_normalization': 'joint'
+    },
+    'predictions': {
+        'tag': 'seg', 'scales': SCALES, 'resize': 'pillow', 'iteration': 10, 'crf_gaussian': '3,3',
+        'crf_bilateral': '80,13,10',
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize('form', ['today', 'earlier'])
-@pytest.mark.parametrize(
-    'name, tag, folder',
-    [('cams', 'cls', CAMS), ('random_walk', 'aff', RANDOM_WALKS), ('predictions', 'seg', PREDICTIONS)],
-)
-def test_stages_take_the_network_from_the_model_file(copy, capsys, name, tag, folder, form):
-    """Folders do not depend on whether flags or the file say what the network is, nor on the version of the file."""
+@pytest.mark.parametrize('name, folder', [('cams', CAMS), ('random_walk', RANDOM_WALKS), ('predictions', PREDICTIONS)])
+def test_stages_take_the_network_from_the_model_file(copy, capsys, name, folder):
+    """Folders do not depend on whether flags or the file say what the network is."""
     script, words = commands(copy)[name]
-    if form == 'earlier':
-        path = Path(f'experiments/models/{tag}.pth')
-        content = torch.load(path, weights_only=True)
-        architecture = f'DeepLabv3+ {NET} GN' if tag == 'seg' else NET
-        content['meta'] = {'architecture': architecture, 'classes': content['meta']['classes'], 'epoch': 1}
-        torch.save(content, path)
-    run_stage(script, [*words, '--overwrite'])
     path = copy.parent / 'experiments/predictions' / folder
-    record, before = read_args(path), {file: without_seconds(file) for file in path.glob('*.*')}
-    network = SEGMENTER if tag == 'seg' else {'architecture': NET}
-    options = {key: value for key, value in record['fingerprint'].items() if key not in ('classes', 'model', 'cams')}
-    assert options == {**OPTIONS[name], **network, 'precision': 'fp32'}
+    record, before = read_args(path), outputs_of(folder)
+    inputs = {key: record['fingerprint'].pop(key) for key in ('classes', 'model')}
+    assert set(inputs['model']) <= set('0123456789abcdef')
+    assert {**record['fingerprint'], 'cams': None} == {**OPTIONS[name], **COMPUTING, 'cams': None}
     capsys.readouterr()
     run_stage(script, without(words, '--architecture', '--backbone'))
     assert '0 of them new' in capsys.readouterr().out
     run_stage(script, [*without(words, '--architecture', '--backbone'), '--overwrite'])
-    assert {**read_args(path), 'seconds': record['seconds']} == record
-    assert {file: without_seconds(file) for file in path.glob('*.*')} == before
+    assert read_args(path)['fingerprint'] == {**record['fingerprint'], **inputs}
+    assert {**outputs_of(folder), 'args.json': None} == {**before, 'args.json': None}
 
 
 @pytest.mark.parametrize('name, tag', [('cams', 'cls'), ('random_walk', 'aff'), ('predictions', 'seg')])
@@ -92,8 +87,9 @@ def test_swapped_class_names_are_refused(copy, capsys, name, tag):
     info = json.loads((copy / 'dataset.json').read_text())
     first, second, *others = info['classes']
     (copy / 'dataset.json').write_text(json.dumps({**info, 'classes': [second, first, *others]}))
-    line = f"--dataset {copy}/dataset.json: class 1 is '{second}'; experiments/models/{tag}.pth expects"
-    assert f"{line} '{first}'" in fault_of(*commands(copy)[name], capsys)
+    text = fault_of(*commands(copy)[name], capsys)
+    assert text.partition(': error: ')[2].startswith('--dataset')
+    assert text.endswith(f"class 1 is '{second}'; experiments/models/{tag}.pth expects '{first}'")
 
 
 @pytest.mark.parametrize(

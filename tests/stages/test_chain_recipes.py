@@ -12,10 +12,11 @@ import train_classification_with_puzzle as train_classification
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.transforms import normalize
+from core.losses import puzzle_losses
 from core.models import Classifier
 from recipes import gradients, precision, rounding
 from support.chain import CAMS, NET, RANDOM_WALKS, SCALES, state_of
-from util.artifacts import read_maps, write_npz
+from util.store.arrays import read_maps, write_npz
 
 
 @pytest.mark.parametrize('end', ['start', 'end'])
@@ -28,15 +29,19 @@ def test_gradients_of_the_losses(experiments, capsys, end):
     assert list(found) == ['L_cls', 'L_p-cls', 'L_re']
     assert found['L_cls'][2] == 1
     if end == 'end':
-        run = gradients.run_options('cls', 'cpu')
+        run = gradients.run_options('cls')
         dataset = open_dataset(run.dataset, run.data_dir)
         loader, *_ = train_classification.build_loaders(run, dataset, torch.device('cpu'))
         batch = next(iter(loader))
         for term, name in (('cl', 'L_cls'), ('re', 'L_re')):
             model = Classifier(NET, 6).train()
             model.load_state_dict(state_of('cls'))
-            images = normalize(batch['images'])
-            loss = train_classification.compute_losses(model, images, batch['labels'], run, run.bn_replicas)[term]
+
+            def in_replicas(images, with_cam, model=model):
+                outputs = [model(replica, with_cam=with_cam) for replica in images.chunk(run.bn_replicas)]
+                return tuple(torch.cat(output) for output in zip(*outputs, strict=True))
+
+            loss = puzzle_losses(in_replicas, normalize(batch['images']), batch['labels'])[term]
             loss.backward()
             norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters()))
             assert found[name][:2] == pytest.approx([loss.item(), norm], rel=1e-2, abs=1e-4)

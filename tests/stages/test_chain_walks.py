@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import inference_rw
-from core import UserError
+from core import UserError, chain
 from core.data.transforms import normalize
 from core.models import AffinityNet
 from core.models.affinitynet import predict_edges
@@ -27,7 +26,9 @@ from support.chain import (
     state_of,
     without,
 )
-from util.artifacts import EDGE, Folder, read_maps
+from util.store.arrays import read_edge, read_maps
+from util.store.folders import Folder
+from util.store.formats import EDGE
 
 
 def test_random_walks_normalised_by_class(copy, monkeypatch):
@@ -38,7 +39,7 @@ def test_random_walks_normalised_by_class(copy, monkeypatch):
         maps = random_walk(cam, edge, **options) + 0.1
         return maps / (1 + torch.arange(len(maps)))[:, None, None]
 
-    monkeypatch.setattr(inference_rw, 'random_walk', uneven)
+    monkeypatch.setattr(chain, 'random_walk', uneven)
     run(copy, 'random_walk', '--overwrite')
     before = outputs_of(RANDOM_WALKS)
     run(copy, 'random_walk', '--rw_normalization', 'class')
@@ -57,7 +58,7 @@ def test_edges_are_added_to_a_finished_random_walk(copy, capsys, monkeypatch):
     """The walk is not computed again; its folder stays as it is, and does not depend on --save_edges."""
     before = outputs_of(RANDOM_WALKS)
     with monkeypatch.context() as patch:
-        patch.setattr(inference_rw, 'random_walk', None)
+        patch.setattr(chain, 'random_walk', None)
         run(copy, 'random_walk', '--save_edges')
     assert outputs_of(RANDOM_WALKS) == before
     ids = ids_of(copy, 'train_aug')
@@ -90,7 +91,7 @@ def test_edges_are_those_of_the_walk(copy):
     for image_id in folder.ids:
         image = torch.from_numpy(image_of(copy, image_id))[None]
         (expected,) = predict_edges(model.eval(), normalize(image), 96)
-        edge = folder.read_edge(image_id, tuple(expected.shape))
+        edge = read_edge(folder.file(image_id), tuple(expected.shape))
         np.testing.assert_allclose(edge, expected.numpy(), atol=2e-3)
         with np.load(folder.file(image_id)) as file:
             assert (file.files, file['edge'].dtype) == (['edge'], np.float16)
@@ -116,11 +117,11 @@ def test_either_missing_file_is_made_again(copy, capsys):
 def test_edges_cannot_be_evaluated(copy, capsys):
     script, line = commands(copy)['evaluate']
     words = [*without(line, '--domain'), '--experiment_name', EDGES]
-    assert f'{EDGES} not found; run inference_rw.py first' in fault_of(script, words, capsys)
+    assert f'{EDGES} not found; run the stage that writes it first' in fault_of(script, words, capsys)
     run(copy, 'random_walk', '--save_edges')
     for mode in ([], ['--mode', 'rw']):
         text = fault_of(script, [*words, *mode], capsys)
-        assert f'{EDGES}/train_00000.npz: an edge map has no classes to score; train_affinitynet.py logs' in text
+        assert f'{EDGES}: an edge map has no classes to score; train_affinitynet.py logs' in text
 
 
 @pytest.mark.parametrize('factor', [1e-9, 1e9])
@@ -133,7 +134,7 @@ def test_random_walk_scores_beyond_float16(copy, monkeypatch, factor):
     folder = copy.parent / 'experiments/predictions' / RANDOM_WALKS
     expected = {path.name: read_maps(path, 'rw', 6) for path in folder.glob('*.npz')}
     assert sum(rw.any() for _, rw in expected.values()) > 2  # or this compares nothing
-    monkeypatch.setattr(inference_rw, 'random_walk', scaled)
+    monkeypatch.setattr(chain, 'random_walk', scaled)
     run(copy, 'random_walk', '--overwrite')
     for name, (keys, rw) in expected.items():
         found_keys, found = read_maps(folder / name, 'rw', 6)

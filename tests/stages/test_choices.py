@@ -1,7 +1,6 @@
 """recipes/choices.py: every result that its tables need is planned, from commands that the stages accept."""
 
 import importlib
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import pytest
 from core import UserError
 from core.data.dataset import open_dataset
 from recipes import choices
-from util import artifacts
+from support import folder_of
+from support.results import write_result
+from util.store import formats
 
 SEEDS = [3, 4, 5]
 
@@ -30,7 +31,7 @@ def needed() -> set[str]:
 
 def test_every_command_finds_what_it_reads(in_tmp):
     """Models and folders are written by an earlier command, under the names that the stages give them."""
-    formats = {kind.script: kind for kind in artifacts.FORMATS if kind is not artifacts.EDGE}
+    kinds = {kind.script: kind for kind in formats.FORMATS.values() if kind != formats.EDGE}
     models, folders, results = set(), set(), set()
     for script, *words in planned():
         args = importlib.import_module(script.removesuffix('.py')).parse_args(words)
@@ -44,7 +45,7 @@ def test_every_command_finds_what_it_reads(in_tmp):
             results.add(f'{args.experiment_name}@{args.domain}')
         else:
             assert {options[name] for name in ('tag', 'model_name') if name in options} <= models
-            folders.add(artifacts.folder_name(formats[script], args))
+            folders.add(folder_of(kinds[script], args))
     assert results == needed()
 
 
@@ -54,10 +55,7 @@ def test_the_chain_of_other_seeds_is_repeated_on_inputs_of_the_first(in_tmp):
 
 def write_results(scores):
     for name in needed():
-        path = artifacts.results_path(name, 'json')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {'miou': scores(name), 'fp': 10, 'fn': 10, 'images': 3, 'all_background_miou': 1}
-        path.write_text(json.dumps({**numbers, 'threshold': None, 'thresholds': []}))
+        write_result(name, scores(name))
 
 
 def test_tables(in_tmp, capsys):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,16 @@ import inference_segmentation
 import make_affinity_labels
 from core.data.dataset import open_dataset
 from core.maps import present_keys, strided_size
-from core.models import build_backbone, build_network, load_weights
+from core.models import build_backbone, load_weights
 from core.models.weights import read_state_dict
 from support import Call, fault_of, run_stage
 from support.published import NARROW, NETWORKS, PublishedClassifier, assert_same_function, published, state_of
 from tools import import_published
-from util import artifacts
-from util.artifacts import CAM, RANDOM_WALK, Folder, model_path
-from util.checkpoint import open_model
-from util.fingerprint import file_hash
+from util.store import folders, formats
+from util.store.folders import Folder
+from util.store.formats import CAM, RANDOM_WALK, model_path
+from util.store.hashes import file_hash
+from util.training.models import load_network, open_model
 
 PALETTE = [[0, 0, 0], [9, 9, 9], [1, 2, 3], [4, 5, 6]]
 
@@ -71,9 +71,8 @@ def test_imported_model_loads_in_its_stage_and_computes_the_same(pets, capsys, n
     run_import(saved(name, form), 'a', pets)
     printed = f'experiments/models/a.pth: {name.removesuffix(" GN")}, backbone {NARROW}, 3 classes\n'
     assert capsys.readouterr().out == printed
-    file = open_model('a', '--tag', 'train.py')
-    args = Namespace(device='cpu', precision='fp32')
-    model, _, fingerprint = file.load_for_inference(build_network(file.meta), args)
+    dataset, network = open_dataset(pets, ''), name.removesuffix(' GN')
+    model, _, fingerprint = load_network(dataset, [network], '--tag', 'a', device='cpu')
     assert fingerprint == file_hash(model_path('a'))
     assert_same_function(model, published(name))
 
@@ -187,7 +186,7 @@ def test_stages_name_the_command(in_tmp, name, form):
     shutil.move(saved(name, form), model_path('a'))
     line = f"experiments/models/a.pth: is a network of the authors' code: {IMPORT}"
     with pytest.raises(ValueError, match=f'^{line}$'):
-        open_model('a', '--tag', 'train.py')
+        open_model('a', '--tag', ['Classifier'])
     with pytest.raises(ValueError, match=f'^weights {line}$'):
         load_weights(build_backbone(NARROW), NARROW, str(model_path('a')))
 
@@ -224,7 +223,7 @@ def write_folder(folder, contents: dict[str, dict]) -> None:
 
 
 def opened(kind, name, dataset, ids) -> Folder:
-    return artifacts.open_folder(kind, name, '--cam_dir', open_dataset(dataset, ''), ids)
+    return folders.open_folder(kind, name, '--cam_dir', open_dataset(dataset, ''), ids)
 
 
 def test_cams_keep_their_values(pets, in_tmp):
@@ -254,25 +253,25 @@ def test_random_walk_cams_are_divided_by_the_maximum_of_all_classes(pets, in_tmp
 
 
 def test_fingerprint_is_that_of_the_kind_the_classes_and_the_files(pets, in_tmp):
-    def fingerprint(tag):
-        return json.loads((artifacts.PREDICTIONS / tag / 'args.json').read_text())['fingerprint']
+    def record():
+        return json.loads((formats.PREDICTIONS / 'cams' / 'args.json').read_text())
 
     write_folder(in_tmp / 'source', {'a': cam_dict(), 'b': cam_dict()})
     shutil.copytree('source', 'copy')
     run_import('source', 'cams', pets)
     run_import('copy', 'cams', pets, '--repair')
-    first = fingerprint('cams')
-    assert first.keys() == {'format', 'files', 'classes', 'tag'}
-    assert (first['format'], first['classes']) == ('CAM', ['cat', 'dog', 'owl'])
+    first = record()['fingerprint']
+    assert first.keys() == {'files', 'classes', 'tag'}
+    assert (record()['format'], first['classes']) == ('CAM', ['cat', 'dog', 'owl'])
     write_folder(in_tmp / 'source', {'b': cam_dict(seed=1)})
     run_import('source', 'cams', pets, '--overwrite')
-    assert fingerprint('cams')['files'] != first['files']
+    assert record()['fingerprint']['files'] != first['files']
 
 
 def test_stopped_import_resumes_and_other_files_are_refused(pets, in_tmp, capsys):
     write_folder(in_tmp / 'source', {'a': cam_dict(), 'b': cam_dict()})
     run_import('source', 'cams', pets)
-    target = artifacts.PREDICTIONS / 'cams'
+    target = formats.PREDICTIONS / 'cams'
     before = (target / 'b.npz').read_bytes()
     (target / 'b.npz').unlink()
     (target / 'a.npz').write_bytes(b'kept')
@@ -287,12 +286,12 @@ def test_stopped_import_resumes_and_other_files_are_refused(pets, in_tmp, capsys
 
 
 def test_folder_is_imported_in_its_place(pets):
-    write_folder(artifacts.PREDICTIONS / 'cams', {'a': cam_dict()})
-    published = (artifacts.PREDICTIONS / 'cams' / 'a.npy').read_bytes()
+    write_folder(formats.PREDICTIONS / 'cams', {'a': cam_dict()})
+    published = (formats.PREDICTIONS / 'cams' / 'a.npy').read_bytes()
     for more in ((), ('--overwrite',)):
-        run_import(artifacts.PREDICTIONS / 'cams', 'cams', pets, *more)
+        run_import(formats.PREDICTIONS / 'cams', 'cams', pets, *more)
         opened(CAM, 'cams', pets, ['a'])
-        assert (artifacts.PREDICTIONS / 'cams' / 'a.npy').read_bytes() == published
+        assert (formats.PREDICTIONS / 'cams' / 'a.npy').read_bytes() == published
 
 
 NAN = np.float32('nan')
@@ -327,8 +326,8 @@ def test_errors_name_the_file(pets, in_tmp, capsys, change, line, image_id):
     write_folder(in_tmp / 'source', {'a': good, 'b': good, image_id: changed})
     text = fault(capsys, 'source', 'cams', pets)
     assert text.startswith(f'source/{image_id}.npy: {line}')
-    assert (artifacts.PREDICTIONS / 'cams').exists() == (image_id == 'b')
-    assert not (artifacts.PREDICTIONS / 'cams' / f'{image_id}.npz').exists()
+    assert (formats.PREDICTIONS / 'cams').exists() == (image_id == 'b')
+    assert not (formats.PREDICTIONS / 'cams' / f'{image_id}.npz').exists()
 
 
 def test_slightly_above_one_is_accepted(pets, in_tmp):
@@ -376,22 +375,22 @@ def test_imported_folders_score_as_the_files_of_this_repository(demo, stages):
     contents, ids = mask_cams(dataset), dataset.ids('train')
     rws = {image_id: {'keys': x['keys'], 'rw': 300 * x['cam'].numpy()} for image_id, x in contents.items()}
     native = {
-        kind: Folder(kind, artifacts.PREDICTIONS / f'native {kind.title}', dataset, ids) for kind in (CAM, RANDOM_WALK)
+        kind: Folder(kind, formats.PREDICTIONS / f'native {kind.title}', dataset, ids) for kind in (CAM, RANDOM_WALK)
     }
     for image_id, content in contents.items():
         native[CAM].write_maps(image_id, content['keys'], content['cam'].numpy(), content['hr_cam'])
         native[RANDOM_WALK].write_maps(image_id, content['keys'], content['cam'].numpy() / content['cam'].max().item())
     for kind, files in ((CAM, contents), (RANDOM_WALK, rws)):
         name = f'imported {kind.title}'
-        write_folder(artifacts.PREDICTIONS / name, files)
-        run_import(artifacts.PREDICTIONS / name, name, demo / 'dataset.json')
-        scores = []
-        for folder in (name, f'native {kind.title}'):
-            stages(evaluate, '--experiment_name', folder)
-            scores.append(json.loads(artifacts.results_path(f'{folder}@train', 'json').read_text()))
+        write_folder(formats.PREDICTIONS / name, files)
+        run_import(formats.PREDICTIONS / name, name, demo / 'dataset.json')
+        scores, mode = [], 'npy' if kind is CAM else 'rw'
+        for folder, more in ((name, []), (f'native {kind.title}', ['--mode', mode])):
+            stages(evaluate, '--experiment_name', folder, *more)
+            scores.append(json.loads(formats.result_path(f'{folder}@train', 'json').read_text()))
         assert scores[0]['thresholds'] == scores[1]['thresholds']
         assert scores[0]['miou'] > 50
-        assert scores[0]['mode'] == ('npy' if kind is CAM else 'rw')
+        assert [(x['mode'], x['format']) for x in scores] == 2 * [(mode, kind.title)]
 
 
 def test_stages_run_on_imported_models_and_cams(demo, stages, in_tmp, monkeypatch):
@@ -410,23 +409,24 @@ def test_stages_run_on_imported_models_and_cams(demo, stages, in_tmp, monkeypatc
     stages(make_affinity_labels, '--experiment_name', 'cams')
     run_import(saved('AffinityNet'), 'aff', demo / 'dataset.json')
     stages(inference_rw, '--model_name', 'aff', '--cam_dir', 'cams', '--architecture', NARROW, '--image_size', '64')
-    folder = artifacts.open_folder(RANDOM_WALK, 'aff@train@beta=10@exp_times=8@rw', '--x', dataset, ids)
+    folder = folders.open_folder(RANDOM_WALK, 'aff@train@beta=10@exp_times=8@rw', '--x', dataset, ids)
     assert folder.read_maps(ids[0], 'rw')[1].max() == 1
 
     # Stage 8 with an imported DeepLabv3+.
     run_import(saved('DeepLabv3+'), 'seg', demo / 'dataset.json')
     more = ['--backbone', NARROW, '--use_gn', 'False', '--scales', '1.0', '--iteration', '0']
     stages(inference_segmentation, '--tag', 'seg', *more)
-    assert len(list((artifacts.PREDICTIONS / 'seg@train@scale=1.0@iteration=0').glob('*.png'))) == len(ids)
+    assert len(list((formats.PREDICTIONS / 'seg@train@scale=1.0@iteration=0').glob('*.png'))) == len(ids)
 
 
 def test_stages_that_meet_a_published_folder_name_the_command(demo, in_tmp, capsys):
     dataset = open_dataset(demo / 'dataset.json', demo)
-    write_folder(artifacts.PREDICTIONS / 'cams', mask_cams(dataset))
+    write_folder(formats.PREDICTIONS / 'cams', mask_cams(dataset))
     first = f'experiments/predictions/cams/{dataset.ids("train")[0]}'
     command = 'import its folder with python3 -m tools.import_published'
     data = ['--domain', 'train', '--dataset', str(demo / 'dataset.json'), '--data_dir', str(demo)]
     text = fault_of(make_affinity_labels, ['--experiment_name', 'cams', *data], capsys)
     assert text.endswith(f"{first}.npz not found (6 of 6 are missing); {first}.npy is of the authors' code: {command}")
-    text = fault_of(evaluate, ['--experiment_name', 'cams', *data], capsys)
-    assert text.endswith(f".png; {first}.npy is of the authors' code: {command}")
+    for more in (['--mode', 'npy'], []):
+        text = fault_of(evaluate, ['--experiment_name', 'cams', *data, *more], capsys)
+        assert text.endswith(f"{first}.npy is of the authors' code: {command}")

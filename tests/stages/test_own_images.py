@@ -26,7 +26,7 @@ from support import REPOSITORY, draw_image, fault_of, made_once, run_stage
 from support.coco import NAMES, make_coco
 from support.documents import commands_of, module_of
 from tools import prepare_coco
-from util.artifacts import maps_inside
+from util.store.arrays import names_inside
 
 NET = 'resnest14_narrow'
 ORIENTATION = 0x0112
@@ -142,8 +142,8 @@ def test_every_image_goes_through_every_stage(copy):
     for image_id in ids:
         size = dataset.image_size(image_id)
         assert dataset.read_image(image_id).size == size[::-1]
-        assert maps_inside(folders[CAMS] / f'{image_id}.npz') == ['keys', 'cam', 'hr_cam']
-        assert maps_inside(folders[WALKS] / f'{image_id}.npz') == ['keys', 'rw']
+        assert names_inside(folders[CAMS] / f'{image_id}.npz') == ['keys', 'cam', 'hr_cam']
+        assert names_inside(folders[WALKS] / f'{image_id}.npz') == ['keys', 'rw']
         present = {0, 255, *(np.flatnonzero(dataset.read_labels(image_id)) + 1)}
         for name in (LABELS, f'{WALKS}@crf=1', PREDICTIONS):
             label = dataset.read_label_map(folders[name] / f'{image_id}.png', size)
@@ -269,8 +269,8 @@ def test_touched_photograph_is_not_a_change(copy, capsys):
     assert ', 0 of them new' in capsys.readouterr().out
 
 
-def test_outputs_of_earlier_versions_are_taken_as_they_are(copy, capsys):
-    """Folders without inputs.json and checkpoints without contents do not record what they were made from."""
+def test_outputs_that_do_not_say_what_they_were_made_from_are_taken_as_they_are(copy, capsys):
+    """A folder whose inputs.json was lost."""
     (copy / f'experiments/predictions/{CAMS}/inputs.json').unlink()
     run('cams')
     assert ', 0 of them new' in capsys.readouterr().out

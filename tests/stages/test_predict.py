@@ -16,11 +16,12 @@ import make_pseudo_labels
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.transforms import normalize
+from core.data.voc import palette
 from core.models import build_network
 from support import draw_image, fault_of, run_stage
 from tools import predict
-from util.artifacts import read_maps
-from util.checkpoint import describe, save_model
+from util.store.arrays import read_maps
+from util.training.models import save_model
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -36,15 +37,13 @@ def vary(network, demo) -> None:
     weight *= 30
 
 
-class Args:
-    image_size = 64
-
-
 @pytest.fixture(scope='module')
 def models(demo, tmp_path_factory):
     """Model files of every kind with random weights, under experiments/ of a working directory."""
     folder = tmp_path_factory.mktemp('models')
-    common = {**describe(Args, open_dataset(demo / 'dataset.json', demo)), 'backbone': NET}
+    dataset = open_dataset(demo / 'dataset.json', demo)
+    colours = dataset.palette[: dataset.num_classes + 1].tolist()
+    common = {'image_size': 64, 'classes': dataset.class_names, 'palette': colours, 'backbone': NET}
     for i, (tag, own) in enumerate(
         {
             'cls': {'network': 'Classifier', 'mode': 'normal'},
@@ -235,18 +234,20 @@ def test_classes_of_the_data_set_must_be_those_of_the_model(here, demo, capsys):
     data = Path(shutil.copytree(demo, 'data'))
     info = json.loads((data / 'dataset.json').read_text())
     (data / 'dataset.json').write_text(json.dumps({**info, 'classes': info['classes'][::-1]}))
-    line = "--dataset data/dataset.json: class 1 is 'sheep'; experiments/models/cls.pth expects 'bus'"
+    line = "--dataset of \"drawn scenes\": class 1 is 'sheep'; experiments/models/cls.pth expects 'bus'"
     assert fault(f'{model("cls")} --dataset data/dataset.json --data_dir data', capsys) == line
 
 
-def test_model_files_of_earlier_versions(here):
-    """Without a palette in the file, that of VOC."""
+def test_a_model_without_a_palette_has_that_of_voc(here):
+    """Files of other programs have none."""
     run(f'{model("seg")} photos/a.jpg --scales 1.0 --out today')
     content = torch.load(model('seg'), weights_only=True)
-    content['meta'] = {'architecture': f'DeepLabv3+ {NET} GN', 'classes': content['meta']['classes'], 'epoch': 1}
+    del content['meta']['palette']
     torch.save(content, model('seg'))
     run(f'{model("seg")} photos/a.jpg --scales 1.0')
     assert np.array_equal(mask_of('experiments/predict/seg/a.png'), mask_of('today/a.png'))
+    with Image.open('experiments/predict/seg/a.png') as picture:
+        assert np.array_equal(np.array(picture.getpalette()).reshape(-1, 3)[:20], palette()[:20])
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -336,14 +337,14 @@ def test_unreadable_images_are_counted(here, capsys):
     'error', [MemoryError(), torch.OutOfMemoryError('CUDA'), RuntimeError('DefaultCPUAllocator: no')]
 )
 def test_images_that_are_too_large_are_counted(here, monkeypatch, capsys, error):
-    right = predict.multi_scale_logits
+    right = predict.chain.image_probabilities
 
     def fail(model, images, size):
         if size == (50, 70):
             raise error
         return right(model, images, size)
 
-    monkeypatch.setattr(predict, 'multi_scale_logits', fail)
+    monkeypatch.setattr(predict.chain, 'image_probabilities', fail)
     with pytest.raises(UserError, match='^1 of 2 images could not be predicted'):
         run(f'{FAST} photos')
     assert 'warning: photos/a.jpg: does not fit in memory: use a smaller image or' in capsys.readouterr().err
@@ -368,7 +369,7 @@ def test_bugs_are_not_hidden(here, monkeypatch):
     def fail(*_):
         raise RuntimeError('bug')
 
-    monkeypatch.setattr(predict, 'multi_scale_logits', fail)
+    monkeypatch.setattr(predict.chain, 'image_probabilities', fail)
     with pytest.raises(RuntimeError, match='^bug$'):
         run(f'{FAST} photos')
 
@@ -414,10 +415,10 @@ def test_photographs_are_never_replaced(here, capsys):
 
 
 def test_overlay_shows_classes_and_scores(here, monkeypatch):
-    drawn, draw = [], predict.visualize.label_mask
-    monkeypatch.setattr(predict.visualize, 'label_mask', lambda *args: drawn.append(args) or draw(*args))
+    drawn, draw = [], predict.pictures.label_mask
+    monkeypatch.setattr(predict.pictures, 'label_mask', lambda *args: drawn.append(args) or draw(*args))
     run(f'{model("cls")} photos/a.jpg --classes dog,cow --scales 1.0')
-    ((image, mask, palette, labels, _),) = drawn
+    ((_, mask, _, labels, _),) = drawn
     scores = scores_of('photos/a.jpg')
     assert labels == {3: f'cow {scores[2]:.2f}', 4: f'dog {scores[3]:.2f}'}
     assert np.array_equal(mask, mask_of('experiments/predict/cls/a.png'))
@@ -430,7 +431,7 @@ def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
     content['meta']['classes'] = ('猫', *content['meta']['classes'][1:])
     torch.save(content, model('cls'))
     labels = []
-    monkeypatch.setattr(predict.visualize, 'label_mask', lambda *args: labels.append(args[3]) or args[0])
+    monkeypatch.setattr(predict.pictures, 'label_mask', lambda *args: labels.append(args[3]) or args[0])
     run(f'{model("cls")} photos/a.jpg --classes 猫,dog --scales 1.0')
     out, err = capsys.readouterr()
     assert 'warning: the font lacks characters of 1 class names (猫, ...), shown as numbers: pass --font a file' in err

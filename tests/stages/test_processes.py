@@ -3,7 +3,6 @@
 Two and four processes start once for all tests of this file; each task gives them the environment that torchrun would.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -26,16 +25,20 @@ import train_affinitynet
 import train_classification_with_puzzle
 import train_segmentation
 from core import UserError
+from core.data.torch_datasets import ImageDataset
 from core.models.backbones import BACKBONES, Backbone
 from support import REPOSITORY, run_stage, subprocess_environment
 from support.chain import commands
-from support.networks import Tiny, labels_of
+from support.networks import Tiny, labels_of, synchronise_on_cpus
 from support.programs import SERVER, free_port, held, refusal
 from tools import check_dataset, predict
-from util import devices, launcher, processes, stage
-from util.loaders import gather_rows, ordered_loader, training_loader
-from util.run import Run
+from util import launcher, script
+from util.parallel import batch, processes
+from util.store.fingerprints import Record
+from util.training.loaders import gather_rows, ordered_loader, training_loader
+from util.training.run import Run
 
+NO_OPTIONS = Record({}, {}, {})
 SCRIPTS = {'cls': train_classification_with_puzzle, 'aff': train_affinitynet, 'seg': train_segmentation}
 
 
@@ -93,20 +96,20 @@ def groups():
 
 
 @contextmanager
-def in_double(script):
-    """Inside, the trainer computes in double precision on a backbone of five convolutions."""
-    owner = getattr(script, 'transforms', script)  # where the script looks `normalize` up
+def in_double(trainer):
+    """Inside, the trainer computes in double precision on a backbone of five convolutions, also with --sync_bn."""
 
-    def to_device(model, device, precision='fp32', compiled=False):
-        return model.double()
+    def shared(model, *arguments, real=trainer.SharedModel, **options):
+        return real(model.double(), *arguments, **options)
 
-    def normalize(images, real=owner.normalize):
+    def normalize(images, real=batch.normalize):
         return real(images).double()
 
     with (
         mock.patch.dict(BACKBONES, tiny=Backbone(lambda output_stride: Tiny(), {})),
-        mock.patch.object(devices, 'to_device', to_device),
-        mock.patch.object(owner, 'normalize', normalize),
+        mock.patch.object(trainer, 'SharedModel', shared),
+        mock.patch.object(batch, 'normalize', normalize),
+        mock.patch.object(batch, '_synchronise', synchronise_on_cpus),
     ):
         yield
 
@@ -117,32 +120,34 @@ def train(name: str, line: str, stop: int | None = None, overflow: int | None = 
     With `stop`, the last process gets a signal in that iteration; return what the trainer says on exit. With
     `overflow`, gradients of the last process are not finite in that iteration.
     """
-    script, steps, runs = SCRIPTS[name], [], []
+    trainer, steps, runs = SCRIPTS[name], [], []
+    is_last = launcher.rank() == launcher.world_size() - 1
 
-    def step(run, *arguments, real=Run.step, **more):
-        is_last = launcher.rank() == launcher.world_size() - 1
-        if run.iteration == stop and is_last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        model = devices.unwrap(run.model)
-        weight = next(weight for weight in model.parameters() if weight.requires_grad)
+    def backward(run, loss, real=Run.backward):
+        weight = next(weight for weight in run.network.model.parameters() if weight.requires_grad)
         weight._backward_hooks = None
         if run.iteration == overflow and is_last:
             weight.register_hook(lambda gradient: gradient * np.inf)
-        before, rates = run.iteration, [group['lr'] for group in run.optimizer.param_groups]
+        real(run, loss)
+
+    def step(run, *arguments, real=Run.step, **more):
+        if run.iteration == stop and is_last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        rates = [group['lr'] for group in run.optimizer.param_groups]
         real(run, *arguments, **more)
-        if run.iteration > before:
-            gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-            steps.append({'gradients': gradients, 'rates': rates})
-            runs[:] = [run]
+        model = run.network.model
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        steps.append({'gradients': gradients, 'rates': rates})
+        runs[:] = [run]
 
     torch.manual_seed(0)
-    with in_double(script), mock.patch.object(Run, 'step', step):
+    with in_double(trainer), mock.patch.object(Run, 'backward', backward), mock.patch.object(Run, 'step', step):
         try:
-            script.main(script.parse_args(line.split()))
+            trainer.main(trainer.parse_args(line.split()))
         except SystemExit as end:
             return end.code
     (run,) = runs
-    return {'steps': steps, 'state': devices.unwrap(run.model).state_dict(), 'curves': run.log.curves}
+    return {'steps': steps, 'state': run.network.model.state_dict(), 'curves': run.log.curves}
 
 
 def train_in_group(name: str, line: str, *more: int | None) -> dict | str:
@@ -277,14 +282,15 @@ def test_batchnorm_of_the_whole_batch_and_of_each_process(compare, name, more, a
     compare(name, more, 4, alone)
 
 
-def test_runs_remember_what_batchnorm_saw(demo, tmp_path, monkeypatch):
+def test_runs_remember_in_how_many_groups_batchnorm_saw_a_batch(demo, tmp_path, monkeypatch):
     """But not how many processes or parts shared a batch where that changes rounding only."""
     labels_of(demo, tmp_path)
     monkeypatch.chdir(tmp_path)
-    for more, other in (('--sync_bn', ''), ('', '--micro_batches 2'), ('--micro_batches 4', '--micro_batches 2')):
+    for more, other, groups in (('', '--micro_batches 2', (1, 2)), ('--micro_batches 4', '--sync_bn', (4, 1))):
         line = line_of(demo, 'seg', '--mode normal --use_gn False --overwrite')
         assert train('seg', f'{line} {more}', 0).startswith('stopped at iteration 1 ')
-        with pytest.raises(UserError, match=r'different settings \(batchnorm: '):
+        found = r'different settings \(norm_groups: {}, requested {}\)'.format(*groups)
+        with pytest.raises(UserError, match=found):
             train('seg', f'{line.replace("--overwrite", "")} {other}')
     assert train('seg', line_of(demo, 'seg', '--overwrite'), 0).startswith('stopped at iteration 1 ')
     assert train('seg', line_of(demo, 'seg', '--micro_batches 2'))['steps']
@@ -345,6 +351,27 @@ def stopped(iteration: int, iterations: int) -> str:
     return f'stopped at iteration {iteration} of {iterations}; run the same command to resume'
 
 
+@pytest.mark.parametrize('name', SCRIPTS)
+def test_workers_live_through_a_run(demo, tmp_path, monkeypatch, name):
+    """Those that load training batches and those that load scored images are the same processes in all epochs."""
+    labels_of(demo, tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def remember(samples, key, real=ImageDataset.__getitem__):
+        with Path(f'{samples.domain}.txt').open('a') as file:
+            file.write(f'{os.getpid()}\n')
+        return real(samples, key)
+
+    monkeypatch.setattr(ImageDataset, '__getitem__', remember)
+    train(name, line_of(demo, name, '--num_workers 1 --max_epoch 3'))
+    domains = {'cls': ('train', 'train_aug', 'val'), 'aff': ('train', 'train_aug'), 'seg': ('train_aug', 'val')}
+    found = {path.stem: path.read_text().split() for path in tmp_path.glob('*.txt')}
+    assert set(found) == set(domains[name])
+    for processes_ in found.values():
+        assert len(processes_) >= 12
+        assert len(set(processes_) - {str(os.getpid())}) == 1
+
+
 # Loaders and exchanges ----------------------------------------------------------------------------------------------
 
 
@@ -361,10 +388,10 @@ def load_shares() -> tuple[list, list, np.ndarray]:
     loader.sampler.start(2, 8)
     shares = [positions.tolist() for _, positions in loader]
     ordered = ordered_loader(Keys(range(7)), 2, 0, cpu)
-    batches = [batch.tolist() for batch in ordered]
-    args = argparse.Namespace(device='cpu', seed=0, micro_batches=1)
-    processes.start(args)
-    return shares, batches, gather_rows(ordered, [np.array([[i, -i] for i in batch], np.float32) for batch in batches])
+    batches = [positions.tolist() for positions in ordered]
+    processes.start('cpu', 0, NO_OPTIONS)
+    rows = [np.array([[i, -i] for i in positions], np.float32) for positions in batches]
+    return shares, batches, gather_rows(ordered, rows)
 
 
 @pytest.mark.parametrize('count', [2, 4])
@@ -374,8 +401,8 @@ def test_processes_share_batches(groups, tmp_path, count):
     expected = [positions.tolist() for _, positions in loader]
     assert len(expected) == 2
     found = groups[count](tmp_path, load_shares)
-    for number, batch in enumerate(expected):
-        assert sum((shares[number] for shares, _, _ in found), []) == batch
+    for number, positions in enumerate(expected):
+        assert sum((shares[number] for shares, _, _ in found), []) == positions
     scored = [[0, 1], [2, 3], [4, 5], [6]]
     assert [batches for _, batches, _ in found] == [scored[rank::count] for rank in range(count)]
     for _, _, rows in found:
@@ -383,7 +410,7 @@ def test_processes_share_batches(groups, tmp_path, count):
 
 
 def exchange() -> tuple:
-    processes.start(argparse.Namespace(device='cpu', seed=0, micro_batches=1))
+    processes.start('cpu', 0, NO_OPTIONS)
     rank = launcher.rank()
     part = torch.full((2, 1), float(rank), requires_grad=True)
     whole = processes.gather((part, part[:, 0]))[0]
@@ -421,8 +448,8 @@ def run_program(data, folder: str, rank: int, port: int, name: str, more: tuple[
     os.chdir(folder)
     os.dup2(os.open(f'stderr.{rank}', os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     torch.set_num_threads(1)
-    script, line = commands(data)[name]
-    stage.run(script.main, lambda: script.parse_args([*line, *more]))
+    stage, line = commands(data)[name]
+    script.run(stage.main, lambda: stage.parse_args([*line, *more]))
 
 
 def start(data, folder: Path, port: int, rank: int, *more: str, name: str = 'cls'):
@@ -432,18 +459,24 @@ def start(data, folder: Path, port: int, rank: int, *more: str, name: str = 'cls
 
 
 def errors(folder: Path) -> list[str]:
-    """The last line of each process, if it is an error; nothing else may look like one."""
+    """The last line of each process, if it is an error, without the number of the process and the script.
+
+    Nothing else may look like an error.
+    """
     lines = []
     for rank in (0, 1):
         text = (folder / f'stderr.{rank}').read_text()
         assert 'Traceback' not in text
         assert 'frame #' not in text
-        last = text.strip().splitlines()[-1:] or ['']
-        lines.append(last[0].partition('error: ')[2])
+        assert text.count('error: ') <= 1
+        *_, last = text.strip().splitlines() or ['']
+        before, _, line = last.partition('error: ')
+        assert not line or before == f'process {rank} of 2: {sys.argv[0]}: '
+        lines.append(line)
     return lines
 
 
-ENDED = stage.ENDED
+ENDED = script.ENDED
 
 
 @pytest.mark.parametrize('victim', [0, 1])
@@ -468,14 +501,14 @@ def test_killed_process_ends_the_other_and_the_same_command_resumes(demo, tmp_pa
 
 def resume_and_stop(demo, more) -> None:
     """Resume with one process, which a signal stops after a step."""
-    script, line = commands(demo)['cls']
+    stage, line = commands(demo)['cls']
 
     def step(run, *arguments, real=Run.step, **values):
         os.kill(os.getpid(), signal.SIGTERM)
         real(run, *arguments, **values)
 
     with mock.patch.object(Run, 'step', step):
-        run_stage(script, [*line, *more])
+        run_stage(stage, [*line, *more])
 
 
 @pytest.mark.parametrize(
@@ -495,37 +528,44 @@ def test_processes_that_differ_are_refused(demo, tmp_path, difference, line):
         more = ('--data_dir', str(other))
     port = free_port()
     members = [start(demo, tmp_path, port, 0), start(demo, tmp_path, port, 1, *more)]
-    for member in members:
-        member.join(60)
-        assert member.exitcode == 1
-    first, second = errors(tmp_path)
-    assert first == ENDED
+    first, second = ends(members, tmp_path)
+    assert first == second
     assert second.startswith('process 1 on ') and line in second
     assert second.endswith(': use the same options, code and data on all nodes')
     assert not list(tmp_path.rglob('*.pth'))
 
 
-def test_error_of_all_processes_is_printed_once(demo, tmp_path):
-    port = free_port()
-    members = [start(demo, tmp_path, port, rank, '--dataset', 'nonsense.json') for rank in (0, 1)]
+def ends(members: list, folder: Path) -> list[str]:
+    """Wait for two processes that must fail; return the error of each."""
     for member in members:
         member.join(60)
         assert member.exitcode == 1
-    printed = [line for line in errors(tmp_path) if line]
-    assert printed == ['--dataset nonsense.json: cannot be read (No such file or directory)']
+    return errors(folder)
 
 
-def test_run_of_another_process_is_refused_once(demo, tmp_path):
+def test_every_process_prints_its_error_with_its_number(demo, tmp_path):
+    port = free_port()
+    members = [start(demo, tmp_path, port, rank, '--dataset', 'nonsense.json') for rank in (0, 1)]
+    line = '--dataset nonsense.json: cannot be read (No such file or directory)'
+    assert ends(members, tmp_path) == [line, line]
+
+
+def test_run_of_another_process_is_refused_in_all(demo, tmp_path):
     """The first process alone sees the lock, and all end with its line."""
     (tmp_path / 'experiments/checkpoints').mkdir(parents=True)
     with held(tmp_path / 'experiments/checkpoints/.cls.lock') as holder:
         port = free_port()
         members = [start(demo, tmp_path, port, rank) for rank in (0, 1)]
-        for member in members:
-            member.join(60)
-            assert member.exitcode == 1
-        (printed,) = [line for line in errors(tmp_path) if line]
-        assert re.fullmatch(refusal('the run cls', holder), printed)
+        for line in ends(members, tmp_path):
+            assert re.fullmatch(refusal('the run cls', holder), line)
+
+
+def test_batchnorm_is_not_synchronised_on_cpus(demo, tmp_path):
+    port = free_port()
+    members = [start(demo, tmp_path, port, rank, '--sync_bn') for rank in (0, 1)]
+    line = '--sync_bn: torch synchronises BatchNorm on GPUs only: leave it out, or start one process'
+    assert ends(members, tmp_path) == [line, line]
+    assert not list(tmp_path.rglob('*.pth'))
 
 
 def meet(monkeypatch, rank: int, port: int) -> str:
@@ -534,42 +574,39 @@ def meet(monkeypatch, rank: int, port: int) -> str:
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(processes, 'PATIENCE', timedelta(seconds=1))
     with pytest.raises(UserError) as error:
-        processes.start(argparse.Namespace(device='cpu', seed=0))
+        processes.start('cpu', 0, NO_OPTIONS)
     return str(error.value)
 
 
 @pytest.mark.parametrize('rank', [0, 1])
-def test_process_that_never_comes(monkeypatch, capfd, rank):
+def test_process_that_never_comes(monkeypatch, rank):
     assert re.fullmatch(
-        f'process {rank} of 2 cannot meet the others: not all came within 1 s: start the same command .*',
+        'cannot meet the other processes: not all came within 1 s: start the same command .*',
         meet(monkeypatch, rank, free_port()),
     )
-    assert capfd.readouterr().err == ''
 
 
-def test_port_in_use(monkeypatch, capfd):
+def test_port_in_use(monkeypatch):
     with socket.socket(socket.AF_INET6) as listener:
         listener.bind(('::', 0))
         listener.listen()
         line = meet(monkeypatch, 0, listener.getsockname()[1])
-    assert line == 'process 0 of 2 cannot meet the others: the port is in use: choose another one (--master_port)'
-    assert capfd.readouterr().err == ''
+    assert line == 'cannot meet the other processes: the port is in use: choose another one (--master_port)'
 
 
 @pytest.mark.parametrize(
     ('parse_args', 'words'), [(check_dataset.parse_args, []), (predict.parse_args, ['model.pth', 'photo.jpg'])]
 )
 def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys, parse_args, words):
-    monkeypatch.setattr(launcher, 'GRACE', 0)
-    for rank, printed in (('0', 1), ('1', 0)):
+    for rank in ('0', '1'):
         for variable, value in {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'}.items():
             monkeypatch.setenv(variable, value)
         with pytest.raises(SystemExit) as ended:
             parse_args(words)
         assert ended.value.code == 2
-        text = capsys.readouterr().err
-        assert text.count('cannot share its work among processes: start it with python3') == printed
-        assert text.count('\n') == printed
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f'process {rank} of 2: ')
+        assert line.endswith(' error: cannot share its work among processes: start it with python3 instead of torchrun')
 
 
 @pytest.mark.parametrize(
@@ -593,10 +630,12 @@ def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys, parse_arg
 def test_batches_that_cannot_be_shared(demo, monkeypatch, capsys, name, count, more, line):
     for variable, value in {'RANK': '0', 'LOCAL_RANK': '0', 'WORLD_SIZE': str(count)}.items():
         monkeypatch.setenv(variable, value)
-    script, words = commands(demo)[name]
+    stage, words = commands(demo)[name]
     with pytest.raises(SystemExit):
-        script.parse_args([*words, *more.split()])
-    assert f'error: {line}' in capsys.readouterr().err
+        stage.parse_args([*words, *more.split()])
+    (found,) = capsys.readouterr().err.splitlines()
+    assert found.startswith(f'process 0 of {count}: ' if count > 1 else Path(sys.argv[0]).name)
+    assert f'error: {line}' in found
 
 
 # torchrun -----------------------------------------------------------------------------------------------------------
@@ -604,10 +643,10 @@ def test_batches_that_cannot_be_shared(demo, monkeypatch, capsys, name, count, m
 
 def test_torchrun(demo, tmp_path):
     """The command of the README, with workers that read images."""
-    script, line = commands(demo)['cls']
+    stage, line = commands(demo)['cls']
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     run = subprocess.run(
-        [*command, f'{REPOSITORY}/{script.__name__}.py', *line, '--num_workers', '1'],
+        [*command, f'{REPOSITORY}/{stage.__name__}.py', *line, '--num_workers', '1'],
         cwd=tmp_path,
         env=subprocess_environment(),
         capture_output=True,

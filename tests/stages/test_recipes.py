@@ -8,7 +8,6 @@ import json
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +15,10 @@ import pytest
 import train_classification_with_puzzle as stage1
 from core import UserError
 from core.data.dataset import open_dataset
-from recipes import ablation
+from recipes import ablation, runner
 from support import REPOSITORY
 from support.programs import start_program
+from support.results import write_result
 
 PHOTOGRAPHS = ['--on', 'photographs', '--data_dir', '/data/VOC 2012', '--weights', 'mobilenet_v2.pth']
 
@@ -179,10 +179,7 @@ def test_wrong_flags_are_named(in_tmp, capsys, line, named):
 
 def fake_result(tag: str, miou: float) -> None:
     """Write what recipes.ablation reads of a result."""
-    path = Path('experiments/results') / f'{tag}@train@scale=0.5,1.0,1.5,2.0@train.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {'miou': miou, 'fp': 10.0, 'fn': 10.0, 'images': 3, 'all_background_miou': 1.0}
-    path.write_text(json.dumps({**numbers, 'threshold': 0.2, 'thresholds': [{'threshold': 0.2, 'miou': miou}]}))
+    write_result(f'{tag}@train@scale=0.5,1.0,1.5,2.0@train', miou)
 
 
 def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
@@ -199,7 +196,7 @@ def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
     monkeypatch.setattr(ablation, 'execute_runs', execute)
     monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
     commands = []
-    monkeypatch.setattr(ablation, 'execute', lambda command: commands.append(command))
+    monkeypatch.setattr(runner, 'execute', lambda command: commands.append(command))
     line = '--tables pair --seeds 5 6 7 --rates 0.01 0.02 0.04'.split()
     ablation.main(ablation.parse_args(line))
     losses = ('cl', 'cl_pcl_re')
@@ -220,7 +217,7 @@ def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
 def test_a_row_without_any_result_is_named(in_tmp, monkeypatch):
     monkeypatch.setattr(ablation, 'execute_runs', lambda runs, jobs: len(runs))
     monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
-    monkeypatch.setattr(ablation, 'execute', lambda command: None)
+    monkeypatch.setattr(runner, 'execute', lambda command: None)
     with pytest.raises(UserError, match='cl: no run at any of --rates succeeded'):
         ablation.main(ablation.parse_args('--tables pair --rates 0.01 0.02'.split()))
 
@@ -258,7 +255,7 @@ def test_a_failed_command_ends_its_run_only(in_tmp, capsys):
 
 
 class Program:
-    """What ablation.execute asks of subprocess.Popen, forked from the server of the tests."""
+    """What runner.execute asks of subprocess.Popen, forked from the server of the tests."""
 
     def __init__(self, command, stdin, env, stdout=None, stderr=None):
         number = 1 if stdout is None else stdout.fileno()
@@ -278,7 +275,7 @@ def test_runs_and_tables(demo, in_tmp, monkeypatch, capfd):
     sizes = '--batch_size 4 --max_epoch 1 --image_size 64 --min_image_size 48 --max_image_size 80 --device cpu'
     line = ['--data_dir', 'set', '--tables', 'losses', '--seeds', '0', '--scales', '1.0', f'--more={sizes}']
     forking = SimpleNamespace(Popen=Program, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(ablation, 'subprocess', forking)
+    monkeypatch.setattr(runner, 'subprocess', forking)
     build = ablation.build_tables
     monkeypatch.setattr(
         ablation, 'build_tables', lambda setting: {'losses': {'L_cls': build(setting)['losses']['L_cls']}}

@@ -13,14 +13,11 @@ from core.intervals import difference_interval, score_interval
 from support import CHROMIUM, REPOSITORY, fault_of
 from support.made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
 from tools import report
-from tools.reporting import tables
+from tools.reporting import find, tables
 from tools.reporting.entries import find_entries
 from tools.reporting.gallery import choose_ids
-from util import results
-from util.artifacts import PREDICTIONS
-from util.provenance import read_run
-
-LATER = ('iou', 'confusion', 'masks', 'dataset', 'threshold_choice', 'seconds', 'versions')  # entries of results
+from tools.reporting.provenance import read_run
+from util.store.formats import PREDICTIONS
 
 
 def make_page(out: Path, *arguments: str) -> str:
@@ -76,8 +73,8 @@ def test_chain(page):
         'prediction: my@deeplab',
     ]
     for row, folder, domain in zip(rows, (CAM, WALK, LABELS, PREDICTIONS_ON_VAL), 3 * ['train'] + ['val'], strict=True):
-        (result,) = results.of_folder(folder)
-        low, high = score_interval(results.read_counts(result)[1])['miou']
+        (result,) = find.of_folder(folder)
+        low, high = score_interval(find.read_counts(result)[1])['miou']
         assert row[1:3] == [f'{result["miou"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}']
         assert row[6:8] == [domain, str(result['images'])]
         assert [cell.split()[0] for cell in row[3:5]] == [f'{result["fp"]:.1f}', f'{result["fn"]:.1f}']
@@ -88,8 +85,8 @@ def test_chain(page):
 def test_differences(page):
     rows = rows_of(page, 'Differences')[1:]
     assert len(rows) == 3  # three outputs on train, none shares its images with val
-    first, second = (results.of_folder(folder)[0] for folder in (CAM, WALK))
-    low, high = difference_interval(results.read_counts(first)[1], results.read_counts(second)[1])['miou']
+    first, second = (find.of_folder(folder)[0] for folder in (CAM, WALK))
+    low, high = difference_interval(find.read_counts(first)[1], find.read_counts(second)[1])['miou']
     assert rows[0][2] == f'{second["miou"] - first["miou"]:+.2f}'
     assert rows[0][3].startswith(f'{100 * low:+.2f} to {100 * high:+.2f}')
 
@@ -167,7 +164,7 @@ def test_the_published_figures_are_those_of_the_readme():
 
 def test_many_runs_are_not_compared_in_pairs(here, monkeypatch):
     entries = find_entries(['my'])
-    counts = [results.read_counts(entry.result) for entry in entries]
+    counts = [find.read_counts(entry.result) for entry in entries]
     assert len(tables.tabulate_differences(entries, counts)) == 3
     monkeypatch.setattr(tables, 'MOST_COMPARED', 3)
     assert tables.tabulate_differences(entries, counts) == []
@@ -175,7 +172,7 @@ def test_many_runs_are_not_compared_in_pairs(here, monkeypatch):
 
 def test_an_interval_needs_two_images(here):
     (entry,) = find_entries([PREDICTIONS_ON_VAL])
-    ids, counts = results.read_counts(entry.result)
+    ids, counts = find.read_counts(entry.result)
     for n, expected in ((1, False), (2, True)):
         (row,) = tables.tabulate_chain([entry], [(ids[:n], counts[:n])], {})
         assert bool(row['interval']) == bool(row['fp_interval']) == expected
@@ -206,8 +203,8 @@ def test_gallery(page):
 
 
 def test_cards_are_scored_by_image_and_class(page):
-    (result,) = results.of_folder(PREDICTIONS_ON_VAL)
-    ids, counts = results.read_counts(result)
+    (result,) = find.of_folder(PREDICTIONS_ON_VAL)
+    ids, counts = find.read_counts(result)
     cards = {card['id']: card for card in data_of(page)['gallery']['cards']}
     for image_id, (target, predicted, both) in zip(ids, np.moveaxis(counts.astype(int), 2, 1), strict=True):
         union = target + predicted - both
@@ -271,18 +268,16 @@ def test_lists_share_the_images_of_the_gallery(here, tmp_path):
         assert of_list == [max(1, count - count // 2), max(1, count // 2)]
 
 
-def test_results_of_earlier_versions(here, in_tmp):
-    """Without IoU per class, confusion matrix, hash of masks and counts per image."""
+def test_results_without_counts_per_image(here, in_tmp):
+    """They have no intervals and are not compared."""
     shutil.copytree(here / 'experiments', 'experiments')
-    for path in Path('experiments/results').iterdir():
-        if path.suffix == '.json':
-            content = json.loads(path.read_text())
-            path.write_text(json.dumps({name: content[name] for name in content if name not in LATER}))
-        else:
-            path.unlink()
+    for path in Path('experiments/results').glob('*.npz'):
+        path.unlink()
     page = make_page(in_tmp / 'r.html')
-    assert [row[1] for row in rows_of(page, 'Results')[1:]]
-    assert 'What fails' not in page and 'aria-label="Differences"' not in page
+    head, *rows = rows_of(page, 'Results')
+    assert len(rows) == 4
+    assert 'interval' not in ' '.join(head) or {row[head.index('95 % interval')] for row in rows} == {'-'}
+    assert 'aria-label="Differences"' not in page
 
 
 def test_folders_of_train_aug_are_on_train(here, in_tmp):

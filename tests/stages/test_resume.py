@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import chain, fault_of
+from support import chain, fault_of, without_seconds
 from support.chain import (
     ALL,
     CAMS,
@@ -32,8 +32,9 @@ from support.chain import (
     start,
 )
 from support.programs import held, refusal
-from util.artifacts import read_args, read_maps
-from util.run import BestAndLast
+from util.store.arrays import read_maps
+from util.store.fingerprints import read_args
+from util.training.models import BestAndLast
 
 TRAINERS = chain.TAGS
 
@@ -185,8 +186,8 @@ def test_other_options_are_refused(demo, experiments, capsys, name, option, valu
 
 
 @pytest.mark.parametrize('name', ['cls', 'cams'])
-def test_outputs_without_an_option_are_refused(demo, experiments, capsys, name):
-    """Nothing is assumed about an option that was added later."""
+def test_an_option_that_came_after_an_output_has_its_default(demo, experiments, capsys, name):
+    """The output resumes and keeps the fingerprint of its first command; other values are refused."""
     if name == 'cls':
         path = experiments / 'checkpoints' / 'cls.pth'
         record = torch.load(path, weights_only=True)
@@ -197,7 +198,11 @@ def test_outputs_without_an_option_are_refused(demo, experiments, capsys, name):
         record = json.loads(path.read_text())
         assert record['fingerprint'].pop('resize') == 'pillow'
         path.write_text(json.dumps(record))
-    assert '(resize: None, requested pillow)' in refused(demo, name, capsys)
+        (path.parent / 'train_00001.npz').unlink()
+    before = without_seconds(path)
+    assert '(resize: pillow, requested torch)' in refused(demo, name, capsys, '--resize', 'torch')
+    again(demo, name)
+    assert without_seconds(path) == before
 
 
 @pytest.mark.parametrize('name', FOLDERS)
@@ -337,7 +342,7 @@ def test_weights_that_are_not_finite_are_never_saved(demo, experiments, capsys, 
     assert torch.load(experiments / 'checkpoints/diverging.pth', weights_only=True)['iteration'] == 0
     for path in [*(experiments / 'checkpoints').glob('diverging*'), *(experiments / 'models').glob('diverging*')]:
         content = torch.load(path, weights_only=True)
-        state = content['parts']['model'] if path.parent.name == 'checkpoints' else content['model']
+        state = content['state']['model'] if path.parent.name == 'checkpoints' else content['model']
         assert all(torch.isfinite(value).all() for value in state.values()), path
 
 

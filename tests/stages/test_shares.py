@@ -14,7 +14,7 @@ import pytest
 
 from support import REPOSITORY, run_stage, subprocess_environment
 from support.chain import CAMS, FOLDERS, as_process, commands, contents, copy_without, refused, remove_output
-from util.artifacts import Folder
+from util.store.folders import Folder
 
 FORK = multiprocessing.get_context('fork')
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import REPOSITORY, subprocess_environment
+from support import REPOSITORY, folder_of, subprocess_environment
 from support.programs import free_port, start_program
-from util import artifacts
+from util.store import formats
 
 NET = 'resnest14_narrow'
 SMALL = '--image_size 64 --min_image_size 48 --max_image_size 80 --batch_size 4 --max_epoch 1 --lr 0.01 --device cpu'
@@ -160,10 +160,10 @@ def test_a_dry_run_submits_nothing(cluster):
     }
     assert after == {name: f'--dependency=afterok:{earlier}' for name, earlier in expected.items()}
     kinds = (
-        ('cam', artifacts.CAM), ('aff_label', artifacts.AFFINITY_LABEL), ('rw', artifacts.RANDOM_WALK),
-        ('pseudo', artifacts.PSEUDO_LABEL), ('prediction', artifacts.PREDICTION),
+        ('cam', formats.CAM), ('aff_label', formats.AFFINITY_LABEL), ('rw', formats.RANDOM_WALK),
+        ('pseudo', formats.PSEUDO_LABEL), ('prediction', formats.PREDICTION),
     )  # fmt: skip
-    made = {name: artifacts.folder_name(kind, options[name]) for name, kind in kinds}
+    made = {name: folder_of(kind, options[name]) for name, kind in kinds}
     read = [options['aff_label'].experiment_name, options['rw'].cam_dir, options['cam_score'].experiment_name]
     assert read == [made['cam']] * 3
     assert options['aff'].label_name == made['aff_label']

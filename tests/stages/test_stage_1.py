@@ -1,19 +1,20 @@
 """Stage 1 by hand: its losses, and the scores of its CAMs."""
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import train_classification_with_puzzle as train_classification
-from core.data.transforms import PaddedCrop, normalize
+from core.data.transforms import normalize
+from core.losses import puzzle_losses
 from core.maps import threshold_cams
 from core.metrics import ConfusionMatrix
 from core.models import Classifier
 from core.puzzle import merge, tile
-from support.chain import NET
+from support.chain import NET, commands, dataset_of, ids_of, image_of, pixels
+from util.training import SharedModel
 
 
 def test_losses_by_hand():
@@ -23,8 +24,7 @@ def test_losses_by_hand():
     images = torch.randn(2, 3, 64, 64)
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
     for level in ('feature', 'cam'):
-        args = train_classification.parse_args(f'--tag t --loss_option cl_pcl_re_conf --level {level}'.split())
-        found = train_classification.compute_losses(model, images, labels, args, 2)
+        found = puzzle_losses(model, images, labels, ('cl', 'pcl', 're', 'conf'), level=level)
         logits, maps = model(images, with_cam=True)
         tile_logits, tile_maps = model(tile(images, 4), with_cam=True)
         merged = merge(tile_maps, 4)
@@ -40,34 +40,40 @@ def test_losses_by_hand():
         torch.testing.assert_close(found['conf'], -(p * (p + 1e-5).log()).sum(1).mean())
 
 
-def test_cams_are_scored_at_their_own_resolution(rng):
+class Maps(nn.Module):
+    """Six class maps, which are colours."""
+
+    mode = 'fix'
+
+    def forward(self, x, with_cam):
+        maps = F.avg_pool2d(torch.cat([x, -x], 1), 16) * 20
+        return maps.mean((2, 3)), maps
+
+
+def test_cams_are_scored_at_their_own_resolution(demo):
     """Thresholds 0.10 ... 0.45, present classes only, nearest pixels of the masks, every image counted."""
-    dataset = SimpleNamespace(num_classes=3)
-    batches = []
-    for n in (4, 3):
-        labels = torch.tensor(rng.integers(0, 2, (n, 3)), dtype=torch.float32)
-        labels[:, 0] = 1
-        masks = torch.tensor(rng.choice([0, 1, 2, 3, 255], (n, 64, 64)))
-        images = torch.tensor(rng.integers(0, 256, (n, 64, 64, 3)), dtype=torch.uint8)
-        crops = PaddedCrop(images, torch.tensor([[0, 0, 64, 64]] * n))
-        batches.append({'images': crops, 'labels': labels, 'masks': masks})
-
-    class Maps(nn.Module):
-        def forward(self, x, with_cam):
-            maps = F.avg_pool2d(x, 16) * 20
-            return maps.mean((2, 3)), maps
-
-    model = Maps()
-    mious = train_classification.score_cams(model, batches, dataset, torch.device('cpu'))
+    args = train_classification.parse_args(commands(demo)['cls'][1])
+    dataset, model, device = dataset_of(demo), Maps(), torch.device('cpu')
+    _, loader, _ = train_classification.build_loaders(args, dataset, device)
+    network = SharedModel(model, device, batch_size=4, whole_batch=True)
+    mious = train_classification.score_cams(network, loader, dataset)
     assert model.training
-    scores = {}
-    for t in [0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45]:
-        matrix = ConfusionMatrix(4)
-        for batch in batches:
-            for image, label, mask in zip(normalize(batch['images']), batch['labels'], batch['masks'], strict=True):
-                maps = F.relu(F.avg_pool2d(image[None], 16)[0] * 20)
-                cam = F.relu(maps - 1e-5) / (maps.amax((1, 2), keepdim=True) + 1e-5) * label[:, None, None]
-                small = F.interpolate(mask[None, None].float(), (4, 4), mode='nearest')[0, 0].long()
-                matrix.update(threshold_cams(cam.numpy(), t), small.numpy())
-        scores[t] = matrix.miou()
-    assert mious == pytest.approx(list(scores.values()), rel=1e-9)
+    samples = []
+    for image_id in ids_of(demo, 'train'):
+        image, mask = image_of(demo, image_id), pixels(demo / 'SegmentationClass' / f'{image_id}.png')
+        h, w = mask.shape
+        padded, whole = torch.zeros(3, 64, 64), torch.full((64, 64), 255)
+        padded[:, :h, :w], whole[:h, :w] = normalize(torch.from_numpy(image)[None])[0], torch.from_numpy(mask)
+        maps = F.relu(model(padded[None], with_cam=True)[1][0])
+        labels = torch.tensor(dataset.read_labels(image_id))
+        cam = F.relu(maps - 1e-5) / (maps.amax((1, 2), keepdim=True) + 1e-5) * labels[:, None, None]
+        small = F.interpolate(whole[None, None].float(), (4, 4), mode='nearest')[0, 0].long()
+        samples.append((cam.numpy(), small.numpy()))
+    scores = []
+    for t in np.arange(10, 50, 5) / 100:
+        matrix = ConfusionMatrix(7)
+        for cam, mask in samples:
+            matrix.update(threshold_cams(cam, t), mask)
+        scores.append(matrix.miou())
+    assert len({*scores}) > 1
+    assert mious == pytest.approx(scores, rel=1e-9)

@@ -9,7 +9,8 @@ import evaluate
 import inference_classification
 from core import UserError
 from recipes import terms
-from util import artifacts
+from support import folder_of
+from util.store import formats
 
 # Two iterations per epoch: mean L_cls 0.4, 0.2, 0.1.
 LOSSES = [[1, 0.5], [2, 0.3], [3, 0.25], [4, 0.15], [5, 0.1], [6, 0.1]]
@@ -62,7 +63,7 @@ def test_each_scale_is_scored_once(in_tmp, monkeypatch):
     monkeypatch.setattr(terms, 'execute_runs', lambda runs, jobs: planned.append(runs) or 0)
     monkeypatch.setattr(terms, 'execute_summaries', lambda summaries: tables.append(summaries) or 0)
     words = ['L_cls | cl@seed=*', '--scales', '0.5,2.0']
-    done = artifacts.results_path('cl@seed=1@train@scale=2.0@train', 'json')
+    done = formats.result_path('cl@seed=1@train@scale=2.0@train', 'json')
     done.parent.mkdir(parents=True)
     done.write_text('{}')
     terms.main(terms.parse_args(words))
@@ -72,7 +73,7 @@ def test_each_scale_is_scored_once(in_tmp, monkeypatch):
     }
     written = set()
     for (_, *infer), (_, *score) in zip(*[iter(planned[0]['cl@seed=0@scales'])] * 2, strict=True):
-        folder = artifacts.folder_name(artifacts.CAM, inference_classification.parse_args(infer))
+        folder = folder_of(formats.CAM, inference_classification.parse_args(infer))
         args = evaluate.parse_args(score)
         assert args.experiment_name == folder
         written.add(f'{folder}@{args.domain}')

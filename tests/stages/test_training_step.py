@@ -16,8 +16,8 @@ import train_segmentation
 from core.models.backbones import BACKBONES, Backbone
 from support import bilinear, directions_of
 from support.networks import STRIDES, Tiny, labels_of
-from util import devices
-from util.run import Run
+from util.parallel import batch as shared_batch
+from util.training.run import Run
 
 LR, WD, MOMENTUM, ALPHA = 0.02, 0.01, 0.6, 4.0
 
@@ -197,13 +197,13 @@ def recorded(script, line, monkeypatch) -> list[dict]:
     """Run a trainer in double precision; return inputs, loss, gradients, rates and both states of each step."""
     steps, now = [], {'dropout': []}
 
-    def in_double(model, device, num_devices, precision, compiled):
+    def shared(model, *arguments, real=script.SharedModel, **options):
         now['model'] = model.double()
         now['statistics'] = arrays(model.named_buffers())
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.register_forward_hook(remember_dropout)
-        return model
+        return real(model, *arguments, **options)
 
     def remember_dropout(module, inputs, output):
         if not module.training:
@@ -212,14 +212,12 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         assert set(kept.detach().numpy().round(9).flat) <= {0, round(1 / (1 - module.p), 9)}
         now['dropout'].append(kept.detach().numpy())
 
-    def batches(self, device, real=Run.batches):
-        for batch in real(self, device):
-            now['batch'], now['dropout'] = batch, []
+    def batches(self, real=Run.batches):
+        for batch in real(self):
+            now['batch'], now['dropout'], now['loss'] = batch, [], 0
             yield batch
 
-    owner = getattr(script, 'transforms', script)  # where the script looks `normalize` up
-
-    def normalize(images, real=owner.normalize):
+    def normalize(images, real=shared_batch.normalize):
         """Normalise in float64, 0 around the picture; the script's own float32 must agree."""
         pixels = images.pixels.numpy().astype(np.float64)
         x = ((pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
@@ -231,26 +229,32 @@ def recorded(script, line, monkeypatch) -> list[dict]:
         now['images'] = x.numpy()
         return x
 
-    def take_step(self, loss, *losses, real=Run.step, **more):
+    def backward(self, loss, real=Run.backward):
+        now['loss'] += loss.item()
+        real(self, loss)
+
+    def take_step(self, *arguments, real=Run.step, **more):
         model = now['model']
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         rates = {names[id(p)]: group['lr'] for group in self.optimizer.param_groups for p in group['params']}
         step = {key: value.numpy() for key, value in now['batch'].items() if key in ('labels', 'masks')}
-        step |= dict(images=now['images'], dropout=now['dropout'], loss=loss.item(), rates=rates)
+        step |= dict(images=now['images'], dropout=now['dropout'], rates=rates)
         step |= dict(iteration=len(steps), before=arrays(model.named_parameters()))
         # The forward pass has already updated the running statistics: before it they were as the last step left them.
         step['statistics before'], step['statistics'] = now['statistics'], arrays(model.named_buffers())
         now['statistics'] = step['statistics']
-        real(self, loss, *losses, **more)
+        real(self, *arguments, **more)
+        step['loss'] = now['loss']
         step['logged'] = {name: points[-1] for name, points in self.log.curves.items()}
         step['gradients'] = arrays((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
         step['after'] = arrays(model.named_parameters())
         steps.append(step)
 
     monkeypatch.setitem(BACKBONES, 'tiny', Backbone(lambda output_stride: Tiny(), {}))
-    monkeypatch.setattr(devices, 'parallel', in_double)
-    monkeypatch.setattr(owner, 'normalize', normalize)
+    monkeypatch.setattr(script, 'SharedModel', shared)
+    monkeypatch.setattr(shared_batch, 'normalize', normalize)
     monkeypatch.setattr(Run, 'batches', batches)
+    monkeypatch.setattr(Run, 'backward', backward)
     monkeypatch.setattr(Run, 'step', take_step)
     torch.manual_seed(0)
     script.main(script.parse_args(line.split()))

@@ -8,20 +8,10 @@ import sys
 
 import pytest
 
-from support import REPOSITORY, STAGES, subprocess_environment
+from support import REPOSITORY, STAGES, folder_of, subprocess_environment
 from support.documents import commands_of, module_of
 from util import flags
-from util.artifacts import (
-    AFFINITY_LABEL,
-    CAM,
-    FORMATS,
-    PREDICTION,
-    PREDICTIONS,
-    PSEUDO_LABEL,
-    RANDOM_WALK,
-    folder_name,
-)
-from util.run import ADDED
+from util.store.formats import AFFINITY_LABEL, CAM, PREDICTION, PREDICTIONS, PSEUDO_LABEL, RANDOM_WALK
 
 COMMANDS = """
 train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \
@@ -82,13 +72,13 @@ def test_each_command_reads_what_the_one_before_writes():
     deeplab = by['train_segmentation']
     predictions = by['inference_segmentation']
     assert cams.tag == by['train_classification_with_puzzle'].tag
-    assert folder_name(CAM, cams) == labels.experiment_name == walk.cam_dir
-    assert folder_name(AFFINITY_LABEL, labels) == affinity.label_name
+    assert folder_of(CAM, cams) == labels.experiment_name == walk.cam_dir
+    assert folder_of(AFFINITY_LABEL, labels) == affinity.label_name
     assert walk.model_name == affinity.tag
-    assert folder_name(RANDOM_WALK, walk) == pseudo.experiment_name
-    assert folder_name(PSEUDO_LABEL, pseudo) == deeplab.label_name
+    assert folder_of(RANDOM_WALK, walk) == pseudo.experiment_name
+    assert folder_of(PSEUDO_LABEL, pseudo) == deeplab.label_name
     assert predictions.tag == deeplab.tag
-    assert folder_name(PREDICTION, predictions) == by['evaluate'].experiment_name
+    assert folder_of(PREDICTION, predictions) == by['evaluate'].experiment_name
     for args in (affinity, deeplab):
         assert args.pred_dir.rstrip('/') == str(PREDICTIONS)
 
@@ -155,22 +145,6 @@ def test_defaults_are_the_published_recipe(line):
     options = vars(module_of(stage).parse_args(words))
     assert {name: options[name] for name in RECIPE[line]} == RECIPE[line]
     assert options['dataset'].endswith('data/voc2012.json')
-
-
-def test_options_that_came_later_have_the_values_of_earlier_outputs():
-    required = {
-        AFFINITY_LABEL: '--experiment_name t',
-        RANDOM_WALK: '--model_name m --cam_dir c',
-        PSEUDO_LABEL: '--experiment_name t',
-        PREDICTION: '--tag t',
-    }
-    assert [kind for kind in FORMATS if kind.added] == [*required]
-    for kind, line in required.items():
-        options = vars(module_of(kind.script.removesuffix('.py')).parse_args(line.split()))
-        assert options.items() >= {*kind.added}
-    for line in ('train_classification_with_puzzle --tag t', 'train_segmentation --tag t --label_name l'):
-        stage, *words = line.split()
-        assert vars(module_of(stage).parse_args(words)).items() >= ADDED.items()
 
 
 def test_other_spellings():

@@ -1,6 +1,5 @@
 """Shared by the tests: direct recomputations, drawn pictures, stages run in this process."""
 
-import argparse
 import fcntl
 import io
 import json
@@ -17,7 +16,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from util import stage
+from util import script
+from util.flags import Options
+from util.store.formats import Format, folder_name
 
 # The browser of the tests of tools.report; recipes/cut_pictures.py looks for the same names.
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -161,7 +162,7 @@ def without_seconds(path: Path) -> bytes:
     if path.parent.name == 'checkpoints' and path.suffix == '.pth':
         try:
             content = torch.load(path, weights_only=True)
-            del content['parts']['log']['seconds']
+            del content['state']['log']['seconds']
         except Exception:  # damaged by a test
             return path.read_bytes()
         buffer = io.BytesIO()
@@ -170,11 +171,16 @@ def without_seconds(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def run_stage(module, line: list[str]) -> argparse.Namespace:
+def run_stage(module, line: list[str]) -> Options:
     """Parse a command as the script does and run its main; return the options."""
     args = module.parse_args(line)
     module.main(args)
     return args
+
+
+def folder_of(kind: Format, args: Options) -> str:
+    """Return the name of the folder that a command writes."""
+    return folder_name(kind, vars(args), args.record().defaults)
 
 
 def fault_of(module, line: list[str], capsys) -> str:
@@ -183,7 +189,7 @@ def fault_of(module, line: list[str], capsys) -> str:
         line = [*line, '--overwrite']  # otherwise earlier output could be the error
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(module.main, lambda: module.parse_args(line))
+        script.run(module.main, lambda: module.parse_args(line))
     # sys.exit prints a string to stderr and exits with 1; argparse prints its own line and exits with 2.
     if isinstance(ended.value.code, str):
         text = ended.value.code

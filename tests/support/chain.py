@@ -23,7 +23,7 @@ from core.data.dataset import Dataset, open_dataset
 from core.models.weights import read_state_dict
 from support import run_stage, without_seconds
 from support.programs import SERVER
-from util import stage
+from util.script import run as run_script
 
 NET = 'resnest14_narrow'
 SCALES = '0.5,1.0'
@@ -162,7 +162,7 @@ def run_child(data, name: str, folder: str, more: tuple[str, ...]) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     script = commands(data)[name][0]
-    stage.run(script.main, lambda: script.parse_args(line_of(data, name, *more)))
+    run_script(script.main, lambda: script.parse_args(line_of(data, name, *more)))
 
 
 def start(data, name: str, folder, *more: str):
@@ -220,7 +220,7 @@ def refused(demo, name: str, capsys, *more: str) -> str:
     script = commands(demo)[name][0]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(script.main, lambda: script.parse_args(line_of(demo, name, *more)))
+        run_script(script.main, lambda: script.parse_args(line_of(demo, name, *more)))
     assert contents(Path()) == before
     assert '\n' not in ended.value.code
     return ended.value.code

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.chain import AFFINITY_LABELS, CAMS, FOLDERS, PREDICTIONS, PSEUDO, RANDOM_WALKS, TAGS, commands
-from util import stage
+from util.script import run as run_script
 
 SHORT = {
     'cams': CAMS,
@@ -46,7 +46,7 @@ def check_line(data: Path, capsys, name: str, more: str, line: str) -> None:
     script, words = commands(data)[name]
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        stage.run(script.main, lambda: script.parse_args([*words, *more.split()]))
+        run_script(script.main, lambda: script.parse_args([*words, *more.split()]))
 
     # sys.exit prints a string to stderr and exits with 1; argparse prints its own line and exits with 2.
     if isinstance(ended.value.code, str):

@@ -115,8 +115,8 @@ def _new_main():
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from util.files import locked
-from util.parallel import BackgroundWriter
+from util.store.locks import locked
+from util.parallel.workers import BackgroundWriter
 
 holder = os.getpid()
 with locked(Path(sys.argv[1]), 'it'):

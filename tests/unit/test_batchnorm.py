@@ -1,4 +1,4 @@
-"""BatchNorm: as on several devices, and folded into convolutions."""
+"""BatchNorm: without moving its running statistics, and folded into convolutions."""
 
 import copy
 
@@ -10,66 +10,44 @@ from torch.fx import symbolic_trace
 from torch.fx.proxy import TraceError
 
 from core.models import AffinityNet, Classifier, DeepLabV3Plus
-from core.models.batchnorm import fold_batchnorm, forward_in_replicas
+from core.models.batchnorm import fold_batchnorm, running_statistics_kept
 from support import assert_identical, batchnorms, statistics
 
 NARROW = 'resnest14_narrow'
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def classifier():
+# Running statistics -------------------------------------------------------------------------------------------------
+
+
+def test_running_statistics_are_kept_inside_only():
+    """Inside, BatchNorm normalises by the batch as usual."""
     torch.manual_seed(0)
-    return Classifier(NARROW, 7).train()
+    model = Classifier(NARROW, 7).train()
+    before = statistics(model)
+    with running_statistics_kept(model):
+        inside = model(IMAGES)
+    assert_identical(statistics(model), before)
+    assert torch.equal(model(IMAGES), inside)
+    assert {int(norm.num_batches_tracked) for norm in batchnorms(model).values()} == {1}
 
 
-# Replicas -----------------------------------------------------------------------------------------------------------
+def test_running_statistics_are_tracked_again_after_an_error():
+    model = Classifier(NARROW, 7).train()
+    before = statistics(model)
+    with pytest.raises(RuntimeError, match='memory'), running_statistics_kept(model):
+        model(IMAGES)
+        raise RuntimeError('out of memory')
+    assert_identical(statistics(model), before)
+    model(IMAGES)
+    assert {int(norm.num_batches_tracked) for norm in batchnorms(model).values()} == {1}
 
 
-@pytest.mark.parametrize('replicas', [1, 2, 4])
-def test_replicas_against_an_emulation_of_each_device(classifier, replicas):
-    devices = [copy.deepcopy(classifier) for _ in range(replicas)]
-    size = 8 // replicas
-    outputs = [device(IMAGES[i * size : (i + 1) * size], with_cam=True) for i, device in enumerate(devices)]
-    logits, maps = forward_in_replicas(classifier, IMAGES, replicas)
-    assert torch.equal(logits, torch.cat([output[0] for output in outputs]))
-    assert torch.equal(maps, torch.cat([output[1] for output in outputs]))
-    assert_identical(statistics(classifier), statistics(devices[0]))
-
-    # The gradient is the sum over the devices.
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    (logits * weights).sum().backward()
-    for i, output in enumerate(outputs):
-        (output[0] * weights[i * size : (i + 1) * size]).sum().backward()
-    for (name, found), *others in zip(
-        classifier.named_parameters(), *(device.parameters() for device in devices), strict=True
-    ):
-        expected = sum(other.grad for other in others)
-        torch.testing.assert_close(found.grad, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()), msg=name)
-
-
-def test_each_pass_updates_the_statistics_once(classifier):
-    forward_in_replicas(classifier, IMAGES, 4)
-    forward_in_replicas(classifier, IMAGES, 4)
-    assert {int(norm.num_batches_tracked) for norm in batchnorms(classifier).values()} == {2}
-    assert all(norm.track_running_stats and norm.training for norm in batchnorms(classifier).values())
-
-
-def test_statistics_are_tracked_again_after_an_error(classifier):
-    class Broken(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner, self.calls = classifier, 0
-
-        def forward(self, x, with_cam):
-            self.calls += 1
-            if self.calls == 2:
-                raise RuntimeError('out of memory')
-            return self.inner(x, with_cam)
-
-    with pytest.raises(RuntimeError, match='memory'):
-        forward_in_replicas(Broken(), IMAGES, 2)
-    assert all(norm.track_running_stats for norm in batchnorms(classifier).values())
+def test_frozen_running_statistics_are_left_alone():
+    model = Classifier(NARROW, 7, 'fix').train()
+    before = {name: id(value) for name, value in model.named_buffers()}
+    with running_statistics_kept(model):
+        assert {name: id(value) for name, value in model.named_buffers()} == before
 
 
 # Folding ------------------------------------------------------------------------------------------------------------

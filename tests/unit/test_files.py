@@ -1,25 +1,19 @@
-"""Atomic writes, names, leftovers of killed writers, and locks."""
+"""Atomic writes, names, and leftovers of killed writers."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from core import UserError
 from support import subprocess_environment
-from support.programs import held, refusal
-from util import files
-from util.files import (
+from util.store.files import (
     check_name,
     check_output,
-    is_held,
-    locked,
     make_folder,
     remove_all_leftovers,
     remove_leftovers,
@@ -134,7 +128,7 @@ def test_make_folder_follows_links(in_tmp):
 KILLED = """
 import os, sys
 from pathlib import Path
-from util import files
+from util.store import files
 
 files.os.replace = lambda *_: os.kill(os.getpid(), 9)
 files.write_bytes(Path(sys.argv[1]), b'content')
@@ -169,91 +163,3 @@ def test_all_leftovers_of_a_folder_are_removed(tmp_path):
         (tmp_path / name).touch()
     remove_all_leftovers(tmp_path)
     assert set(os.listdir(tmp_path)) == others
-
-
-# Locks --------------------------------------------------------------------------------------------------------------
-
-
-def test_lock_of_another_process_is_refused_naming_it(tmp_path):
-    lock = tmp_path / 'new' / '.lock'
-    with held(lock) as process:
-        begun = time.monotonic()
-        with pytest.raises(UserError) as error, locked(lock, 'the folder x'):
-            pass
-        assert re.fullmatch(refusal('the folder x', process), str(error.value))
-        assert time.monotonic() - begun < files.LOCK_PATIENCE / 2
-        assert set(json.loads((tmp_path / 'new' / '.lock.json').read_text())) == {'host', 'pid', 'since'}
-
-
-@pytest.mark.parametrize('workers', ['', 'workers', '1.5'])
-def test_lock_is_free_after_its_holder_was_killed(tmp_path, workers):
-    """Also while its forked workers are still alive and have the lock's file open."""
-    lock = tmp_path / '.lock'
-    with held(lock, workers) as process:
-        process.kill()
-        process.wait()
-        begun = time.monotonic()
-        with locked(lock, 'it'):
-            assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
-        assert time.monotonic() - begun > (1 if workers == '1.5' else 0)
-    assert not (tmp_path / '.lock.json').exists()
-
-
-def test_lock_whose_workers_stay_is_refused_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0.5)
-    with held(tmp_path / '.lock', '4') as process:
-        process.kill()
-        process.wait()
-        with pytest.raises(UserError, match=refusal('it', process)), locked(tmp_path / '.lock', 'it'):
-            pass
-    monkeypatch.undo()
-    with locked(tmp_path / '.lock', 'it'):
-        pass
-
-
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"pid": 1}', None])
-def test_unknown_holder_is_refused_too(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0)
-    with held(tmp_path / '.lock'):
-        holder = tmp_path / '.lock.json'
-        holder.unlink() if content is None else holder.write_text(content)
-        with pytest.raises(UserError, match='^it is being written by another process: wait'):
-            with locked(tmp_path / '.lock', 'it'):
-                pass
-
-
-def test_holder_on_another_host_is_believed(tmp_path):
-    with held(tmp_path / '.lock'):
-        holder = {'host': 'elsewhere', 'pid': 2**22 + 1, 'since': 'yesterday'}
-        (tmp_path / '.lock.json').write_text(json.dumps(holder))
-        begun = time.monotonic()
-        with pytest.raises(UserError, match=f'process {2**22 + 1} on elsewhere since yesterday'):
-            with locked(tmp_path / '.lock', 'it'):
-                pass
-        assert time.monotonic() - begun < files.LOCK_PATIENCE / 2
-
-
-def test_lock_is_released_after_an_error_and_can_be_taken_again(tmp_path):
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked(tmp_path / '.lock', 'it'):
-            raise ZeroDivisionError
-        assert not (tmp_path / '.lock.json').exists()
-
-
-def test_a_patient_process_waits_for_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, 'LOCK_PATIENCE', 0)
-    lock = tmp_path / '.lock'
-    with held(lock) as process:
-        assert is_held(lock)
-        with pytest.raises(UserError), locked(lock, 'it', patience=0.5):
-            pass
-        threading.Timer(1, process.kill).start()
-        with locked(lock, 'it', patience=60):
-            assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
-    assert not is_held(lock) and not is_held(tmp_path / 'missing.lock')
-    assert not (tmp_path / 'missing.lock').exists()
-
-
-def test_locks_of_different_names_do_not_meet(tmp_path):
-    with locked(tmp_path / '.a.lock', 'a'), locked(tmp_path / '.a.b.lock', 'b'):
-        assert {path.name for path in tmp_path.glob('.*.json')} == {'.a.json', '.a.b.json'}

@@ -5,7 +5,9 @@ import argparse
 import pytest
 
 from core import UserError
+from support.chain import as_process, commands
 from util import flags
+from util.store.formats import FORMATS
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_errors_are_one_line_with_status_2(capsys):
 def test_errors_of_values_name_their_flag(capsys):
     parser = flags.Parser('text')
     with pytest.raises(SystemExit) as ended, parser.checking_values():
-        raise UserError('radius 10 is too large')
+        raise UserError('10 is too large', 'radius')
     assert ended.value.code == 2
     assert capsys.readouterr().err == f'{parser.prog}: error: --radius 10 is too large\n'
     with pytest.raises(ZeroDivisionError), parser.checking_values():
@@ -77,3 +79,68 @@ def test_help_lists_groups_and_defaults():
     assert 'a folder (required)' in text
     assert 'a weight (default: 4.0)' in text
     assert 'None' not in text
+
+
+# What flags affect --------------------------------------------------------------------------------------------------
+
+
+def test_a_record_says_what_each_option_affects():
+    parser = flags.Parser('text')
+    parser.add_argument('names', nargs='*', affects='input')
+    parser.add_table(
+        (
+            flags.Flag('loss', '--alpha --a', flags.real(0), 4.0, 'a weight'),
+            flags.Flag('data', '--num_workers', flags.integer(0), 2, 'workers', 'speed'),
+            flags.Flag('model', '--mode', ('normal', 'fix'), 'fix', 'norms', 'edge map'),
+            flags.Flag('run and output', '--overwrite', None, False, 'start over', 'speed'),
+        ),
+        (flags.Flag('data', '--data_dir', str, flags.REQUIRED, 'folder', 'input'),),
+        alpha=2.0,
+    )
+    parser.groups['loss'].add_argument('--beta', default=1)
+    args = parser.parse_args(['--a', '3', '--overwrite', '--data_dir', 'x'])
+    options = dict(names=[], alpha=3.0, num_workers=2, mode='fix', overwrite=True, data_dir='x', beta=1)
+    assert vars(args) == options  # and nothing of how they were declared
+    record = args.record()
+    assert record.options == options
+    assert record.affects == dict(
+        names='input', alpha='result', num_workers='speed', mode='edge map', overwrite='speed', data_dir='input',
+        beta='result',
+    )  # fmt: skip
+    assert record.defaults == {**options, 'names': None, 'alpha': 2.0, 'overwrite': False, 'data_dir': None}
+    assert args.pick(['beta', 'alpha', 'unknown']) == {'beta': 1, 'alpha': 3.0}
+
+
+def test_flags_of_the_stages_affect_what_there_is(demo):
+    """A word that nothing knows would leave a flag out of every fingerprint."""
+    known = {'result', *FORMATS, 'input', 'batch', 'share', 'speed'}
+    for script, line in commands(demo).values():
+        args = script.parse_args(line)
+        declared = {action.dest: action.affects for action in args.declared}
+        assert set(declared) == set(vars(args)), script.__name__
+        assert set(declared.values()) <= known, script.__name__
+
+
+def test_only_scripts_that_share_their_work_run_as_several_processes(monkeypatch, capsys):
+    parser = flags.Parser('text')
+    parser.parse_args([])
+    as_process(monkeypatch, 1, 2)
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+    assert capsys.readouterr().err.startswith(f'process 1 of 2: {parser.prog}: error: cannot share its work')
+    for affects in ('batch', 'share'):
+        parser = flags.Parser('text')
+        parser.add_argument('--flag', affects=affects)
+        parser.parse_args([])
+
+
+def test_a_share_does_not_overwrite_the_files_of_others(monkeypatch, capsys):
+    parser = flags.Parser('text')
+    parser.add_table(flags.OUTPUT_FOLDER)
+    parser.parse_args(['--overwrite', '--shard', '1/1'])
+    for line, rank in ((['--overwrite', '--shard', '1/2'], None), (['--overwrite'], 0)):
+        if rank is not None:
+            as_process(monkeypatch, rank, 2)
+        with pytest.raises(SystemExit):
+            parser.parse_args(line)
+        assert '--overwrite: with --shard or torchrun it would remove files of other shares' in capsys.readouterr().err

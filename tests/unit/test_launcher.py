@@ -27,20 +27,11 @@ def test_under_torchrun(monkeypatch):
     assert launcher.is_main()
 
 
-def test_shares(monkeypatch):
-    """The processes of torchrun divide a share of --shard; without either there is one share."""
-    monkeypatch.delenv('RANK', raising=False)
-    assert [launcher.share(shard) for shard in (None, '1/3', '3/3')] == [(0, 1), (0, 3), (2, 3)]
-    for name, value in zip(VARIABLES, ('1', '1', '2'), strict=True):
-        monkeypatch.setenv(name, value)
-    assert [launcher.share(shard) for shard in (None, '1/3', '3/3')] == [(1, 2), (1, 6), (5, 6)]
-
-
-def test_the_others_let_the_first_process_speak(monkeypatch):
-    waited = []
-    monkeypatch.setattr('time.sleep', waited.append)
-    for rank in ('0', '1'):
-        for name, value in zip(VARIABLES, (rank, rank, '2'), strict=True):
+def test_errors_name_the_process(monkeypatch):
+    """One of several; a single one has no number."""
+    for count, expected in (('8', 'process 5 of 8: '), ('1', '')):
+        for name, value in zip(VARIABLES, ('5', '1', count), strict=True):
             monkeypatch.setenv(name, value)
-        launcher.let_main_speak()
-    assert waited == [launcher.GRACE]
+        assert launcher.prefix() == expected
+    monkeypatch.delenv('RANK')
+    assert launcher.prefix() == ''

@@ -1,4 +1,4 @@
-"""Order of the samples, batches, and workers that fail rather than hang."""
+"""Order of the samples, batches, workers that live through a run, and fail rather than hang."""
 
 import multiprocessing
 import os
@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from core import UserError
+from core.data.dataset import open_dataset
+from core.data.torch_datasets import EpochSampler, scored_crops, training_samples
 from support.programs import run_program, start_program
-from util.loaders import EpochSampler, batches_on_device, ordered_loader, training_loader
+from util.training.loaders import batches_on_device, ordered_loader, training_loader
 
 CPU = torch.device('cpu')
 
@@ -89,11 +91,65 @@ def test_loading_does_not_advance_the_random_numbers(num_workers):
     assert torch.equal(torch.get_rng_state(), expected)
 
 
+class Traced:
+    """Samples that say which process has made them."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        return {**self.samples[key], 'process': os.getpid()}
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+@pytest.mark.parametrize('kind', ['training', 'scoring'])
+def test_workers_live_through_a_run(demo, num_workers, kind):
+    dataset, found = open_dataset(demo / 'dataset.json', demo), []
+    if kind == 'training':
+        samples = training_samples(dataset, (48, 80), 64, 'pillow', 0)
+        loader = training_loader(Traced(samples), 4, num_workers, 0, CPU)
+    else:
+        loader = ordered_loader(Traced(scored_crops(dataset, 'val', 64)), 2, num_workers, CPU)
+    for epoch in range(3):
+        if kind == 'training':
+            loader.sampler.start(epoch)
+        found.append({process for batch in loader for process in batch['process'].tolist()})
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == num_workers
+    assert os.getpid() not in found[0]
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('epoch, done', [(0, 1), (1, 2), (2, 0)])
+def test_resuming_gives_the_batches_of_workers_that_have_lived_for_longer(demo, num_workers, epoch, done):
+    """In the middle of an epoch and at its beginning; with random sizes, flips and crops."""
+    dataset = open_dataset(demo / 'dataset.json', demo)
+    samples = training_samples(dataset, (48, 80), 64, 'pillow', 3, with_labels=True, augmentations=['colorjitter'])
+
+    def batches(epoch, done):
+        loader = training_loader(samples, 4, num_workers, 3, CPU)
+        for number in range(epoch, 3):
+            loader.sampler.start(number, 4 * done if number == epoch else 0)
+            yield from loader
+
+    straight, resumed = list(batches(0, 0)), list(batches(epoch, done))
+    assert len(straight) == 9
+    assert len(resumed) == 9 - 3 * epoch - done
+    for batch, expected in zip(resumed, straight[3 * epoch + done :], strict=True):
+        assert torch.equal(batch['images'].pixels, expected['images'].pixels)
+        assert torch.equal(batch['images'].box, expected['images'].box)
+        assert torch.equal(batch['labels'], expected['labels'])
+
+
 FAILING = """
 import os, signal, sys
 import numpy as np
 import torch
-from util import loaders, stage
+from util import script
+from util.training import loaders
 
 action, workers, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
@@ -128,7 +184,7 @@ def main(args):
         for batch in loader:
             pass
 
-stage.run(main, lambda: None)
+script.run(main, lambda: None)
 """
 LINES = {
     'killed': 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size',
@@ -166,7 +222,7 @@ def test_batch_that_cannot_be_sent_ends_the_script_with_its_error(workers):
 ORPHANS = """
 import os, time
 import torch
-from util.loaders import ordered_loader
+from util.training.loaders import ordered_loader
 
 class Slow:
     def __len__(self):

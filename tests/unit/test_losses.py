@@ -1,11 +1,22 @@
 """Losses against loops in double precision."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from torch import nn
 
-from core.losses import affinity_loss, alpha_at, classification_loss, confidence_loss, reconstruction_loss
+from core.cam import make_cam
+from core.losses import (
+    TERMS,
+    affinity_loss,
+    alpha_at,
+    classification_loss,
+    confidence_loss,
+    puzzle_losses,
+    reconstruction_loss,
+)
 
 N, C, H, W = 4, 5, 3, 2
 LABELS = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.float64)
@@ -112,6 +123,60 @@ def test_confidence_loss():
         for x in row:
             total -= sigmoid(x) * math.log(sigmoid(x) + 1e-5)
     assert float(confidence_loss(logits)) == pytest.approx(total / 7, rel=1e-12)
+
+
+class Maps(nn.Module):
+    """A network whose maps differ at the borders of tiles; it remembers the sizes of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.seen = nn.Conv2d(3, C, 3, padding=1).double(), []
+
+    def forward(self, images, with_cam):
+        assert with_cam
+        self.seen.append(images.shape)
+        maps = self.conv(images)
+        return maps.mean((2, 3)), maps
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(5)
+    return Maps()
+
+
+IMAGES = torch.randn(N, 3, 12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+SETS = [('cl', *some) for count in range(4) for some in itertools.combinations(TERMS[1:], count)]
+
+
+@pytest.mark.parametrize('options', [{}, {'level': 'cam', 're_loss': 'L2_Loss', 're_loss_option': 'selection'}])
+@pytest.mark.parametrize('terms', SETS, ids='_'.join)
+def test_puzzle_losses_of_any_set_of_terms(network, terms, options):
+    found = puzzle_losses(network, IMAGES, LABELS, terms[::-1], 4, smoothing=0.1, **options)
+    assert list(found) == list(terms)
+    logits, maps = network(IMAGES, with_cam=True)
+    a, b, c, d = (network(IMAGES[:, :, y : y + 6, x : x + 4], with_cam=True) for y in (0, 6) for x in (0, 4))
+    merged = torch.cat([torch.cat([a[1], b[1]], 3), torch.cat([c[1], d[1]], 3)], 2)
+    if options:
+        re = reconstruction_loss(make_cam(maps), make_cam(merged), LABELS, 'L2_Loss', 'selection')
+    else:
+        re = reconstruction_loss(maps, merged, LABELS)
+    expected = {
+        'cl': classification_loss(logits, LABELS, 0.1),
+        'pcl': classification_loss(merged.mean((2, 3)), LABELS, 0.1),
+        're': re,
+        'conf': confidence_loss(torch.cat([a[0], b[0], c[0], d[0]])),
+    }
+    assert expected['re'] > 0.001
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name])
+        assert value.requires_grad
+
+
+@pytest.mark.parametrize('terms', SETS, ids='_'.join)
+def test_tiles_pass_through_the_network_only_if_a_term_needs_them(network, terms):
+    puzzle_losses(network, IMAGES, LABELS, terms, 16)
+    assert network.seen == [IMAGES.shape, *([(16 * N, 3, 3, 2)] if len(terms) > 1 else [])]
 
 
 @pytest.mark.parametrize('empty', [None, 0, 1, 2])

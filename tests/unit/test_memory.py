@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from support import subprocess_environment
-from util.memory import glibc
+from util.parallel.devices import glibc
 
 MEMORY = """
 import resource
 from pathlib import Path
 import torch
 from core.models import Classifier
-from util.devices import pick_device
-from util.loaders import ordered_loader
+from util.parallel.devices import pick_device
+from util.training.loaders import ordered_loader
 
 model, images = Classifier('resnest14_narrow', 3), torch.rand(4, 3, 256, 256)
 

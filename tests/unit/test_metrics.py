@@ -178,7 +178,17 @@ def test_list_of_thresholds():
     assert list_thresholds(0.05, 1.0, 0.05)[-1] == 0.95
     assert list_thresholds(0.1, 0.32, 0.1) == [0.1, 0.2, 0.3]
     assert list_thresholds(0, 0.01, 0.005) == [0, 0.005]
-    assert list_thresholds(0.5, 0.5, 0.1) == list_thresholds(0.6, 0.5, 0.1) == []
+    assert len(list_thresholds(0, 2.55, 0.01)) == 255
+
+
+@pytest.mark.parametrize(
+    'limits, count', [((0.5, 0.5, 0.1), 0), ((0.6, 0.5, 0.1), 0), ((0.0, 2.56, 0.01), 256), ((0.0, 1.0, 1e-5), 100000)]
+)
+def test_no_thresholds_or_too_many_are_refused(limits, count):
+    with pytest.raises(UserError) as error:
+        list_thresholds(*limits)
+    flags = '--min_th {:g} --max_th {:g} --step_th {:g}'.format(*limits)
+    assert str(error.value) == f'{flags}: {count} thresholds, expected 1 to 255'
 
 
 # Tags ---------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What all networks share: half precision, folding for inference, parts of a batch, repeated passes."""
+"""What all networks share: half precision, folding for inference, several passes for large images."""
 
 import threading
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from core.models import AffinityNet, Classifier, DeepLabV3Plus, network
-from core.models.network import Dropout
-from support import assert_identical, batchnorms, statistics
+from support import batchnorms
 
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -80,51 +79,3 @@ def test_several_passes_compute_the_same(monkeypatch, build):
         monkeypatch.setattr(network, 'PASS_PIXELS', 1)
         found = network.run_with_mirror_images(lambda x: (model(x),), IMAGES)[0]
     torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize('parts', [2, 4])
-def test_dropout_of_a_part_is_that_of_the_whole_batch(layout, parts):
-    x = torch.randn(8, 3, 5, 7).contiguous(memory_format=layout)
-    torch.manual_seed(0)
-    whole, after = torch.nn.Dropout(0.4)(x), torch.rand(3)
-    dropout = Dropout(0.4)
-    found = []
-    for dropout.part, share in enumerate(x.chunk(parts)):
-        dropout.parts = parts
-        torch.manual_seed(0)
-        found.append(dropout(share))
-        assert torch.equal(torch.rand(3), after)  # and the generator is where one process has it
-    torch.testing.assert_close(torch.cat(found), whole)
-    assert torch.equal(dropout.eval()(share), share)
-
-
-def test_only_the_first_part_moves_the_running_statistics():
-    model = Classifier('resnest14_narrow', 7).train()
-    before = statistics(model)
-    model.at_part(1, 2)
-    model(IMAGES)
-    assert_identical(statistics(model), before)
-    model.at_part(0, 2)
-    model(IMAGES)
-    assert {int(norm.num_batches_tracked) for norm in batchnorms(model).values()} == {1}
-
-
-@pytest.mark.parametrize('part', [0, 1])
-def test_repeated_pass_gives_the_same_gradients_and_statistics(part):
-    gradients, moved, kept = [], [], []
-    for recompute in (False, True):
-        torch.manual_seed(0)
-        model = Classifier('resnest14_narrow', 7).train()
-        model.recompute = recompute
-        model.at_part(part, 2)
-        saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
-            logits, _ = model(IMAGES, with_cam=True)
-        kept.append(sum(saved))
-        logits.square().sum().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        moved.append(statistics(model))
-    assert_identical(*gradients)
-    assert_identical(*moved)
-    assert kept[1] < 0.1 * kept[0]

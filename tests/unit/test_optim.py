@@ -1,19 +1,15 @@
 """SGD: parameter groups and the schedule of their learning rates."""
 
-from argparse import Namespace
-
 import pytest
 import torch
 from torch import nn
 
 from core.models import AffinityNet, Classifier
-from util.optim import build_sgd, parameter_groups
+from core.models.optim import build_sgd, parameter_groups
 
 NARROW = 'resnest14_narrow'
-
-
-def options(**changes) -> Namespace:
-    return Namespace(**{**dict(lr=0.1, wd=1e-4, momentum=1e-4, nesterov=True), **changes})
+GROUPS = ['backbone.weight', 'backbone.bias', 'new.weight', 'new.bias']
+OPTIONS = {'lr': 0.1, 'wd': 1e-4, 'momentum': 1e-4, 'nesterov': True}
 
 
 def test_parameter_groups():
@@ -46,7 +42,8 @@ def test_frozen_parameters_are_in_no_group():
 def test_poly_schedule_of_all_groups():
     model = Classifier(NARROW, 5)
     model.extra = nn.Linear(2, 3)
-    optimizer, schedule = build_sgd(parameter_groups(model, 0.1, 1e-4), options(), 20)
+    optimizer, schedule = build_sgd(model, 20, **OPTIONS)
+    assert [group['name'] for group in optimizer.param_groups] == GROUPS
     for t in range(20):
         expected = [factor * 0.1 * (1 - t / 20) ** 0.9 for factor in (1, 2, 10, 20)]
         assert [group['lr'] for group in optimizer.param_groups] == pytest.approx(expected, rel=1e-12)
@@ -58,7 +55,7 @@ def test_poly_schedule_of_all_groups():
 
 def test_step_with_nesterov_momentum():
     parameter = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
-    optimizer, schedule = build_sgd([parameter], options(wd=0.01, momentum=0.5), 4)
+    optimizer, schedule = build_sgd([parameter], 4, **{**OPTIONS, 'wd': 0.01, 'momentum': 0.5})
     value, velocity = 2.0, 0.0
     for t in range(4):
         optimizer.zero_grad()
@@ -71,11 +68,19 @@ def test_step_with_nesterov_momentum():
         assert parameter.item() == pytest.approx(value, rel=1e-12)
 
 
+def test_parameters_alone_have_one_rate_and_decay():
+    head = AffinityNet(NARROW).head
+    optimizer, _ = build_sgd(head.parameters(), 20, **OPTIONS)
+    (group,) = optimizer.param_groups
+    assert (group['lr'], group['weight_decay']) == (0.1, 1e-4)
+    assert {id(p) for p in group['params']} == {id(p) for p in head.parameters()}
+
+
 def test_learning_rate_continues_where_it_was_saved():
     """PolynomialLR multiplies the rate of the step before: saved and loaded, it must not drift."""
 
     def build():
-        return build_sgd([nn.Parameter(torch.ones(1))], options(), 20)
+        return build_sgd([nn.Parameter(torch.ones(1))], 20, **OPTIONS)
 
     optimizer, schedule = build()
     for t in range(20):

@@ -27,7 +27,7 @@ from support.coco import (
     write,
 )
 from tools import prepare_coco
-from util import artifacts
+from util.store import formats
 
 # pycocotools 2.0.11 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
@@ -371,13 +371,13 @@ def test_commands_of_the_recipe():
     assert report.names == ['COCO2017']
     assert (cams.tag, walk.model_name, predictions.tag) == (classifier.tag, affinity.tag, deeplab.tag)
     names = [
-        artifacts.folder_name(kind, args)
+        formats.folder_name(kind, vars(args), args.record().defaults)
         for kind, args in (
-            (artifacts.CAM, cams),
-            (artifacts.AFFINITY_LABEL, labels),
-            (artifacts.RANDOM_WALK, walk),
-            (artifacts.PSEUDO_LABEL, pseudo),
-            (artifacts.PREDICTION, predictions),
+            (formats.CAM, cams),
+            (formats.AFFINITY_LABEL, labels),
+            (formats.RANDOM_WALK, walk),
+            (formats.PSEUDO_LABEL, pseudo),
+            (formats.PREDICTION, predictions),
         )
     ]
     assert [labels.experiment_name, affinity.label_name, pseudo.experiment_name, deeplab.label_name] == names[:4]

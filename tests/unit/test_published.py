@@ -9,10 +9,11 @@ import torch
 from core import UserError
 from core.models import backbones
 from core.models.backbones import Backbone, build_backbone
-from core.models.published import Published, convert, is_published
 from core.models.resnet import ResNet
 from core.models.segmenters import build_segmenter
+from core.models.weights import PUBLISHED, read_state_dict
 from support.published import CLASSES, NARROW, NETWORKS, assert_same_function, published, state_of
+from tools.importing.published import Published, convert
 
 SMALL = 'resnet14'
 
@@ -63,17 +64,22 @@ def test_every_registered_backbone_is_recognised(backbone):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_is_published(name):
-    assert is_published(state_of(name))
-    ours = convert(state_of(name), CLASSES)
+def test_is_published(tmp_path, name):
+    def form_of(state):
+        torch.save(state, tmp_path / 'file.pth')
+        return read_state_dict(tmp_path / 'file.pth').form
+
+    state = state_of(name)
+    assert form_of(state) == form_of({f'module.{key}': value for key, value in state.items()}) == PUBLISHED
+    ours = convert(state, CLASSES)
     assert isinstance(ours, Published)
-    assert not is_published(ours.network.state_dict())
-    assert not is_published(build_backbone(NARROW).state_dict())
+    assert form_of(ours.network.state_dict()) == form_of(build_backbone(NARROW).state_dict()) == 'a bare state dict'
 
 
-def test_stages_without_the_names_of_imagenet_are_published_too():
+def test_stages_without_the_names_of_imagenet_are_published_too(tmp_path):
     state = {name: value for name, value in state_of('Classifier').items() if not name.startswith('model.')}
-    assert is_published(state)
+    torch.save(state, tmp_path / 'file.pth')
+    assert read_state_dict(tmp_path / 'file.pth').form == PUBLISHED
     assert 'contains no model.*' in refusal(state)
 
 

@@ -1,4 +1,4 @@
-"""Training runs: best and last model, resuming, what is refused, signals, curves."""
+"""Training runs: resuming, what is refused, signals, curves."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import math
 import os
 import re
 import signal
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,77 +15,30 @@ import torch
 from torch import nn
 
 from core import UserError
+from core.models.optim import build_sgd
 from core.models.weights import read_state_dict, read_torch
 from support import without_seconds
 from support.programs import held, refusal
-from util.artifacts import model_path
-from util.checkpoint import open_model
-from util.files import _temporary_stem
-from util.loaders import training_loader
-from util.optim import build_sgd
-from util.run import BestAndLast, Run
+from util.flags import Options, Parser
+from util.parallel.batch import SharedModel
+from util.store.files import temporary_stem
+from util.store.formats import model_path
+from util.store.hashes import list_hash
+from util.training import options as tables
+from util.training.loaders import training_loader
+from util.training.models import BestAndLast
+from util.training.run import Run
 
-NARROW = 'resnest14_narrow'
 CPU = torch.device('cpu')
-META = {'network': 'Classifier', 'backbone': NARROW, 'classes': ('bus', 'cow')}
-ALL_META = {**META, 'image_size': 64, 'palette': [[0, 0, 0]] * 3}
+CLASSES = ('bus', 'cow')
+META = {'network': 'Classifier', 'backbone': 'resnest14_narrow', 'mode': 'fix'}
+ALL_META = {**META, 'image_size': 64, 'classes': CLASSES, 'palette': [[0, 0, 0]] * 3}
 
 
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Linear(3, 2)
 
-
-# Best and last ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('select', ['best', 'last'])
-def test_best_and_last_model_are_kept(in_tmp, select):
-    models = BestAndLast('tag', select)
-    scores = ((1, 0.2), (2, 0.5), (3, 0.5), (4, 0.1))
-    assert [models.save(net(epoch), epoch, score, **META) for epoch, score in scores] == [True, True, False, False]
-    folder = in_tmp / 'experiments' / 'models'
-    other = 'last' if select == 'best' else 'best'
-    assert {path.name for path in folder.iterdir()} == {'tag.pth', f'tag.{other}.pth'}
-    tags = {select: 'tag', other: f'tag.{other}'}
-    for which, epoch, score in (('best', 2, 0.5), ('last', 4, 0.1)):
-        model = net(9)
-        open_model(tags[which], '--tag', 'train.py').load(model)
-        assert torch.equal(model.weight, net(epoch).weight)
-        meta = read_state_dict(models.path(which))[1]
-        assert meta == {**META, 'select': which, 'epoch': epoch, 'score': score}
-    epochs = {'best': 2, 'last': 4}
-    assert models.summary() == (
-        f'experiments/models/tag.pth: {select} epoch {epochs[select]} (--select {select}); '
-        f'experiments/models/tag.{other}.pth: {other} epoch {epochs[other]}'
-    )
-
-
-def test_first_model_without_a_score_is_kept(in_tmp):
-    models = BestAndLast('tag', 'best')
-    assert models.save(net(1), 1, math.nan)
-    assert models.path('best').is_file()
-    models.save(net(2), 2, 0.3)
-    assert read_state_dict(models.path('best'))[1]['epoch'] == 2, 'any score is better than none'
-
-
-def test_without_scores_only_the_last_model_is_kept(in_tmp):
-    models = BestAndLast('tag', 'last')
-    assert [models.save(net(epoch), epoch, None, **META) for epoch in (1, 2)] == [False, False]
-    assert os.listdir('experiments/models') == ['tag.pth']
-    assert read_state_dict(models.path('last'))[1] == {**META, 'epoch': 2}
-    assert models.summary() == 'experiments/models/tag.pth: last epoch 2'
-
-
-def test_best_score_resumes(in_tmp):
-    models, resumed = BestAndLast('tag', 'best'), BestAndLast('tag', 'best')
-    models.save(net(1), 1, 0.5)
-    resumed.load_state_dict(json.loads(json.dumps(models.state_dict())))
-    assert not resumed.save(net(2), 2, 0.4)
-    assert resumed.save(net(3), 3, 0.6)
-
-
-# Runs ---------------------------------------------------------------------------------------------------------------
 
 CHECKPOINT = 'experiments/checkpoints/tag.pth'
 
@@ -97,7 +49,7 @@ class Points:
     ids = tuple(f'{i:05d}' for i in range(12))
     labels = None
     dataset = SimpleNamespace(
-        class_names=META['classes'],
+        class_names=CLASSES,
         num_classes=2,
         palette=np.zeros((256, 3), np.uint8),
         image_path=lambda image_id: Path(f'{image_id}.jpg'),
@@ -112,30 +64,46 @@ class Points:
         return {'x': x, 'y': x[:2] + torch.rand(())}
 
 
-def options(**changes) -> Namespace:
-    defaults = dict(
-        tag='tag', seed=0, batch_size=4, max_epoch=2, lr=0.1, wd=0.0, momentum=0.5, nesterov=True, weights='none',
-        print_ratio=0.5, save_interval=200, image_size=64, select='best', num_workers=0, overwrite=False,
-        precision='fp32', compile=False,
-    )  # fmt: skip
-    return Namespace(**{**defaults, **changes})
+DEFAULTS = dict(
+    batch_size=4, max_epoch=2, lr=0.1, wd=0.0, momentum=0.5, weights='none', print_ratio=0.5, image_size=64,
+    num_workers=0,
+)  # fmt: skip
 
 
-def start(args, **inputs) -> Run:
+def options(**changes) -> Options:
+    """Return the options of a trainer."""
+    parser = Parser('')
+    parser.add_table(tables.TRAINING, tables.SUPERVISED, **DEFAULTS)
+    args = parser.parse_args(['--tag', 'tag'])
+    vars(args).update(changes)
+    return args
+
+
+class Plain(SharedModel):
+    """A network whose batches are not images."""
+
+    def receive(self, batch):
+        return batch
+
+
+def start(args, mode='fix', **inputs) -> Run:
     model = net(args.seed)
     loader = training_loader(Points(), args.batch_size, args.num_workers, args.seed, CPU)
-    optimizer, schedule = build_sgd(model.parameters(), args, args.max_epoch * len(loader))
-    return Run(args, loader, model, optimizer, schedule, META, **(inputs or {'labels': '1234'}))
+    optimizer, schedule = build_sgd(model.parameters(), args.max_epoch * len(loader), **args.pick(tables.SGD))
+    sharing = {name: value for name, value in args.pick(tables.SHARING).items() if name != 'compile'}
+    inputs = {**args.pick(tables.RUNNING), **(inputs or {'labels': '1234'})}
+    meta = {**META, 'mode': mode}
+    return Run(loader, Plain(model, CPU, **sharing), optimizer, schedule, meta, record=args.record(), **inputs)
 
 
 def train(args, hook=lambda run: None, scored=True, **inputs) -> None:
     """Train to the end; hook(run) is called before each step and before the end of each epoch."""
     with start(args, **inputs) as run:
         for epoch in run.epochs():
-            for batch in run.batches(CPU):
-                loss = ((nn.Dropout()(run.model(batch['x'])) - batch['y']) ** 2).mean()
+            for batch in run.batches():
+                loss = ((nn.Dropout()(run.network(batch['x'])) - batch['y']) ** 2).mean()
                 hook(run)
-                run.step(loss, {'part': loss / 2}, alpha=3.0)
+                run.step({'part': loss / 2}, {'part': 2}, alpha=3.0)
             hook(run)
             grid = np.zeros((4, 5, 3), np.uint8)
             if scored:
@@ -201,8 +169,9 @@ def test_a_run_writes_models_curves_log_and_checkpoint(in_tmp, capsys):
     assert state['iteration'] == 6
     assert state['fingerprint'] == {
         'tag': 'tag', 'seed': 0, 'batch_size': 4, 'max_epoch': 2, 'lr': 0.1, 'wd': 0.0, 'momentum': 0.5,
-        'nesterov': True, 'precision': 'fp32', 'select': 'best', 'image_size': 64, 'labels': '1234',
-        'weights_file': 'none', 'classes': ['bus', 'cow'], 'images': state['fingerprint']['images'],
+        'nesterov': True, 'precision': 'fp32', 'compile': False, 'select': 'best', 'label_smoothing': 0.0,
+        'image_size': 64, 'min_image_size': 320, 'max_image_size': 640, 'resize': 'pillow', 'labels': '1234',
+        'weights_file': 'none', 'classes': ['bus', 'cow'], 'images': list_hash(Points.ids),
     }  # fmt: skip
 
 
@@ -237,7 +206,7 @@ def overflowing_at(iterations, hook=lambda run: None):
     """Return a hook whose gradients are infinite in these iterations."""
 
     def start_step(run):
-        weight = run.model.weight
+        weight = run.network.model.weight
         weight._backward_hooks = None
         if run.iteration in iterations:
             weight.register_hook(lambda gradient: gradient * math.inf)
@@ -247,11 +216,11 @@ def overflowing_at(iterations, hook=lambda run: None):
 
 
 def test_scaled_gradients_train_as_usual(in_tmp):
-    """The scale is a power of two. Other precisions have no scaler: their checkpoints are as before there was one."""
+    """The scale is a power of two. Other precisions have no scaler."""
     found = []
     for precision in ('fp32', 'fp16'):
         train(options(precision=precision, overwrite=True))
-        found.append(read_torch(in_tmp / CHECKPOINT)['parts'])
+        found.append(read_torch(in_tmp / CHECKPOINT)['state'])
     for part in ('model', 'optimizer', 'schedule'):
         assert equal(found[0][part], found[1][part])
     assert found[1].pop('scaler')['scale'] == 2**16
@@ -262,8 +231,7 @@ def test_overflowing_step_changes_neither_weights_nor_learning_rate(in_tmp):
     states = []
 
     def remember(run):
-        parts = {name: part.state_dict() for name, part in run.parts.items() if name in ('model', 'optimizer')}
-        torch.save(parts, buffer := io.BytesIO())
+        torch.save({name: run.resumable[name].state_dict() for name in ('model', 'optimizer')}, buffer := io.BytesIO())
         states.append(torch.load(io.BytesIO(buffer.getvalue())))
 
     train(options(precision='fp16'), overflowing_at({0, 2}, remember))
@@ -287,7 +255,7 @@ def test_interrupted_run_with_overflows_ends_with_the_same_state(in_tmp, monkeyp
             with pytest.raises(ZeroDivisionError):
                 train(args, overflowing_at({0, 3}, at(iteration, fail)))
         train(args, overflowing_at({0, 3}))
-        parts = read_torch(Path(CHECKPOINT))['parts']
+        parts = read_torch(Path(CHECKPOINT))['state']
         del parts['log']['seconds']
         states.append(parts)
     assert states[0]['scaler']['scale'] == 2**14
@@ -362,13 +330,27 @@ def test_run_with_progress_refuses_other_options(in_tmp, stop, changes, inputs, 
 
 
 def test_run_from_before_an_option_resumes_with_its_default(in_tmp):
+    old = options(save_interval=1)
+    del old.label_smoothing
     with pytest.raises(ZeroDivisionError):
-        train(options(save_interval=1), at(3, fail))
-    train(options(save_interval=1, label_smoothing=0.0))
+        train(old, at(3, fail))
+    with pytest.raises(UserError, match='label_smoothing: 0.0, requested 0.1'):
+        train(options(label_smoothing=0.1))
+    train(options())
     assert read_torch(in_tmp / CHECKPOINT)['iteration'] == 6
-    with pytest.raises(UserError, match='label_smoothing: 0.1, requested 0.0'):
-        train(options(label_smoothing=0.1, overwrite=True))
-        train(options(label_smoothing=0.0))
+
+
+@pytest.mark.parametrize('mode', ['fix', 'normal'])
+def test_run_remembers_what_batchnorm_saw_if_it_trains(in_tmp, mode):
+    with start(options(micro_batches=2), mode) as run:
+        assert run.files.fingerprint.get('norm_groups') == (2 if mode == 'normal' else None)
+        run.save_interval = run.iteration = 1
+        run.save()
+    if mode == 'normal':
+        with pytest.raises(UserError, match=r'different settings \(norm_groups: 2, requested 4\)'):
+            start(options(micro_batches=4), mode).__enter__()
+    with start(options(micro_batches=2 if mode == 'normal' else 4), mode) as run:
+        assert run.iteration == 1
 
 
 def test_models_of_a_first_epoch_without_progress_refuse_other_options(in_tmp, monkeypatch):
@@ -427,7 +409,7 @@ def test_run_of_more_gpus_resumes_on_fewer(in_tmp, monkeypatch):
     assert len(restored) == 2
 
 
-@pytest.mark.parametrize('damage', [b'', b'PK', 'cut', 'parts', 'fingerprint'])
+@pytest.mark.parametrize('damage', [b'', b'PK', 'cut', 'state', 'contents', 'fingerprint'])
 def test_damaged_checkpoint_is_named(in_tmp, damage):
     train(options())
     path = in_tmp / CHECKPOINT
@@ -498,7 +480,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_those_of_others_stay(in_tmp):
         (in_tmp / 'experiments' / folder).mkdir(parents=True, exist_ok=True)
         for tag, paths in (('tag', gone), ('other', stay)):
             path = in_tmp / 'experiments' / folder / f'{tag}{name}'
-            paths.append(path.with_name(f'.{_temporary_stem(path)}.12.tmp'))
+            paths.append(path.with_name(f'.{temporary_stem(path)}.12.tmp'))
     for path in gone + stay:
         path.write_bytes(b'half')
     train(options())
@@ -528,12 +510,12 @@ def test_model_that_is_not_finite_is_never_saved(in_tmp, iteration, saved):
     def diverge(run):
         if run.iteration == iteration:
             with torch.no_grad():
-                run.model.weight[0, 0] = math.nan
+                run.network.model.weight[0, 0] = math.nan
 
     with pytest.raises(UserError, match='non-finite'):
         train(options(save_interval=1, print_ratio=1.0), diverge)
     state = read_torch(in_tmp / CHECKPOINT)
     assert state['iteration'] == saved
-    states = [state['parts']['model']]
+    states = [state['state']['model']]
     states += [read_state_dict(path)[0] for path in in_tmp.glob('experiments/models/*.pth')]
     assert all(torch.isfinite(value).all() for content in states for value in content.values())

@@ -7,33 +7,34 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from core.data import drawing
 from core.data.dataset import open_dataset
 from core.maps import strided_size
 from support import fault_of
 from support.made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, VERSIONS, WALK
 from tools import show
-from util import artifacts, visualize
-from util.artifacts import PREDICTIONS
-from util.files import write_json
+from util.store import arrays, fingerprints
+from util.store.files import write_json
+from util.store.formats import PREDICTIONS
 
-FONT = visualize.open_font()
+FONT = drawing.open_font()
 
 
 def dataset_of(folder: str):
-    options = artifacts.read_args(PREDICTIONS / folder)['options']
+    options = fingerprints.read_args(PREDICTIONS / folder)['options']
     return open_dataset(options['dataset'], options['data_dir'])
 
 
 @pytest.fixture
 def captions(monkeypatch) -> list:
     """What is written below the pictures: (title, names, note) of each."""
-    found, caption = [], visualize.caption
+    found, caption = [], drawing.caption
 
     def record(picture, title, chips, note, font):
         found.append((title, [name for name, _ in chips], note))
         return caption(picture, title, chips, note, font)
 
-    monkeypatch.setattr(visualize, 'caption', record)
+    monkeypatch.setattr(drawing, 'caption', record)
     return found
 
 
@@ -88,7 +89,7 @@ def test_folders_side_by_side(here, tmp_path, captions):
 
 
 def test_without_masks(here, tmp_path, in_tmp, captions):
-    root = artifacts.read_args(here / PREDICTIONS / CAM)['options']['data_dir']
+    root = fingerprints.read_args(here / PREDICTIONS / CAM)['options']['data_dir']
     shutil.copytree(root, 'set', ignore=lambda folder, names: names if folder.endswith('Class') else [])
     run(str(here / PREDICTIONS / CAM), '--dataset', 'set/dataset.json', '--data_dir', 'set', '--images', '1')
     assert {title for title, *_ in captions[1:]} == {'CAM'}
@@ -102,9 +103,9 @@ def test_edge_maps(here, tmp_path, in_tmp, captions):
     h, w = dataset_of(WALK).image_size(image_id)
     h, w = strided_size((h, w))
     edge = np.linspace(0, 1, w, dtype=np.float16)[None].repeat(h, 0)
-    artifacts.write_npz(folder / f'{image_id}.npz', edge=edge)
-    options = artifacts.read_args(PREDICTIONS / WALK)['options']
-    write_json(folder / 'args.json', {'options': options, 'versions': VERSIONS})
+    arrays.write_npz(folder / f'{image_id}.npz', edge=edge)
+    options = fingerprints.read_args(PREDICTIONS / WALK)['options']
+    write_json(folder / 'args.json', {'format': 'edge map', 'options': options, 'versions': VERSIONS})
     run(folder.name, '--out', 'pages')
     assert captions[-1] == ('edge map', [], '')
     page = iio.imread('pages/page-1.png').astype(int)
@@ -113,16 +114,16 @@ def test_edge_maps(here, tmp_path, in_tmp, captions):
     assert last[:, 200, 0].mean() > last[:, 200, 2].mean() + 50
 
 
-@pytest.mark.parametrize('arrays', [('cam', 'hr_cam'), ('cam', 'hr_cam', 'rw'), ('probability',)])
-def test_folders_of_predict(here, in_tmp, captions, arrays):
+@pytest.mark.parametrize('names', [('cam', 'hr_cam'), ('cam', 'hr_cam', 'rw'), ('probability',)])
+def test_folders_of_predict(here, in_tmp, captions, names):
     """Their masks, and the maps of a classifier; what tools.predict writes: test_predict.py."""
-    options = artifacts.read_args(here / PREDICTIONS / CAM)['options']
+    options = fingerprints.read_args(here / PREDICTIONS / CAM)['options']
     image_id = open_dataset(options['dataset'], options['data_dir']).ids('train')[0]
     with np.load(here / PREDICTIONS / CAM / f'{image_id}.npz') as file:
         keys, maps = file['keys'], file['hr_cam']
     probability = np.concatenate([1 - maps.max(0, keepdims=True), maps])
     written = {'cam': maps[:, ::4, ::4], 'hr_cam': maps, 'rw': maps[:, ::4, ::4], 'probability': probability}
-    artifacts.write_npz(Path(f'predicted/{image_id}.npz'), keys=keys, **{name: written[name] for name in arrays})
+    arrays.write_npz(Path(f'predicted/{image_id}.npz'), keys=keys, **{name: written[name] for name in names})
     shutil.copy(here / PREDICTIONS / LABELS / f'{image_id}.png', 'predicted')
     shutil.copy(f'predicted/{image_id}.png', f'predicted/{image_id}_overlay.png')
     data = ['--dataset', options['dataset'], '--data_dir', options['data_dir']]
@@ -130,7 +131,7 @@ def test_folders_of_predict(here, in_tmp, captions, arrays):
     shown = [title for title, *_ in captions]
     count = len(maps)
     expected = {'hr_cam': count * ['CAM'], 'rw': count * ['random-walk CAM']}
-    maps_shown = [title for name, titles in expected.items() if name in arrays for title in titles]
+    maps_shown = [title for name, titles in expected.items() if name in names for title in titles]
     assert shown == [image_id, 'ground truth', *maps_shown, 'prediction', 'errors of prediction']
 
 

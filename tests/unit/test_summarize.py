@@ -13,27 +13,10 @@ from core.intervals import difference_interval, score_interval
 from core.metrics import summarize as summarize_counts
 from support import fault_of
 from support.made_outputs import CAM, LABELS
+from support.results import write_counts, write_result
 from tools import summarize
-from util import results
-from util.artifacts import results_path, write_npz
-from util.files import write_json
-
-
-def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **more):
-    result = {
-        'miou': miou,
-        'fp': 20.04,
-        'fn': 70 - miou,
-        'threshold': threshold,
-        'images': 6,
-        'all_background_miou': 12.5,
-        'thresholds': [{'threshold': threshold, 'miou': miou}]
-        + ([] if threshold is None else [{'threshold': 0.2, 'miou': miou - 3}]),
-        'domain': domain,
-        'experiment_name': folder,
-        **more,
-    }
-    write_json(results_path(name, 'json'), result)
+from util.store.arrays import write_npz
+from util.store.formats import result_path
 
 
 def cells(line: str) -> list[str]:
@@ -122,12 +105,14 @@ def test_missing_results_are_named(in_tmp, capsys):
         {'iou': ['cat']},
         {'iou': {'cat': 'x'}},
         {'made_with': [1]},
+        {'format': None},
+        {'confusion': 1},
         None,
     ],
 )
 def test_damaged_results_are_named(in_tmp, capsys, change):
     write_result('a@train', 50)
-    path = results_path('a@train', 'json')
+    path = result_path('a@train', 'json')
     path.write_text('{' if change is None else json.dumps({**json.loads(path.read_text()), **change}))
     text = fault_of(summarize, ['x | a@train'], capsys)
     assert 'results/a@train.json: is not a valid result file; rerun evaluate.py' in text
@@ -138,9 +123,9 @@ def test_damaged_results_are_named(in_tmp, capsys, change):
 
 def test_all_results_newest_first(in_tmp, capsys):
     for i, (name, domain) in enumerate([('old', 'train'), ('b', 'val'), ('a', 'train')]):
-        write_result(f'{name}@{domain}', 50 + i, 0.125 if i else None, domain, **({'dataset': 'drawn'} if i else {}))
-        os.utime(results_path(f'{name}@{domain}', 'json'), (i * 86400, i * 86400))
-    results_path('broken@train', 'json').write_text('{')
+        write_result(f'{name}@{domain}', 50 + i, 0.125 if i else None, domain)
+        os.utime(result_path(f'{name}@{domain}', 'json'), (i * 86400, i * 86400))
+    result_path('broken@train', 'json').write_text('{')
     summarize.main(summarize.parse_args([]))
     out, err = capsys.readouterr()
     head, _, *lines = out.splitlines()
@@ -148,7 +133,7 @@ def test_all_results_newest_first(in_tmp, capsys):
     assert [cells(line)[:-1] for line in lines] == [
         ['a@train', 'drawn', 'train', '6', '52.00', '0.125'],
         ['b@val', 'drawn', 'val', '6', '51.00', '0.125'],
-        ['old@train', '-', 'train', '6', '50.00', '-'],
+        ['old@train', 'drawn', 'train', '6', '50.00', '-'],
     ]
     assert cells(lines[0])[-1].startswith('1970-01-0')
     assert 'warning: experiments/results/broken@train.json: is not a valid' in err
@@ -169,7 +154,7 @@ def test_names_by_tag_part_and_path(in_tmp, capsys):
     ):
         assert [row[3] for row in tables(capsys, name)[0][1:]] == expected, name
         assert [row[3] for row in tables(capsys, f'title | {name}')[0][1:]] == expected, name
-    results_path('demo', 'json').unlink()
+    result_path('demo', 'json').unlink()
     (table,) = tables(capsys, 'demo')
     assert [row[0] for row in table[1:]] == ['demo@cl@train', 'demo@puzzle@train']
     text = fault_of(summarize, ['title | demo'], capsys)
@@ -208,17 +193,20 @@ def test_other_data_or_splits_are_refused(in_tmp, capsys, change, part):
     known = {'dataset': 'drawn', 'masks': 'a' * 64, 'iou': {'background': 1, 'cat': 2}}
     write_result('a@x', 50, **known)
     write_result('b@x', 50, **{**known, **change})
-    write_result('old@x', 50)
-    for line in (['a@x', 'old@x', 'b@x'], ['*@x'], ['--paired', 'a@x', 'b@x']):
+    for line in (['a@x', 'b@x'], ['*@x'], ['--paired', 'a@x', 'b@x']):
         assert part in fault_of(summarize, line, capsys)
-    tables(capsys, 'a@x', 'old@x')
+    tables(capsys, 'a@x', 'a@x')
 
 
 def test_a_mean_is_of_one_stage(in_tmp, capsys):
     """Of a tag there may be CAMs, CAMs after a CRF, and their label maps."""
     write_result('a@seed=0@train', 50, folder='a@seed=0')
     for name, more, part in (
-        ('a@seed=1@rw', {'folder': 'a@seed=1@rw'}, 'a@seed=0@train (CAM), a@seed=1@rw@train (random-walk CAM)'),
+        (
+            'a@seed=1@rw',
+            {'folder': 'a@seed=1@rw', 'format': 'random-walk CAM'},
+            'a@seed=0@train (CAM), a@seed=1@rw@train (random-walk CAM)',
+        ),
         ('a@seed=1@dcrf=10', {'crf_iteration': 10}, 'a@seed=1@dcrf=10@train (CAM, --crf_iteration 10)'),
     ):
         write_result(f'{name}@train', 60, **more)
@@ -227,7 +215,7 @@ def test_a_mean_is_of_one_stage(in_tmp, capsys):
             assert 'outputs of different stages cannot be in one row: a@seed=0@train (CAM), ' in text
             assert part in text
         tables(capsys, 'a')  # a row for each
-        results_path(f'{name}@train', 'json').unlink()
+        result_path(f'{name}@train', 'json').unlink()
 
 
 def test_options_upstream_differ(experiment, monkeypatch, capsys):
@@ -252,8 +240,6 @@ def test_classes_side_by_side(in_tmp, capsys):
         ['mIoU', '50.50', '51.00', '+0.50'],
     ]
     assert tables(capsys, '--classes', 'b', 'b', 'b')[1][0] == ['IoU %', 'b', 'b', 'b']
-    write_result('old', 10)
-    assert 'old.json: contains no IoU per class' in fault_of(summarize, ['old', '--classes'], capsys)
 
 
 def test_options_that_differ(in_tmp, capsys):
@@ -282,18 +268,16 @@ def write_counted(name, rng, found: float, ids=20, **more):
     background, cat = counts.sum(0)
     confusion = np.array([[background[2], 0], [cat[0] - cat[2], cat[2]]])
     iou = summarize_counts(confusion, ('background', 'cat'))
-    rest = {'threshold': 0.3, 'images': ids, 'all_background_miou': 30.0, 'domain': 'train', 'experiment_name': name}
-    content = {**iou, **rest, 'confusion': confusion.tolist(), 'thresholds': [{**iou, 'threshold': 0.3}], **more}
-    results.write(
-        name, content, [f'image{i}' for i in range(ids)], [(np.arange(2), row[None]) for row in counts], seconds=1
-    )
+    by_image = [(np.arange(2), row[None]) for row in counts]
+    write_counts(name, by_image, confusion, scores=iou, **more)
     return counts
 
 
 def test_interval_over_images(in_tmp, rng, capsys):
     counts = write_counted('a@train', rng, 0.7)
-    write_result('old@train', 50, images=20)
-    table = tables(capsys, 'a@train', 'old@train')[0]
+    write_counted('b@train', rng, 0.7)
+    result_path('b@train', 'npz').unlink()
+    table = tables(capsys, 'a@train', 'b@train')[0]
     low, high = score_interval(counts)['miou']
     assert [row[4] for row in table] == ['95 %', f'{100 * low:.2f} to {100 * high:.2f}', '']
     assert low < float(table[1][3]) / 100 < high
@@ -325,13 +309,13 @@ def test_counts_that_do_not_fit_are_refused(in_tmp, rng, capsys):
     for name in ('a@train', 'b@train'):
         write_counted(name, rng, 0.6)
     assert 'different images or masks' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
-    path = results_path('b@train', 'npz')
+    path = result_path('b@train', 'npz')
     with np.load(path) as file:
         write_npz(path, **{**file, 'ids': file['ids'][::-1]})
     assert 'were scored on different images' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
-    path = results_path('a@train', 'npz')
+    path = result_path('a@train', 'npz')
     content = path.read_bytes()
-    for damaged in (results_path('b@train', 'npz').read_bytes(), b'', content[:-30]):
+    for damaged in (result_path('b@train', 'npz').read_bytes(), b'', content[:-30]):
         path.write_bytes(damaged)
         text = fault_of(summarize, ['a'], capsys)
         assert 'a@train.npz: is damaged or not of a@train.json; rerun evaluate.py' in text

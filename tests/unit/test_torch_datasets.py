@@ -8,7 +8,15 @@ import torch
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from core.data.torch_datasets import ImageDataset, MultiScaleDataset, ground_truth
+from core.data.torch_datasets import (
+    EpochSampler,
+    ImageDataset,
+    MultiScaleDataset,
+    ground_truth,
+    scored_crops,
+    tagged_images,
+    training_samples,
+)
 from core.data.transforms import Pipeline, RandomCrop, RandomFlip, TopLeftCrop, rescale
 from support import draw_image, voc_xml
 
@@ -99,6 +107,73 @@ def test_ground_truth_of_pictures_is_transformed_and_optional(dataset):
     dataset.mask_path('a').unlink()
     dataset.mask_path('b').write_bytes(b'')
     assert ground_truth(samples, 8) == [None, None]
+
+
+# Those of the trainers ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scenes(demo) -> Dataset:
+    """The drawn set: 12 images in train_aug, 6 of them in train."""
+    return open_dataset(demo / 'dataset.json', demo)
+
+
+def test_training_samples_are_augmented_crops_of_train_aug(scenes):
+    samples = training_samples(scenes, (48, 80), 32, 'pillow', 3, with_labels=True)
+    assert (samples.ids, samples.domain) == (scenes.ids('train_aug'), 'train_aug')
+    assert np.array_equal(samples.labels, scenes.read_all_labels(samples.ids))
+    assert samples[0, 1].keys() == {'images', 'labels'}
+    first, again, later = samples[0, 1]['images'], samples[0, 1]['images'], samples[1, 1]['images']
+    assert first.pixels.shape == (32, 32, 3)
+    assert torch.equal(first.pixels, again.pixels) and not torch.equal(first.pixels, later.pixels)
+    masked = training_samples(scenes, (48, 80), 32, 'pillow', 3, read_mask=scenes.read_mask, mask_size=8)
+    assert masked.labels is None
+    assert torch.equal(masked[0, 1]['images'].pixels, first.pixels)
+    assert masked[0, 1]['masks'].shape == (8, 8)
+
+
+def test_scored_crops_are_those_with_masks(scenes):
+    samples = scored_crops(scenes, 'train', 48, with_labels=True, mask_stride=4)
+    assert (samples.ids, samples.domain) == (scenes.ids('train'), 'train')
+    assert np.array_equal(samples.labels, scenes.read_all_labels(samples.ids))
+    assert np.array_equal(samples[0]['masks'], scenes.read_mask(samples.ids[0])[:48:4, :48:4])
+    assert scored_crops(scenes, 'train', 48).labels is None
+    small = scored_crops(scenes, 'train', 64, mask_size=16)
+    assert small[0]['masks'].shape == (16, 16)
+
+
+@pytest.mark.parametrize('count, chosen', [(1, [0]), (2, [0, 3]), (4, [0, 1, 3, 4]), (6, range(6)), (9, range(6))])
+def test_scored_crops_of_a_longer_list_are_evenly_spaced(scenes, count, chosen):
+    ids = scenes.ids('train')
+    assert scored_crops(scenes, 'train', 48, count=count).ids == [ids[i] for i in chosen]
+
+
+def test_tagged_images_are_whole_and_square(scenes):
+    samples = tagged_images(scenes, 32, 'pillow')
+    domain, ids, labels = scenes.scored_labels()
+    assert (samples.domain, samples.ids) == (domain, ids)
+    assert np.array_equal(samples.labels, labels)
+    assert samples[0]['images'].pixels.shape == (32, 32, 3)
+    assert torch.equal(samples[0]['images'].pixels, samples[5, 0]['images'].pixels)
+
+
+@pytest.mark.parametrize('skip', [0, 8])
+def test_processes_share_every_batch_of_an_epoch(skip):
+    """In the order of one process, without the incomplete last batch; also when an epoch is resumed."""
+
+    def keys(rank, count):
+        sampler = EpochSampler(18, 3, 4, rank, count)
+        sampler.start(5, skip)
+        return list(sampler)
+
+    alone = keys(0, 1)
+    assert len(alone) == 18 - skip and all(epoch == 5 for epoch, _ in alone)
+    shares = [keys(rank, 2) for rank in range(2)]
+    batches = [share[i : i + 2] for i in range(0, len(shares[0]), 2) for share in shares]
+    assert sum(batches, []) == alone[: 16 - skip]
+
+
+# Inference ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('backend', ['pillow', 'torch'])

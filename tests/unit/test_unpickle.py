@@ -14,7 +14,7 @@ import torch
 
 from core import UserError
 from support import Call
-from util.unpickle import read_arrays
+from tools.importing.unpickle import read_arrays
 
 MAPS = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
 KEYS = np.array([0, 3, 20])

@@ -13,7 +13,7 @@ from core.models.backbones import BACKBONES, Backbone, build_backbone
 from core.models.classifier import Classifier
 from core.models.resnest import ResNeSt
 from core.models.weights import load_weights, read_state_dict
-from util.checkpoint import save_model
+from util.training.models import save_model
 
 NARROW = 'resnest14_narrow'
 META = {'architecture': NARROW, 'epoch': 3}

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from util import artifacts, flags, results
+from tools.reporting import find
+from util import flags
+from util.store import formats
+from util.store.fingerprints import read_args
 
 # Kinds of steps in the order of the stages; those that are not listed come after them.
 ORDER = ('classifier', 'CAM', 'affinity label', 'AffinityNet', 'edge map', 'random-walk CAM', 'pseudo-label')
-NOT_SCORED = (artifacts.AFFINITY_LABEL, artifacts.EDGE)
+NOT_SCORED = (formats.AFFINITY_LABEL, formats.EDGE)
 
 
 class Entry(NamedTuple):
@@ -37,7 +40,7 @@ class Entry(NamedTuple):
     def is_stale(self) -> bool:
         """Whether the folder was made with other settings than what was scored, as far as both are recorded."""
         scored = (self.scores.get('made_with') or {}).get('fingerprint')
-        found = artifacts.read_args(artifacts.PREDICTIONS / self.folder).get('fingerprint')
+        found = read_args(formats.PREDICTIONS / self.folder).get('fingerprint')
         return None not in (scored, found) and scored != found
 
     def on_list_of(self, dataset: Dataset) -> 'Entry':
@@ -52,22 +55,22 @@ def find_entries(rows: list[str]) -> list[Entry]:
     for row in rows or ['*']:
         title, _, name = (part.strip() for part in row.rpartition('|'))
         for folder, domain, result in find_outputs(name):
-            kind = artifacts.format_of(folder).title
+            kind = result['format'] if result else find.format_of(formats.PREDICTIONS / folder).title
             entry = Entry(title, folder, kind, domain, result)
             found.setdefault((folder, domain, entry.crf), entry)
     if not found:
-        raise UserError(f'{artifacts.EXPERIMENTS} contains neither results nor output folders; run the stages first')
+        raise UserError(f'{formats.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
-    results.check_comparable([entry.result for entry in entries if entry.result], 'data sets', 'classes')
+    find.check_comparable([entry.result for entry in entries if entry.result], 'data sets', 'classes')
     return entries
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     """Return (folder, list, result or None) of the results and the other output folders that a name means."""
-    folders = sorted(path.name for path in artifacts.PREDICTIONS.glob('[!.]*') if path.is_dir())
+    folders = sorted(path.name for path in formats.PREDICTIONS.glob('[!.]*') if path.is_dir())
     others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
     try:
-        scored = results.find(name)
+        scored = find.find(name)
     except UserError:
         if not others and name != '*':
             raise
@@ -75,8 +78,9 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     found = [(result['experiment_name'], result['domain'], result) for result in scored]
     known = {folder for folder, *_ in found}
     for folder in others:
-        domain = artifacts.read_args(artifacts.PREDICTIONS / folder).get('options', {}).get('domain')
-        if folder not in known and domain and artifacts.format_of(folder) not in NOT_SCORED:
+        domain = read_args(formats.PREDICTIONS / folder).get('options', {}).get('domain')
+        kind = find.format_of(formats.PREDICTIONS / folder)
+        if folder not in known and domain and kind not in (None, *NOT_SCORED):
             found.append((folder, domain, None))
     return found
 
@@ -99,7 +103,7 @@ def name_entries(entries: list[Entry]) -> list[Entry]:
 
 def short_title(kind: str, folder: str, crf: str = '') -> str:
     """Return the kind of a folder and the tag of the run that it is named after."""
-    tags = (path.stem for path in (artifacts.EXPERIMENTS / 'data').glob('*.json'))
+    tags = (path.stem for path in (formats.EXPERIMENTS / 'data').glob('*.json'))
     tag = max((tag for tag in tags if folder.startswith(f'{tag}@')), key=len, default=folder)
     return f'{kind}{crf}: {tag}'
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from argparse import Namespace
 
 import cv2
 import numpy as np
@@ -10,10 +9,10 @@ from PIL import Image
 
 from core.data.dataset import Dataset
 from core.metrics import mean_scores
-from tools.reporting import panels
+from tools.reporting import find, panels
 from tools.reporting.entries import Entry, short_title, stage_number
-from util import artifacts
-from util.provenance import Step
+from tools.reporting.provenance import Step
+from util.store import formats
 
 SIDE = 320  # longer side of the pictures, in pixels
 
@@ -23,15 +22,15 @@ def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]
     sources = []
     folders = [step for step in steps if not step.is_run and step.path.is_dir()]
     for step in sorted(folders, key=lambda step: stage_number(step.kind)):
-        if step.kind == artifacts.RANDOM_WALK.title and step.options:
-            edges = artifacts.PREDICTIONS / artifacts.folder_name(artifacts.EDGE, Namespace(**step.options))
+        if step.kind == formats.RANDOM_WALK.title and step.options:
+            edges = formats.PREDICTIONS / formats.folder_name(formats.EDGE, step.options, {})
             if edges.is_dir():
-                kind = artifacts.EDGE.title
-                sources.append(panels.Source(short_title(kind, edges.name), kind, edges, {}))
+                title = short_title(formats.EDGE.title, edges.name)
+                sources.append(panels.Source(title, formats.EDGE, edges, {}))
         own = [entry for entry in entries if entry.folder == step.name and not entry.crf]
         thresholds = {entry.domain: entry.result['threshold'] for entry in own if entry.result}
         title = own[0].title if own else short_title(step.kind, step.name)
-        sources.append(panels.Source(title, step.kind, step.path, thresholds))
+        sources.append(panels.Source(title, find.format_of(step.path), step.path, thresholds))
     return sources
 
 

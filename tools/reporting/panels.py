@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 
 from core import IGNORE, UserError
+from core.data import drawing
 from core.data.dataset import Dataset
 from core.maps import strided_size, threshold_cams, upsample_rw
-from util import artifacts, visualize
+from util.store import arrays, formats
 
-MAPS = {'hr_cam': artifacts.CAM.title, 'rw': artifacts.RANDOM_WALK.title}
+MAPS = {'hr_cam': formats.CAM.title, 'rw': formats.RANDOM_WALK.title}
 # Colours of the errors of a label map, distinguishable for colour-blind people.
 MISSED, SURPLUS, CONFUSED, UNSCORED = (0, 114, 178), (230, 159, 0), (204, 51, 119), (128, 128, 128)
 ERRORS = {'missed': MISSED, 'too much': SURPLUS, 'wrong class': CONFUSED, 'not scored': UNSCORED}
@@ -32,7 +33,7 @@ class Source(NamedTuple):
     """A folder whose maps are shown."""
 
     title: str  # '' to name each panel after its output
-    kind: str  # of label maps, which do not say it themselves
+    kind: formats.Format | None  # of label maps, which do not say it themselves; None for those of tools.predict
     path: Path
     thresholds: dict[str, float | None]  # by list, where it was scored: the threshold of its maps
 
@@ -65,20 +66,19 @@ def read_outputs(dataset: Dataset, source: Source, image_id: str, size: tuple[in
     Raises UserError naming a file that cannot be read.
     """
     maps, label = (source.path / f'{image_id}{suffix}' for suffix in ('.npz', '.png'))
-    names = artifacts.maps_inside(maps) if maps.is_file() else []
+    names = arrays.names_inside(maps) if maps.is_file() else []
     outputs = []
     for name in MAPS:
         if name in names:
             expected = strided_size(size) if name == 'rw' else size
-            outputs.append(Output(MAPS[name], *artifacts.read_maps(maps, name, dataset.num_classes, expected)))
+            outputs.append(Output(MAPS[name], *arrays.read_maps(maps, name, dataset.num_classes, expected)))
     if 'edge' in names:
-        outputs.append(Output(artifacts.EDGE.title, edge=artifacts.read_edge(maps, strided_size(size))))
+        outputs.append(Output(formats.EDGE.title, edge=arrays.read_edge(maps, strided_size(size))))
     if label.is_file():
-        # The name of a folder of tools.predict announces CAMs, because it announces nothing.
-        title = artifacts.PREDICTION.title if source.kind == artifacts.CAM.title else source.kind
-        outputs.append(Output(title, label=dataset.read_label_map(label, size)))
+        kind = source.kind or formats.PREDICTION
+        outputs.append(Output(kind.title, label=dataset.read_label_map(label, size)))
     if maps.is_file() and not outputs:
-        raise UserError(f'{maps}: contains none of {", ".join((*MAPS, "edge"))}{artifacts.REPAIR}')
+        raise UserError(f'{maps}: contains none of {", ".join((*MAPS, "edge"))}{arrays.REPAIR}')
     return outputs
 
 
@@ -87,12 +87,12 @@ def draw_output(title: str, output: Output, palette: np.ndarray) -> list[Panel]:
     if output.label is not None:
         return [draw_label(title, output.label, palette)]
     if output.edge is not None:
-        return [Panel(title, visualize.heatmap_layer(output.edge))]
+        return [Panel(title, drawing.heatmap_layer(output.edge))]
     panels = []
     for key, scores in zip(output.keys[1:].tolist(), output.maps, strict=True):
         if output.title != MAPS['rw']:  # which are small already
             scores = cv2.resize(scores, strided_size(scores.shape)[::-1], interpolation=cv2.INTER_AREA)
-        panels.append(Panel(title, visualize.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
+        panels.append(Panel(title, drawing.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
     return panels or [Panel(title, note='no class')]
 
 
@@ -101,7 +101,7 @@ def draw_label(title: str, label: np.ndarray, palette: np.ndarray) -> Panel:
     classes = np.unique(label).tolist()
     unsure = f'{100 * np.mean(label == IGNORE):.0f} % ignored' if IGNORE in classes else ''
     shown = tuple(index for index in classes if index not in (0, IGNORE)) or (0,)
-    return Panel(title, visualize.mask_layer(label, palette), shown, unsure)
+    return Panel(title, drawing.mask_layer(label, palette), shown, unsure)
 
 
 def draw_errors(title: str, label: np.ndarray, mask: np.ndarray) -> Panel:
@@ -138,7 +138,7 @@ def draw_image(
             title = f'{title}: {output.title}' if source.title and len(outputs) > 1 else title
             drawn += [(index, panel) for panel in draw_output(title, output, dataset.palette)]
             if output.label is not None:
-                is_scored = source.kind != artifacts.AFFINITY_LABEL.title
+                is_scored = source.kind != formats.AFFINITY_LABEL
             else:
                 is_scored = output.maps is not None and source.thresholds.get(domain) is not None
             if mask is not None and is_scored:

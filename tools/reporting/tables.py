@@ -6,7 +6,8 @@ from core.data.entries import read_json
 from core.intervals import difference_interval, score_interval
 from core.metrics import ERROR_SHARES, error_shares
 from tools.reporting.entries import stage_number
-from util import flags, results
+from util import flags
+from util.store import results
 
 MOST_COMPARED = 12  # outputs whose differences are tabulated: 66 pairs
 PUBLISHED = flags.REPOSITORY / 'data' / 'published.json'

@@ -1,0 +1,52 @@
+"""Label maps from CAMs: confident affinity labels (stage 3) and pseudo-labels (stage 6), both refined by a dense CRF.
+
+No torch: these stages fork (docs/architecture.md).
+"""
+
+import numpy as np
+
+from core import IGNORE
+from core.crf import crf_from_label, crf_from_labels
+from core.maps import threshold_cams
+
+FG_THRESHOLD, BG_THRESHOLD = 0.40, 0.10  # published, of affinity labels
+PSEUDO_THRESHOLD = 0.35  # published, of random-walk CAMs
+
+
+def affinity_label(
+    image: np.ndarray,
+    keys: np.ndarray,
+    maps: np.ndarray,
+    fg_threshold: float = FG_THRESHOLD,
+    bg_threshold: float = BG_THRESHOLD,
+    iterations: int = 10,
+    **crf,
+) -> np.ndarray:
+    """Return the affinity label (h, w): a class, background 0, or 255 where the maps are not sure of either.
+
+    image (h, w, 3) uint8, maps (K, h, w) of the classes keys[1:]; `crf` are options of core.crf.crf_from_labels.
+    Source: IRNet, section 3.2; docs/method.md, "Affinity labels".
+    """
+    thresholded = [threshold_cams(maps, threshold) for threshold in (fg_threshold, bg_threshold)]
+    fg, bg = crf_from_labels(image, thresholded, len(keys), iterations, **crf)
+
+    # Foreground above the high threshold, background below the low one, ignore in between.
+    label = keys[fg]
+    label[(fg == 0) & (bg != 0)] = IGNORE
+    return label
+
+
+def pseudo_label(
+    image: np.ndarray,
+    keys: np.ndarray,
+    maps: np.ndarray,
+    threshold: float = PSEUDO_THRESHOLD,
+    iterations: int = 1,
+    **crf,
+) -> np.ndarray:
+    """Return the pseudo-label (h, w) of an image (h, w, 3) from maps (K, h, w) of the classes keys[1:].
+
+    `crf` are options of core.crf.crf_from_label.
+    """
+    label = threshold_cams(maps, threshold)
+    return keys[crf_from_label(image, label, len(keys), iterations, **crf)]

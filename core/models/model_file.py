@@ -1,0 +1,116 @@
+"""Model files: what trained networks are, with their weights, read without unpickling code.
+
+A file holds {'model': state dict, 'meta': metadata}; files of other programs have a state dict alone.
+"""
+
+from collections.abc import Collection
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from core import UserError
+from core.data.dataset import Dataset
+from core.models.segmenters import SEGMENTERS
+from core.models.weights import IMPORT, PUBLISHED, read_state_dict
+
+# The stage that trains each network.
+TRAINERS = {'Classifier': 'train_classification_with_puzzle.py', 'AffinityNet': 'train_affinitynet.py'}
+TRAINERS |= dict.fromkeys(SEGMENTERS, 'train_segmentation.py')
+
+# What a flag that describes a network says of it. Stages 2 and 5 know the network, so --architecture is its backbone.
+ENTRIES = {'architecture': 'network', 'backbone': 'backbone', 'mode': 'mode', 'use_gn': 'use_gn'}
+# The published values, where neither flag nor file says more: `mode` does not affect inference, and all files of
+# DeepLabv3+ with metadata have `use_gn`.
+UNRECORDED = {'mode': 'fix', 'use_gn': True}
+
+
+class ModelFile:
+    """A model file: state dict and metadata, {} for a bare state dict.
+
+    Raises UserError naming the file if it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.state, self.meta, self.form = read_state_dict(path)
+        if self.form == PUBLISHED:
+            raise UserError(f'{path}: is {PUBLISHED}: {IMPORT}')
+        for entry, is_valid in _VALID.items():
+            if entry in self.meta and not is_valid(self.meta[entry]):
+                raise UserError(f'{path}: its metadata is damaged ({entry}: {str(self.meta[entry])[:40]!r})')
+
+    def check_network(self, networks: Collection[str]) -> None:
+        """Raise UserError if the file contains another network than these; files without metadata pass."""
+        network = self.meta.get('network')
+        if network is not None and network not in networks:
+            raise UserError(f'{self.path}: contains {network}: pass a model of {TRAINERS[next(iter(networks))]}')
+
+    def check_classes(self, dataset: Dataset) -> None:
+        """Raise UserError naming the first class that differs from the data set's in name or order."""
+        pairs = zip_longest(dataset.class_names, self.meta.get('classes', dataset.class_names))
+        for number, (ours, theirs) in enumerate(pairs, 1):
+            if ours != theirs:
+                has = f'class {number} is {ours!r}' if ours else f'has no class {number}'
+                expects = f'{self.path} expects {theirs!r}' if theirs else f'{self.path} does not know it'
+                raise UserError(f'of "{dataset.name}": {has}; {expects}', option='dataset')
+
+    def resolve(self, dataset: Dataset, networks: Collection[str], **given: object) -> dict:
+        """Return the metadata to build the network from, completed by flags.
+
+        given: the values of the flags that describe the network (ENTRIES), None for those that were not passed. Raises
+        UserError if the file is not of these networks, a flag contradicts it, neither says what is needed, or the data
+        set has other classes.
+        """
+        self.check_network(networks)
+        self.check_classes(dataset)
+        meta = {'classes': dataset.class_names, **self.meta}
+        entries = ENTRIES
+        if len(networks) == 1:
+            meta.setdefault('network', *networks)
+            entries = {'architecture': 'backbone'}
+        for flag, value in given.items():
+            entry = entries[flag]
+            known = meta.get(entry)
+            if None not in (value, known) and value != known:
+                known = known if isinstance(known, str) else f'--{flag} {known}'
+                raise UserError(f'--{flag} {value}: {self.path} was trained with {known}')
+            meta[entry] = next((found for found in (known, value) if found is not None), UNRECORDED.get(entry))
+        missing = ' and '.join(f'--{flag}' for flag in given if meta[entries[flag]] is None)
+        if missing:
+            raise UserError(f'{self.path}: is {self.form} without metadata: pass {missing}')
+        return meta
+
+    def load(self, network: nn.Module) -> None:
+        """Load the weights into a network. Raises UserError naming the file if they do not fit."""
+        try:
+            network.load_state_dict(self.state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1:2] or [str(error)]
+            name = type(network).__name__
+            raise UserError(f'{self.path} ({self.form}): does not fit {name}: {reason[0].strip()[:200]}') from None
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+def _are_colours(value: object) -> bool:
+    try:
+        colours = np.array(value)
+        return colours.dtype.kind == 'i' and colours.shape[1:] == (3,) and 0 <= colours.min() <= colours.max() <= 255
+    except (ValueError, TypeError):
+        return False
+
+
+# Entries of the metadata that are used, and what they must be.
+_VALID = {
+    'network': lambda value: isinstance(value, str),
+    'backbone': lambda value: isinstance(value, str),
+    'mode': lambda value: value in ('normal', 'fix'),
+    'use_gn': lambda value: isinstance(value, bool),
+    'image_size': lambda value: isinstance(value, int) and value > 0,
+    'classes': _are_names,
+    'palette': _are_colours,
+}

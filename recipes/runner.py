@@ -1,0 +1,79 @@
+"""What the recipes share that run many trainings: the drawn scenes, runs side by side, tables at the end."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from core import UserError
+from util import script
+from util.store import formats
+from util.store.files import make_folder, write_json
+
+DRAWN = 'experiments/demo'
+
+
+def draw_command(folder):
+    """Return the command that draws the quickstart's scenes."""
+    return ['-m', 'tools.make_demo_data', '--out', str(folder), '--seed', '0']
+
+
+def draw_scenes(folder):
+    """Draw the scenes if needed, and write few.json: the 300 scored ones, as if there were no others to train on."""
+    if not (folder / 'dataset.json').is_file():
+        execute(draw_command(folder))
+    content = json.loads((folder / 'dataset.json').read_text())
+    content['lists']['train_aug'] = content['lists']['train']
+    write_json(folder / 'few.json', content)
+
+
+def execute(command, started=None, **options):
+    """Run a command with this interpreter. Raises UserError if it fails; `started` collects the processes."""
+    environment = {'OMP_NUM_THREADS': '1', **os.environ}
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, env=environment, **options)
+    if started is not None:
+        started.append(process)
+    if process.wait():
+        raise UserError(f'{command[1] if command[0] == "-m" else command[0]} failed')
+
+
+def execute_run(tag, commands, started):
+    """Run the commands of a run up to the first that fails; return whether all succeeded."""
+    log = formats.EXPERIMENTS / 'logs' / f'{tag}.out'
+    make_folder(log.parent)
+    with log.open('w') as file:
+        for command in commands:
+            try:
+                execute(command, started, stdout=file, stderr=subprocess.STDOUT)
+            except UserError as error:
+                print(f'{tag}: {error}: see {log}', file=sys.stderr, flush=True)
+                return False
+    return True
+
+
+def execute_runs(runs, jobs):
+    """Execute runs, `jobs` at a time; return the number that failed. Stop the stages if this program is stopped."""
+    started = []
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            succeeded = pool.map(lambda tag: execute_run(tag, runs[tag], started), runs)
+            return sum(not success for success in script.progress(succeeded, 'runs', len(runs)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.terminate()
+            raise
+
+
+def execute_summaries(summaries):
+    """Print the tables and draw the pictures {title: command}; return the number that failed."""
+    failed = 0
+    for title, command in summaries.items():
+        print(f'\n{title}', flush=True)
+        try:
+            execute(command)
+        except UserError as error:
+            failed += 1
+            print(error, file=sys.stderr, flush=True)
+    return failed

@@ -1,0 +1,266 @@
+"""Creating and resuming an output folder: what it records, what it refuses, and who may write it."""
+
+import json
+import os
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+from core import UserError
+from support.folders import ARGS, CAMS, FOLDER, IDS, LabelMaps, args_json, created, fill
+from support.programs import held, refusal
+from util.store import create as module
+from util.store.files import write_json
+from util.store.fingerprints import read_args
+from util.store.folders import open_folder
+from util.store.formats import CAM, EDGE, PREDICTION
+
+CLASSES = list(LabelMaps.class_names)
+
+
+def test_folder_records_options_inputs_and_versions(in_tmp, capsys):
+    with created() as folder:
+        assert (folder.path, folder.missing) == (FOLDER, {'a', 'b'})
+        record = args_json()
+        assert record['format'] == 'CAM'
+        assert record['options'] == ARGS
+        assert record['fingerprint'] == {'tag': 'x', 'scales': '1.0', 'alpha': 4.0, 'classes': CLASSES, 'model': '1234'}
+        assert record['versions']['numpy'] == np.__version__
+        assert record['history'] == []
+        assert read_args(folder.path) == record
+        fill(folder)
+    assert capsys.readouterr().out == f'2 CAMs in {FOLDER}, 2 of them new\n'
+    opened = open_folder(CAM, FOLDER.name, '--flag', LabelMaps(), IDS)
+    assert opened.path == FOLDER
+    assert opened.fingerprint == folder.fingerprint
+    assert read_args(in_tmp) == {}
+
+
+def test_same_command_resumes(in_tmp):
+    with created() as folder:
+        fill(folder, ['b'])
+    before = (FOLDER / 'args.json').read_bytes()
+    with created() as folder:
+        assert folder.missing == {'a'}
+    assert (FOLDER / 'args.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('with_args', [True, False])
+def test_folder_without_outputs_protects_nothing(in_tmp, with_args):
+    with created():
+        pass
+    if not with_args:
+        (FOLDER / 'args.json').unlink()
+    with created(alpha=1.0, inputs={'model': 'another'}) as folder:
+        assert folder.missing == {'a', 'b'}
+    settings = {'tag': 'x', 'scales': '1.0', 'alpha': 1.0, 'classes': CLASSES, 'model': 'another'}
+    assert args_json()['fingerprint'] == settings
+    assert args_json()['history'] == []
+
+
+@pytest.mark.parametrize('damage', ['{', '[]', '{"fingerprint": 1}', '{"history": []}'])
+def test_damaged_args_without_outputs_are_replaced_and_with_outputs_refused(in_tmp, damage):
+    with created():
+        pass
+    (FOLDER / 'args.json').write_text(damage)
+    with created() as folder:
+        fill(folder)
+    assert args_json()['options'] == ARGS
+    (FOLDER / 'args.json').write_text(damage)
+    with pytest.raises(UserError, match='contains files but no valid args.json.*pass --overwrite') as error, created():
+        pass
+    assert '\n' not in str(error.value)
+    assert (FOLDER / 'args.json').read_text() == damage
+
+
+@pytest.mark.parametrize(
+    'changes, inputs, line',
+    [
+        ({'alpha': 1.0}, None, 'alpha: 4.0, requested 1.0'),
+        ({}, {'model': '5678'}, 'model: 1234, requested 5678'),
+        ({'alpha': 1.0}, {'model': '5678'}, 'alpha: 4.0, requested 1.0; model: 1234, requested 5678'),
+        ({'new_option': 3}, None, 'new_option: None, requested 3'),
+        ({}, {'model': '1' * 64}, f'model: 1234, requested {"1" * 12}...'),
+    ],
+)
+def test_outputs_of_other_settings_are_refused(in_tmp, changes, inputs, line):
+    with created() as folder:
+        fill(folder, ['a'])
+    before = {path: path.read_bytes() for path in FOLDER.iterdir()}
+    with pytest.raises(UserError) as error, created(inputs=inputs, **changes):
+        pass
+    assert str(error.value) == (
+        f'{FOLDER} exists with different settings ({line}): pass --overwrite to regenerate it, or another name'
+    )
+    assert {path: path.read_bytes() for path in FOLDER.iterdir()} == before
+    with created(inputs=inputs, **changes, overwrite=True) as folder:
+        assert folder.missing == {'a', 'b'}
+    assert args_json()['history'] == []
+
+
+def test_other_batch_size_and_device_resume_and_are_recorded(in_tmp):
+    with created() as folder:
+        fill(folder, ['a'])
+    first = args_json()
+    with created(batch_size=8) as folder:
+        assert folder.missing == {'b'}
+    with created(batch_size=8, device='cuda:1') as folder:
+        assert folder.missing == {'b'}
+    record = args_json()
+    assert record['options'] == {**ARGS, 'batch_size': 8, 'device': 'cuda:1'}
+    assert record['fingerprint'] == first['fingerprint']
+    assert record['history'] == [
+        {'options': ARGS, 'versions': first['versions']},
+        {'options': {**ARGS, 'batch_size': 8}, 'versions': first['versions']},
+    ]
+
+
+def test_other_versions_resume_and_are_recorded(in_tmp, monkeypatch):
+    with created() as folder:
+        fill(folder, ['a'])
+    old = args_json()['versions']
+    monkeypatch.setattr(module, 'versions', lambda: {'code': 'later'})
+    with created() as folder:
+        assert folder.missing == {'b'}
+    assert args_json()['versions'] == {'code': 'later'}
+    assert args_json()['history'] == [{'options': ARGS, 'versions': old}]
+
+
+def test_seconds_are_summed_over_the_commands_that_wrote(in_tmp, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, 'monotonic', lambda: now[0])
+
+    def work(seconds, ids, fails=False, **changes):
+        try:
+            with created(**changes) as folder:
+                now[0] += seconds
+                fill(folder, ids)
+                if fails:
+                    raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        return args_json()['seconds']
+
+    assert work(5, []) == 0
+    assert work(5, ['a']) == 5
+    assert work(1.5, ['b'], fails=True) == 6.5
+    before = (FOLDER / 'args.json').read_bytes()
+    monkeypatch.setattr(module, 'versions', lambda: {'code': 'later'})
+    assert work(7, [], num_workers=9) == 6.5
+    assert (FOLDER / 'args.json').read_bytes() == before  # a command that writes nothing leaves no trace
+    (FOLDER / 'b.npz').unlink()
+    assert work(2, ['b'], num_workers=9) == 8.5
+    assert work(4, IDS, overwrite=True) == 4
+
+
+def test_options_that_an_output_does_not_use_share_its_folder(in_tmp):
+    options = {'model_name': 'M', 'cam_dir': 'C', 'beta': 10, 'exp_times': 8, 'image_size': 64}
+    with created(EDGE, **options) as folder:
+        for image_id in IDS:
+            folder.write_edge(image_id, CAMS[0])
+    with created(EDGE, **{**options, 'cam_dir': 'D', 'beta': 5, 'exp_times': 2}) as folder:
+        assert folder.missing == set()
+    with pytest.raises(UserError, match='image_size: 64, requested 32'), created(EDGE, **{**options, 'image_size': 32}):
+        pass
+
+
+def test_outputs_of_another_format_are_refused(in_tmp):
+    """The name of an edge folder could be that of a random walk by a chosen tag."""
+    with created() as folder:
+        fill(folder)
+    content = {**args_json(), 'format': EDGE.title}
+    write_json(FOLDER / 'args.json', content)
+    with pytest.raises(UserError) as error, created():
+        pass
+    assert str(error.value) == f'{FOLDER} contains edge maps: pass --overwrite to replace them, or another name'
+    assert args_json() == content
+    with created(overwrite=True) as folder:
+        assert folder.missing == {'a', 'b'}
+        assert args_json()['format'] == CAM.title
+
+
+def test_outputs_without_args_are_refused(in_tmp):
+    with created() as folder:
+        fill(folder)
+    (FOLDER / 'args.json').unlink()
+    with pytest.raises(UserError, match='contains files but no valid args.json'), created():
+        pass
+    with created(overwrite=True) as folder:
+        assert folder.missing == {'a', 'b'}
+
+
+def test_overwrite_removes_outputs_and_keeps_other_files(in_tmp):
+    with created(ids=['a', 'b', 'unlisted']) as folder:
+        fill(folder, folder.ids)
+    (FOLDER / 'notes.txt').write_text('mine')
+    with created(overwrite=True) as folder:
+        assert folder.missing == {'a', 'b'}
+        assert {path.name for path in FOLDER.glob('*')} - {'.lock', '.lock.json'} == {
+            'args.json',
+            'inputs.json',
+            'notes.txt',
+        }
+
+
+@pytest.mark.parametrize('kind', [CAM, PREDICTION])
+def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
+    options = {'iteration': 1, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10'}
+    create = partial(created, kind, ['a', 'b', 'c'], **options)
+    with create() as folder:
+        if kind is CAM:
+            fill(folder, IDS)
+        else:
+            for image_id in IDS:
+                folder.write_label(image_id, np.full((4, 5), 20, np.uint8))
+    path = folder.file('b')
+    path.write_bytes(path.read_bytes()[:50])
+    with create() as folder:
+        assert folder.missing == {'c'}  # existing files are not read
+    capsys.readouterr()
+    with create(repair=True) as folder:
+        assert folder.missing == {'b', 'c'}
+    line, summary = capsys.readouterr().out.splitlines()
+    assert line.startswith(f'regenerating: {path}: ')
+    assert summary == f'3 {kind.title}s in {folder.path}, 2 of them new'
+
+
+def test_leftovers_of_killed_writers_are_removed(in_tmp):
+    with created() as folder:
+        fill(folder)
+    leftovers = [FOLDER / f'.0123456789abcdef.{pid}.tmp' for pid in (12, 1234567)]
+    others = [FOLDER / 'notes.tmp', FOLDER / '.hidden']
+    for path in [*leftovers, *others]:
+        path.write_bytes(b'half')
+    with created() as folder:
+        assert folder.missing == set()
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.exists() for path in others)
+
+
+def test_name_of_the_output_folder_that_is_too_long_is_refused(in_tmp):
+    with pytest.raises(UserError, match='the name of the output folder: t+... would have 264 bytes'):
+        with created(tag='t' * 248):
+            pass
+    assert not list(in_tmp.iterdir())
+    with created(tag='t' * 239) as folder:
+        assert len(folder.path.name) == 255
+
+
+def test_second_writer_is_refused_until_the_first_is_gone(in_tmp):
+    with created() as folder:
+        fill(folder, ['a'])
+    before = {path: path.read_bytes() for path in FOLDER.glob('*')}
+    with held(FOLDER / '.lock') as process:
+        for overwrite in (False, True):
+            with pytest.raises(UserError) as error, created(overwrite=overwrite):
+                pass
+            assert re.fullmatch(refusal(FOLDER, process), str(error.value))
+        assert {path: before[path] for path in before} == {path: path.read_bytes() for path in before}
+        process.kill()
+        process.wait()
+        with created() as folder:
+            assert folder.missing == {'b'}
+            assert json.loads((FOLDER / '.lock.json').read_text())['pid'] == os.getpid()
+    assert not (FOLDER / '.lock.json').exists()

@@ -1,0 +1,162 @@
+"""Results of evaluate.py: read, found by name, and which may be in one table. test_summarize.py has the error lines."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from core import UserError
+from core.metrics import class_counts, drop_absent
+from support.results import write_counts, write_result
+from tools.reporting import find
+from util.store.arrays import write_npz
+from util.store.files import write_json
+from util.store.formats import FORMATS, result_path
+
+CLASSES, THRESHOLDS = 300, (0.2, 0.25)  # more classes than fit into a byte
+
+
+def write_random(rng, thresholds=THRESHOLDS, images=5, largest=70_000) -> np.ndarray:
+    """Write a result at the last threshold. Each image has a few classes, the last one none; return all counts."""
+    confusion = np.zeros((images, len(thresholds), CLASSES, CLASSES), np.int64)
+    for image in confusion[:-1]:
+        there = np.append(rng.choice(CLASSES - 1, 3, replace=False), CLASSES - 1)
+        image[:, there[:, None], there] = rng.integers(0, largest, (len(thresholds), 4, 4))
+    by_image = [(classes, class_counts(counts)) for classes, counts in map(drop_absent, confusion)]
+    write_counts('a', by_image, confusion.sum(0)[-1], thresholds)
+    return class_counts(confusion)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_read(in_tmp):
+    write_result('a@train', 50)
+    result = find.read(result_path('a@train'))
+    content = json.loads(result_path('a@train').read_text())
+    more = {'name': 'a@train', 'path': result_path('a@train'), 'sweep': {0.3: 50, 0.2: 47}}
+    assert result == {**content, **more}
+    assert find.read_counts(result) is None
+
+
+@pytest.mark.parametrize('thresholds', [THRESHOLDS, (0.3,), (None,)])
+def test_counts_of_the_threshold_are_read(in_tmp, rng, thresholds):
+    expected = write_random(rng, thresholds)[:, -1]
+    (result,) = find.find('a')
+    ids, counts = find.read_counts(result)
+    assert ids == ['image0', 'image1', 'image2', 'image3', 'image4']
+    assert counts.shape == (5, CLASSES, 3)
+    assert counts.dtype == np.uint32
+    assert np.array_equal(counts, expected)
+    assert expected.any((1, 2)).tolist() == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'ids': np.array(['image0'])},
+        {'images': np.full(16, 5)},
+        {'classes': np.full(16, CLASSES)},
+        {'classes': np.zeros(16)},
+        {'counts': np.zeros((16, 1, 3), int)},
+        {'counts': np.ones((16, 2, 3), int)},
+        {'thresholds': np.array([0.2, 0.3])},
+        {'counts': None},
+    ],
+)
+def test_damaged_counts_are_named(in_tmp, rng, change):
+    write_random(rng)
+    path = result_path('a', 'npz')
+    with np.load(path) as file:
+        arrays = {**file, **change}
+    write_npz(path, **{name: array for name, array in arrays.items() if array is not None})
+    (result,) = find.find('a')
+    with pytest.raises(UserError, match='results/a.npz: is damaged or not of a.json; rerun evaluate.py'):
+        find.read_counts(result)
+
+
+def test_a_folder_says_its_format(in_tmp):
+    for title, kind in FORMATS.items():
+        write_json(in_tmp / 'args.json', {'format': title})
+        assert find.format_of(in_tmp) is kind
+    for content in ('{}', '{', '{"format": "something"}', '{"format": null}'):
+        (in_tmp / 'args.json').write_text(content)
+        assert find.format_of(in_tmp) is None
+    assert find.format_of(in_tmp / 'missing') is None
+
+
+# Comparing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_is_an_option_or_in_the_name():
+    for name, options, seed in (
+        ('a@seed=7@train', {}, 7),
+        ('seed=7', {}, 7),
+        ('a@seed=7', {'seed': 3}, 3),
+        ('a', {'seed': 0}, 0),
+    ):
+        assert find.seed_of({'name': name, 'made_with': {'options': options}}) == seed
+    for name in ('a', 'a@seed=x', 'aseed=7'):
+        with pytest.raises(UserError, match=f'^{name}: its seed is unknown'):
+            find.seed_of({'name': name, 'made_with': {}})
+
+
+def test_results_are_compared_by_what_is_asked_for(in_tmp):
+    write_result('a', 50)
+    write_result('b', 60, domain='val', dataset='VOC 2012')
+    both = find.find('a') + find.find('b')
+    find.check_comparable(both[:1])
+    find.check_comparable(both, 'classes', 'masks')
+    with pytest.raises(UserError, match='different splits cannot be in one table: a [(]train[)], b [(]val[)]'):
+        find.check_comparable(both)
+    with pytest.raises(UserError, match='different data sets'):
+        find.check_comparable(both, 'data sets')
+
+
+def test_results_of_one_stage_have_a_mean(in_tmp):
+    for name, more in (('a', {}), ('b', {}), ('c', {'format': 'prediction'}), ('d', {'crf_iteration': 10})):
+        write_result(name, 50, **more)
+    a, b, c, d = (find.find(name)[0] for name in 'abcd')
+    find.check_mean([a, b])
+    for other, what in ((c, 'prediction'), (d, 'CAM, --crf_iteration 10')):
+        with pytest.raises(UserError, match=f'different stages cannot be in one row: a [(]CAM[)], . [(]{what}[)]'):
+            find.check_mean([a, other])
+
+
+# Finding ------------------------------------------------------------------------------------------------------------
+
+
+def names_of(results) -> list[str]:
+    return [result['name'] for result in results]
+
+
+def test_results_are_found_by_name_tag_pattern_part_and_path(in_tmp):
+    for name in ('demo@cl@train', 'demo@puzzle@train', 'demonstration@train', '.hidden'):
+        write_result(name, 50)
+    for name, expected in (
+        ('demo', ['demo@cl@train', 'demo@puzzle@train']),
+        ('demo@cl@train', ['demo@cl@train']),
+        ('demo@cl@train.json', ['demo@cl@train']),
+        ('demo*train', ['demo@cl@train', 'demo@puzzle@train', 'demonstration@train']),
+        ('puzz', ['demo@puzzle@train']),
+        (str(result_path('demo@cl@train')), ['demo@cl@train']),
+    ):
+        assert names_of(find.find(name)) == expected
+
+
+def test_results_of_a_folder(in_tmp):
+    """On all lists, also after a CRF; not those of folders whose names begin alike."""
+    for name, folder in (('a@train', 'a'), ('a@val', 'a'), ('a@dcrf=10@val', 'a'), ('a@x@val', 'a@x'), ('b', 'b')):
+        write_result(name, 50, folder=folder)
+    assert names_of(find.of_folder('a')) == ['a@dcrf=10@val', 'a@train', 'a@val']
+    assert find.of_folder('missing') == []
+
+
+def test_results_are_listed_newest_first(in_tmp):
+    with pytest.raises(UserError, match='experiments/results contains no results; run evaluate.py first'):
+        find.list_paths()
+    for i, name in enumerate(('old', 'new', 'same')):
+        write_result(name, 50)
+        os.utime(result_path(name), (min(i, 1), min(i, 1)))
+    assert [path.stem for path in find.list_paths()] == ['new', 'same', 'old']

@@ -1,0 +1,1 @@
+"""What the authors' published code wrote: pickled arrays and networks with other names."""

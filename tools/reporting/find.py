@@ -1,0 +1,174 @@
+"""The results of evaluate.py (util/store/results.py): read, found by name, and which of them may be in one table."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+
+from core import UserError
+from util.store.arrays import NPZ_ERRORS
+from util.store.fingerprints import read_args
+from util.store.formats import EXPERIMENTS, FORMATS, Format
+
+FOLDER = EXPERIMENTS / 'results'
+NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')
+TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'iou': dict, 'made_with': dict, 'confusion': list}
+
+# What results in one table have in common.
+COMPARED: dict[str, Callable[[dict], object]] = {
+    'splits': lambda result: result['domain'],
+    'data sets': lambda result: result['dataset'],
+    'classes': lambda result: ', '.join(result['iou']),
+    'numbers of images': lambda result: result['images'],
+    'masks': lambda result: result['masks'],
+}
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict:
+    """Return the content of a JSON file of a result, with "name", "path" and "sweep" {threshold: mIoU}.
+
+    Raises UserError naming the file.
+    """
+    try:
+        content = json.loads(path.read_text())
+        numbers = [content[name] for name in NUMBERS]
+        numbers += [value for value in content['iou'].values() if value is not None]
+        well_typed = all(isinstance(content[name], kind) for name, kind in TYPES.items())
+        if not well_typed or not np.isfinite(numbers).all():
+            raise ValueError
+        sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
+        threshold = None if content['threshold'] is None else float(content['threshold'])
+        return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
+
+
+def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
+    """Return the ids and T, P and TP per image (N, classes, 3) at the threshold of a result; None without the file.
+
+    Raises UserError naming the file if it is damaged or of another evaluation.
+    """
+    path = result['path'].with_suffix('.npz')
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, thresholds, counts = file['ids'].tolist(), file['thresholds'].tolist(), file['counts']
+            confusion = np.array(result['confusion'])
+            index = thresholds.index(result['threshold']) if thresholds else 0
+            by_image = np.zeros((len(ids), len(confusion), 3), counts.dtype)
+            by_image[file['images'], file['classes']] = counts[:, index]
+        total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
+        if len(ids) != len(by_image) or not np.array_equal(by_image.sum(0, dtype=np.int64), total):
+            raise ValueError
+    except (*NPZ_ERRORS, IndexError):
+        raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
+    return ids, by_image
+
+
+def format_of(folder: Path) -> Format | None:
+    """Return what a folder's args.json says that it contains, None if it says nothing."""
+    return FORMATS.get(read_args(folder).get('format'))
+
+
+# Comparing -----------------------------------------------------------------------------------------------------------
+
+
+def seed_of(result: dict) -> int:
+    """Return the seed of a run: an option, else "@seed=N" in its name. Raises UserError if there is neither."""
+    seed = result.get('made_with', {}).get('options', {}).get('seed')
+    found = re.search(r'(?:^|@)seed=(\d+)(?:@|$)', result['name'])
+    if seed is None and not found:
+        raise UserError(f'{result["name"]}: its seed is unknown: neither an option nor "@seed=N" in its name')
+    return int(found[1] if seed is None else seed)
+
+
+def check_comparable(results: Sequence[dict], *properties: str) -> None:
+    """Raise UserError naming two results of different splits, data sets, classes, images or masks.
+
+    `properties` are some of COMPARED, all by default.
+    """
+    for what in properties or COMPARED:
+        _check_same(results, COMPARED[what], f'different {what} cannot be in one table', 'print a table of each')
+
+
+def check_mean(results: Sequence[dict]) -> None:
+    """Raise UserError naming two results of different stages, whose mean would be meaningless."""
+    _check_same(results, _stage_of, 'outputs of different stages cannot be in one row', 'use a narrower pattern')
+
+
+def _stage_of(result: dict) -> str:
+    title, iterations = result['format'], result['crf_iteration']
+    return f'{title}, --crf_iteration {iterations}' if iterations else title
+
+
+def _check_same(results: Sequence[dict], value_of: Callable[[dict], object], fault: str, remedy: str) -> None:
+    known = [(value_of(result), result['name']) for result in results]
+    for value, name in known[1:]:
+        if value != known[0][0]:
+            first, second = (f'{name} ({str(value)[:40]})' for value, name in (known[0], (value, name)))
+            raise UserError(f'{fault}: {first}, {second}; {remedy}')
+
+
+# Finding ------------------------------------------------------------------------------------------------------------
+
+
+def list_paths() -> list[Path]:
+    """Return the JSON files of all results, newest first. Raises UserError if there is none."""
+    paths = sorted(FOLDER.glob('[!.]*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    if not paths:
+        raise UserError(f'{FOLDER} contains no results; run evaluate.py first')
+    return paths
+
+
+def of_folder(name: str) -> list[dict]:
+    """Return the results of an output folder, on all lists."""
+    paths = sorted(path for path in FOLDER.glob('[!.]*.json') if path.name.startswith(f'{name}@'))
+    return [result for result in map(read, paths) if result.get('experiment_name') == name]
+
+
+def find(name: str) -> list[dict]:
+    """Return the results that a name means, in the order of their names.
+
+    It may be the path of a file, a full name, a pattern with *, a tag (the first parts of names) or a part of a single
+    name; all characters but * are literal. Raises UserError with the nearest names if there is none.
+    """
+    if '/' in name:
+        if not Path(name).is_file():
+            raise UserError(f'{name}: no such file')
+        return [read(Path(name))]
+    name = name.removesuffix('.json')
+    names = sorted(path.stem for path in FOLDER.glob('[!.]*.json'))
+    pattern = '.*'.join(map(re.escape, name.split('*')))
+    found = [other for other in names if re.fullmatch(pattern, other)]
+    if not found and '*' not in name and name:
+        found = [other for other in names if other.startswith(f'{name}@')]
+        if not found:
+            found = [other for other in names if name in other]
+            if len(found) > 1:
+                raise UserError(f'{name!r} is a part of {len(found)} names: {_some(found)}')
+    if not found:
+        near = _nearest(name, names)
+        hint = 'python3 -m tools.summarize lists all results' if names else 'run evaluate.py first'
+        raise UserError(f'{FOLDER}/{name}.json not found; {f"did you mean {_some(near)}?" if near else hint}')
+    return [read(FOLDER / f'{other}.json') for other in found]
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """Return up to three names that are similar to it as a whole, in their first characters or in a part."""
+
+    def similarity(other: str) -> float:
+        parts = {other, other[: len(name) or None], *other.split('@')}
+        return max(SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in parts)
+
+    ranked = sorted(((similarity(other), other) for other in names), key=lambda pair: -pair[0])
+    return [other for ratio, other in ranked[:3] if ratio >= 0.6]

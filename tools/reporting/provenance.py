@@ -1,0 +1,82 @@
+"""What led to an output folder: the folders and training runs upstream of it, with the options that made them.
+
+Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report forks.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from util.store.fingerprints import read_args
+from util.store.formats import EXPERIMENTS, PREDICTIONS, run_path
+
+RUNS = {'Classifier': 'classifier', 'AffinityNet': 'AffinityNet'}  # by network
+SEGMENTER = 'segmentation network'  # any other
+KINDS = (*RUNS.values(), SEGMENTER)
+
+
+class Step(NamedTuple):
+    """An output folder, or a training run."""
+
+    kind: str  # one of KINDS, or the title of a format
+    name: str  # of the folder, or the tag
+    options: dict
+    versions: dict
+    seconds: float | None  # None: unknown
+    curves: dict[str, list]  # [step, value] points by name; {} for a folder
+
+    @property
+    def is_run(self) -> bool:
+        return self.kind in KINDS
+
+    @property
+    def path(self) -> Path:
+        return run_path(self.name) if self.is_run else PREDICTIONS / self.name
+
+
+def read_folder(name: str, kind: str = 'output') -> Step:
+    """Return the step of an output folder. It is of this kind and its options are {} if it has no valid args.json."""
+    record = read_args(PREDICTIONS / name)
+    return Step(record.get('format', kind), name, *_common(record), {})
+
+
+def read_run(tag: str) -> Step | None:
+    """Return the step of a training run, None if it has not finished an epoch here."""
+    try:
+        record = json.loads(run_path(tag).read_text())
+        kind = RUNS.get(record['network'], SEGMENTER)
+        return Step(kind, tag, *_common(record), dict(record['curves']))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _common(record: dict) -> tuple[dict, dict, float | None]:
+    return record.get('options', {}), record.get('versions', {}), record.get('seconds')
+
+
+def trace(folders: Mapping[str, str]) -> list[Step]:
+    """Return everything that led to output folders (kinds by name), each step once, inputs before outputs.
+
+    Steps upstream that no longer exist are left out.
+    """
+    steps: dict[tuple[bool, str], Step] = {}
+
+    def visit(step: Step | None) -> None:
+        if step is None or (step.is_run, step.name) in steps:
+            return
+        steps[step.is_run, step.name] = step  # already here in case of a loop; moved to its place below
+        for option, value in step.options.items():
+            if not isinstance(value, str):
+                continue
+            if option in ('experiment_name', 'cam_dir', 'label_name') and (PREDICTIONS / value).is_dir():
+                visit(read_folder(value))
+            elif option == 'model_name' or (option == 'tag' and not step.is_run):
+                visit(read_run(value))
+            elif option == 'weights' and Path(value).parent == EXPERIMENTS / 'models':
+                visit(read_run(Path(value).name.removesuffix('.pth')))
+        steps[step.is_run, step.name] = steps.pop((step.is_run, step.name))
+
+    for name, kind in folders.items():
+        visit(read_folder(name, kind))
+    return list(steps.values())

@@ -1,0 +1,167 @@
+"""The processes of torchrun: how they meet, exchange, add up and agree. One process is the special case.
+
+NCCL on GPUs, gloo on CPUs and for what is not on a GPU. What they exchange: docs/method.md, "Several processes".
+"""
+
+import socket
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from core import UserError
+from util import launcher
+from util.parallel.devices import pick_device
+from util.store.fingerprints import Record, versions
+
+PATIENCE = timedelta(minutes=5)  # to wait for the other processes at the start
+TIMEOUT = timedelta(minutes=30)  # of an exchange: a process that dies is noticed at once, one that hangs after this
+
+# The group ----------------------------------------------------------------------------------------------------------
+
+
+def start(device: str, seed: int, record: Record) -> torch.device:
+    """Return the device of this process and seed its generators; under torchrun, meet the other processes first.
+
+    Raises UserError if they cannot meet, or if they were started with other options (`record`) or code.
+    """
+    if not launcher.is_launched():
+        return pick_device(device, seed)
+    store = _meet()
+    place = pick_device(device, seed)
+    backend = 'cpu:gloo,cuda:nccl' if place.type == 'cuda' else 'gloo'
+    rank, count = launcher.rank(), launcher.world_size()
+    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=rank, world_size=count)
+    check_equal('options', {**record.settings('batch'), 'device': place.type})
+    check_equal('versions', versions())
+    return place
+
+
+def _meet() -> dist.Store:
+    """Wait until every process has come to the store of the first one (or of torchrun)."""
+    rank, count = launcher.rank(), launcher.world_size()
+    try:
+        store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
+        store = dist.PrefixStore('puzzle-cam', store)
+        store.set(f'host {rank}', socket.gethostname())
+        store.wait([f'host {i}' for i in range(count)], PATIENCE)
+        return store
+    except (RuntimeError, ValueError) as error:  # of the network; of an environment that torchrun did not write
+        where = 'cannot meet the other processes'
+        text = str(error)
+        if 'EADDRINUSE' in text or 'address already in use' in text.lower():
+            raise UserError(f'{where}: the port is in use: choose another one (--master_port)') from None
+        if isinstance(error, ValueError):
+            raise UserError(f'{where}: {text.splitlines()[0]}') from None
+        raise UserError(
+            f'{where}: not all came within {PATIENCE.total_seconds():.0f} s: start the same command on every '
+            'node, and check --master_addr, --master_port and the network'
+        ) from None
+
+
+def end() -> None:
+    """Leave the group after a run that went well."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def check_equal(name: str, content: dict) -> None:
+    """Raise UserError in all processes, naming the first one whose content is not that of process 0."""
+    if not dist.is_initialized():
+        return
+    found = [None] * launcher.world_size()
+    dist.all_gather_object(found, (socket.gethostname(), content))
+    first = found[0][1]
+    for rank, (host, own) in enumerate(found):
+        if own != first:
+            differing = sorted(key for key in {*first, *own} if first.get(key) != own.get(key))
+            shown = '; '.join(f'{key}: {str(own.get(key))[:40]}, there {str(first.get(key))[:40]}' for key in differing)
+            raise UserError(
+                f'process {rank} on {host} differs from process 0 in its {name} ({shown}): '
+                'use the same options, code and data on all nodes'
+            )
+
+
+# Exchanges ----------------------------------------------------------------------------------------------------------
+
+
+class _Gather(torch.autograd.Function):
+    """The shares of all processes in order. Its gradient is the share of this process: the others compute theirs."""
+
+    @staticmethod
+    def forward(ctx, share: Tensor) -> Tensor:
+        share = share.contiguous()
+        shares = [torch.empty_like(share) for _ in range(launcher.world_size())]
+        dist.all_gather(shares, share)
+        return torch.cat(shares)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.chunk(launcher.world_size())[launcher.rank()]
+
+
+def gather(value: Tensor | tuple | dict) -> Tensor | tuple | dict:
+    """Return what all processes have, joined along the first dimension: tensors, or tuples or a dict of them.
+
+    The gradient flows to the share of this process alone.
+    """
+    if not dist.is_initialized():
+        return value
+    if isinstance(value, dict):
+        return {name: gather(share) for name, share in value.items()}
+    if isinstance(value, tuple):
+        whole = [gather(share) for share in value]
+        return type(value)(*whole) if hasattr(value, '_fields') else tuple(whole)
+    return _Gather.apply(value)
+
+
+def own(whole: Tensor) -> Tensor:
+    """Return the share of this process, a contiguous one of a batch of all."""
+    return whole.chunk(launcher.world_size())[launcher.rank()] if dist.is_initialized() else whole
+
+
+def add(value: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Return the sum over the processes."""
+    if not dist.is_initialized():
+        return value
+    total = torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value.clone()
+    dist.all_reduce(total)
+    return total.numpy() if isinstance(value, np.ndarray) else total
+
+
+def largest(value: int) -> int:
+    """Return the largest value of all processes."""
+    if not dist.is_initialized():
+        return value
+    found = torch.tensor(value)  # on the CPU: a GPU need not be waited for
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first process."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def from_main(function: Callable[[], object]) -> object:
+    """Return what a function returns in the first process, the only one that calls it.
+
+    A UserError is raised in all processes.
+    """
+    if not dist.is_initialized():
+        return function()
+    found = [None, None]
+    if launcher.is_main():
+        try:
+            found[0] = function()
+        except UserError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, 0)
+    if found[1]:
+        raise UserError(found[1])
+    return found[0]

@@ -1,0 +1,110 @@
+"""Worker processes: a parallel map over ids, and work in the background of a network."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+from util.script import progress
+
+WAITING_BYTES = 2**30  # of the arrays that wait for a BackgroundWriter, unless a single item has more
+
+
+def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
+    """Yield function(id) for every id, in order, from num_workers processes (0: this one).
+
+    Workers inherit the function by the fork: with the table of a large data set in it, pickling it for each task would
+    take longer than the work. Results must be picklable.
+    """
+    if num_workers == 0:
+        yield from map(function, progress(ids, description))
+        return
+    with _fork_pool(num_workers, function) as pool:
+        try:
+            # Hand out a few ids at a time; of a short list single ones, so that no worker waits for another's last.
+            chunk = max(1, min(4, len(ids) // (8 * num_workers)))
+            yield from progress(pool.map(_call, ids, chunksize=chunk), description, len(ids))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecutor:
+    """Return a pool of forked workers, which inherit the imports and the function that `_call` calls.
+
+    Stages that fork do not import torch, whose threads do not survive it.
+    """
+    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
+
+
+def _init_worker(function: Callable | None) -> None:
+    global _function
+    _function = function
+    exit_with_parent()
+
+
+def _call(image_id: str) -> object:
+    return _function(image_id)
+
+
+def leave_signals_to_parent() -> None:
+    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers send them to every process of a command.
+
+    A second SIGTERM ends the worker, so that the parent can stop one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def exit_with_parent() -> None:
+    """End this worker when its parent dies. Otherwise a worker whose parent was killed would block forever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class BackgroundWriter:
+    """Background workers: `submit` returns at once unless too much is waiting.
+
+    Threads for writing files (numpy and zlib release the GIL), processes for work in Python or pydensecrf. Processes
+    are forked here, so create the writer before torch starts threads or a GPU. Exceptions surface at a later `submit`
+    or on exit.
+    """
+
+    def __init__(self, workers: int, processes: bool = False):
+        if processes and workers:
+            torch = sys.modules.get('torch')
+            assert torch is None or not torch.cuda.is_initialized(), 'fork the workers before a GPU is in use'
+            self.pool = _fork_pool(workers)
+            self.pool.submit(int).result()  # the first task starts all processes
+        else:
+            self.pool = ThreadPoolExecutor(max(1, workers))
+        self.limit, self.waiting = 2 * max(1, workers), deque()
+
+    def submit(self, function: Callable, *arguments) -> None:
+        size = sum(getattr(argument, 'nbytes', 0) for argument in arguments)
+        while self.waiting and sum(bytes_ for _, bytes_ in self.waiting) + size > WAITING_BYTES:
+            self._wait()
+        self.waiting.append((self.pool.submit(function, *arguments), size))
+        while len(self.waiting) > self.limit:
+            self._wait()
+
+    def _wait(self) -> None:
+        self.waiting.popleft()[0].result()
+
+    def __enter__(self) -> 'BackgroundWriter':
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            while self.waiting and kind is None:
+                self._wait()
+        finally:
+            self.pool.shutdown(cancel_futures=True)

@@ -1,0 +1,137 @@
+"""Entry point, error lines and progress of the scripts."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
+from functools import partial
+
+from tqdm import tqdm
+
+from core import UserError
+from core.data.dataset import Dataset
+from util import launcher
+
+SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
+WORKER_KILLED = 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'
+OUT_OF_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_workers'
+COMPILE = '--compile: torch.compile does not work here ({}): leave it out'
+TERMINATED = 'stopped by SIGTERM, as torchrun stops all processes when one has ended; run the same command to resume'
+SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
+ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
+GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
+
+# Errors of torch that users meet: a part of the message, and the line to print.
+TORCH_ERRORS = (
+    ('Too many open files', 'too many open files: raise the limit (ulimit -n 65536), or lower --num_workers'),
+    (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
+    ('shared memory', SHARED_MEMORY),
+    ('DataLoader worker (pid', WORKER_KILLED),
+    ('ArrayMemoryError', OUT_OF_MEMORY),  # of NumPy in a worker
+    ('DefaultCPUAllocator', OUT_OF_MEMORY),
+    ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
+    ('onnection closed by peer', ENDED),
+    ('onnection reset by peer', ENDED),
+    ('gloo', ENDED),
+    ('CUDA error', GPU),
+)
+
+
+def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
+    """Run a script. What the user can fix (UserError, OSError, memory, devices) is one line on stderr and status 1."""
+    args = parse_args()
+    if not launcher.is_main():
+        sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
+    signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
+    # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
+    threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
+    try:
+        main(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            sys.exit(141)
+        line = explain(error)
+        if line is None:
+            raise
+        is_flag = getattr(error, 'option', None) in vars(args or Namespace())
+        sys.exit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}')
+
+
+def _terminate(process: int, *_) -> None:
+    """Exit normally, so that workers are shut down. Workers that inherit this handler are silent."""
+    if launcher.world_size() > 1 and os.getpid() == process:
+        print(f'{launcher.prefix()}{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
+    sys.exit(143)
+
+
+def _reader_is_gone() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more (... | head), and then drop what is still to print."""
+    try:
+        print(flush=True)
+        return False
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+
+
+def explain(error: Exception) -> str | None:
+    """Return the error line for the user, or None for a bug in the program."""
+    if isinstance(error, UserError):
+        # From a data loader's worker it arrives as a traceback whose last line is the message.
+        return _last_line(error).removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
+    if isinstance(error, OSError):
+        return _last_line(error)
+    if isinstance(error, MemoryError):
+        return f'out of memory ({_last_line(error)}): use smaller images, a smaller --batch_size or fewer --num_workers'
+    if isinstance(error, BrokenExecutor):
+        return 'a worker process was killed (out of memory?): lower --num_workers and run the same command to resume'
+    if isinstance(error, RuntimeError):
+        text = f'{error} {error.__cause__ or ""}'
+        known = next((line for part, line in TORCH_ERRORS if part in text), None)
+        if known is None and type(error).__module__.startswith(('torch._dynamo', 'torch._inductor')):
+            return COMPILE.format(text.strip().splitlines()[0])
+        return known
+    return None
+
+
+def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
+    """Print a warning with a count if there are such images."""
+    if image_ids:
+        print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
+
+
+def print_mask_count(dataset: Dataset, domain: str, masked: Collection[str]) -> None:
+    """Print how many images of a list are scored if not all have a mask."""
+    total = len(dataset.ids(domain)) if domain in dataset.lists else 0
+    if masked and len(masked) < total:
+        print(f'{len(masked)} of {total} images of the list "{domain}" have masks; only these are scored')
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
+    """Iterate with a tqdm bar or, if stderr is not a terminal, a plain line at every tenth of the way.
+
+    `lines=False` omits those: a training loop logs its own. Of several processes only the first shows its progress.
+    """
+    if not launcher.is_main():
+        yield from items
+        return
+    total = len(items) if total is None else total
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=description, total=total, dynamic_ncols=True)
+        return
+    start, step = time.time(), max(1, -(-total // 10))
+    for i, item in enumerate(items, 1):
+        yield item
+        if lines and (i % step == 0 or i == total):
+            print(f'{description}: {i}/{total}, {time.time() - start:.0f} s', file=sys.stderr, flush=True)

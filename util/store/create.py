@@ -1,0 +1,153 @@
+"""How a stage creates its output folder, or resumes it: locked, with a record of what it was made from."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from core import UserError
+from core.data.dataset import Dataset
+from util.store.files import check_name, write_json
+from util.store.fingerprints import (
+    Record,
+    changed_ids,
+    check_fingerprint,
+    fingerprint,
+    list_changes,
+    read_args,
+    read_inputs,
+    versions,
+)
+from util.store.folders import Folder, identify_inputs
+from util.store.formats import PREDICTIONS, Format, folder_name
+from util.store.shares import divide
+
+
+@contextmanager
+def create_folder(
+    kind: Format,
+    record: Record,
+    dataset: Dataset,
+    ids: Sequence[str],
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
+    shard: str | None = None,
+    batch_size: int | None = None,
+    **inputs: str | dict[str, str] | Folder,
+) -> Iterator[Folder]:
+    """Create or resume the output folder of a stage, and hold a lock inside: of the folder, or of a share of it.
+
+    With a shard or under torchrun, the folder that is returned has the ids of this process alone (util/store/shares.py;
+    batch_size is what keeps images together), and other processes of the same command write theirs at the same time.
+
+    `inputs` are hashes, dicts of a hash by image id, and folders of earlier stages; the images are always an input.
+    args.json in the folder holds the format, the fingerprint (options, classes and inputs), all options, the versions
+    and the seconds of the commands that wrote files; inputs.json holds the hashes by image id. The same command resumes
+    where it was stopped, and regenerates the files of images whose inputs have changed. Other settings raise UserError
+    if there are outputs, unless `overwrite` removes them first. `repair` reads every existing file and regenerates
+    those that are damaged. Prints a summary at the end.
+    """
+    begun = time.monotonic()
+    share = divide(dataset, ids, shard, batch_size)
+    folder = Folder(kind, PREDICTIONS / folder_name(kind, record.options, record.defaults), dataset, share.ids)
+    check_name(folder.path, 'the name of the output folder')
+    inputs, hashes = identify_inputs(dataset, share.ids, {name: share.pick(value) for name, value in inputs.items()})
+    settings = fingerprint(record, kind.title, classes=dataset.class_names, **inputs)
+    with share.claimed(folder.path, settings) as records_locked:
+        with records_locked():
+            if overwrite:
+                records = [folder.path / name for name in ('args.json', 'inputs.json')]
+                for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
+                    path.unlink(missing_ok=True)
+            old = _read_settings(folder, settings, record)
+            _remove_outdated(folder, hashes, ids)
+        folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
+        if repair:
+            existing = set(folder.ids) - folder.missing
+            folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
+        if folder.missing:
+            with records_locked():  # another share may have written them meanwhile
+                _record(folder, record, settings, _read_settings(folder, settings, record) or old)
+        try:
+            yield folder
+        finally:
+            with records_locked():
+                _add_seconds(folder, time.monotonic() - begun)
+    print(f'{share.label}{folder.summary()}')
+
+
+def _read_settings(folder: Folder, settings: dict, record: Record) -> dict:
+    """Return args.json if there are outputs, {} if there are none, which protects nothing.
+
+    Raises UserError if it is not valid, or of another format or other settings than the requested ones.
+    """
+    if not any(folder.path.glob(f'*{folder.kind.suffix}')):
+        return {}
+    old = read_args(folder.path)
+    if not {'format', 'fingerprint', 'options', 'versions', 'history', 'seconds'} <= old.keys():
+        raise UserError(
+            f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
+        )
+    if old['format'] != folder.kind.title:
+        raise UserError(f'{folder.path} contains {old["format"]}s: pass --overwrite to replace them, or another name')
+    check_fingerprint(folder.path, old['fingerprint'], settings, record.defaults)
+    return old
+
+
+def _record(folder: Folder, record: Record, settings: dict, old: dict) -> None:
+    """Write args.json; the options and versions of earlier commands become its history.
+
+    The fingerprint of earlier commands stays, so that what was made from the folder still belongs to it when options
+    have come that it lacks.
+    """
+    new = {
+        'format': folder.kind.title,
+        'fingerprint': old.get('fingerprint', settings),
+        'options': {name: value for name, value in record.options.items() if record.affects[name] != 'share'},
+        'versions': versions(),
+        'history': [],
+        'seconds': 0,
+    }
+    if old:
+        before, now = ({name: content[name] for name in ('options', 'versions')} for content in (old, new))
+        new |= {'history': old['history'] + [before] * (before != now), 'seconds': old['seconds']}
+    if new != old:
+        write_json(folder.path / 'args.json', new)
+
+
+def _add_seconds(folder: Folder, seconds: float) -> None:
+    """Add the duration of a command to args.json if it has written a file."""
+    record = read_args(folder.path)
+    if 'seconds' in record and any(folder.file(image_id).is_file() for image_id in folder.missing):
+        write_json(folder.path / 'args.json', {**record, 'seconds': round(record['seconds'] + seconds, 2)})
+
+
+def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
+    """Remove the files of images whose inputs have changed, then record the inputs by name and image id.
+
+    Those of a list are in its order, `ids`, whichever of its shares comes first.
+    """
+    path, old = folder.path / 'inputs.json', read_inputs(folder.path)
+    for line in list_changes(old, hashes, folder.image_name):
+        print(f'{folder.path}: {line}: regenerating', file=sys.stderr)
+    for name, new in hashes.items():
+        for image_id in changed_ids(old.get(name, {}), new):
+            folder.file(image_id).unlink(missing_ok=True)
+    known = {name: {image_id: value for image_id, value in new.items() if value} for name, new in hashes.items()}
+    order = {image_id: position for position, image_id in enumerate(ids)}
+    record = {
+        name: dict(sorted({**old.get(name, {}), **new}.items(), key=lambda item: order.get(item[0], -1)))
+        for name, new in known.items()
+    }
+    if record != old:
+        write_json(path, record)
+
+
+def _is_damaged(folder: Folder, image_id: str) -> bool:
+    try:
+        folder.check(image_id)
+    except UserError as error:
+        print(f'regenerating: {error}')
+        return True
+    return False

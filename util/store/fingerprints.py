@@ -1,0 +1,127 @@
+"""Fingerprints: the options and inputs behind an output, and where a folder records them. Equal ones, equal results."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from core import UserError
+
+PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
+
+
+class Record(NamedTuple):
+    """The options of a command, with what each affects (util/flags.py) and its default."""
+
+    options: dict[str, object]
+    affects: dict[str, str]
+    defaults: dict[str, object]
+
+    def settings(self, *outputs: str) -> dict:
+        """Return the options that affect the result, or one of these outputs alone, as JSON has them."""
+        wanted = {'result', *outputs}
+        return _as_json({name: value for name, value in self.options.items() if self.affects.get(name) in wanted})
+
+    def changed(self, **options: object) -> 'Record':
+        """Return the record with other values of some options."""
+        return self._replace(options={**self.options, **options})
+
+
+def fingerprint(record: Record, *outputs: str, **inputs) -> dict:
+    """Return the settings of a record and what identifies the inputs."""
+    return {**record.settings(*outputs), **_as_json(inputs)}
+
+
+def _as_json(content: dict) -> dict:
+    return json.loads(json.dumps(content))
+
+
+def check_fingerprint(what: Path | str, old: dict, new: dict, defaults: Mapping[str, object]) -> None:
+    """Raise UserError listing each difference between the settings of an existing output and the requested ones.
+
+    An option that the older record lacks has its default: the flag came later.
+    """
+    old = {**{name: value for name, value in _as_json(dict(defaults)).items() if name in new}, **old}
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if names:
+        shown = '; '.join(f'{name}: {_short(old.get(name))}, requested {_short(new.get(name))}' for name in names)
+        raise UserError(
+            f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, or another name'
+        )
+
+
+def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
+    """Raise UserError naming what changed since an output was written: hashes by input ('labels') and image id."""
+    changes = list_changes(old, new, file_name)
+    for name in [name for name in ('images', 'masks') if name in old]:
+        before, now = old[name].keys(), new.get(name, {}).keys()
+        for verb, ids in (('added', now - before), ('removed', before - now)):
+            if ids:
+                changes.append(f'{_count(name, ids)} {verb} ({min(ids)})')
+    if changes:
+        raise UserError(f'{what}: {"; ".join(changes)}: pass --overwrite to regenerate it, or another name')
+
+
+def list_changes(old: dict, new: dict, file_name: Callable[[str], str]) -> list[str]:
+    """Return texts such as 'labels of 1 image changed (cat.jpg)'. What either side does not know is not a change."""
+    texts = []
+    for name in new:
+        ids = changed_ids(old.get(name, {}), new[name])
+        if ids:
+            shown = ', '.join(file_name(image_id) for image_id in ids[:3]) + (', ...' if len(ids) > 3 else '')
+            texts.append(f'{_count(name, ids)} changed ({shown})')
+    return texts
+
+
+def _count(name: str, ids: Collection[str]) -> str:
+    """Return '3 images', or 'labels of 3 images'."""
+    count = f'{len(ids)} image{"s" if len(ids) > 1 else ""}'
+    return count if name == 'images' else f'{name} of {count}'
+
+
+def changed_ids(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """Return the ids whose hashes differ, where both are known."""
+    return [image_id for image_id, value in new.items() if value and old.get(image_id) not in (None, '', value)]
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f'{text[:12]}...'
+
+
+def read_args(folder: Path) -> dict:
+    """Return the args.json of an output folder, {} if there is none or it is damaged."""
+    return read_json(folder / 'args.json')
+
+
+def read_inputs(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the inputs.json of an output folder: hashes by name and image id."""
+    return {name: hashes for name, hashes in read_json(folder / 'inputs.json').items() if isinstance(hashes, dict)}
+
+
+def read_json(path: Path) -> dict:
+    """Return the object in a JSON file, {} if there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the commit of this code ('unknown' outside a git clone) and the versions of Python and main packages."""
+    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:  # git is not installed
+        commit = ''
+    found = {'code': commit or 'unknown', 'python': platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            pass
+    return found

@@ -1,0 +1,175 @@
+"""Output folders under experiments/predictions/: a class that reads and writes one, and how a stage opens one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from core import UserError
+from core.data.dataset import Dataset
+from core.maps import strided_size, upsample_rw
+from util.parallel.workers import parallel_map
+from util.store import arrays
+from util.store.files import check_name, write_bytes
+from util.store.fingerprints import list_changes, read_args, read_inputs
+from util.store.formats import FORMATS, PREDICTIONS, RANDOM_WALK, Format
+from util.store.hashes import digest, file_hashes, label_hashes
+
+
+class Folder:
+    """An output folder of a stage: reads and writes the file of an image id.
+
+    `missing` holds the ids that a folder opened for writing still lacks.
+    """
+
+    def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
+        self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
+        self.missing: set[str] = set()
+
+    def __getstate__(self) -> dict:
+        """Leave out the lists of ids: worker processes read and write single files."""
+        return {**self.__dict__, 'ids': (), 'missing': set()}
+
+    def file(self, image_id: str) -> Path:
+        return self.path / f'{image_id}{self.kind.suffix}'
+
+    @property
+    def record(self) -> dict:
+        """The content of args.json."""
+        return read_args(self.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the options and inputs behind the folder, whose inputs are hashes in turn."""
+        return digest(self.record.get('fingerprint', {}))
+
+    def digests(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return a hash of what each image's file was made from, '' where inputs.json does not say."""
+        inputs = read_inputs(self.path)
+        made_from = ([hashes.get(image_id, '') for hashes in inputs.values()] for image_id in ids)
+        return {i: digest(hashes)[:16] if any(hashes) else '' for i, hashes in zip(ids, made_from, strict=True)}
+
+    def check_inputs(self, images: dict[str, str]) -> None:
+        """Raise UserError if an image (hashes by id), or its label if it was an input, has changed since."""
+        old = read_inputs(self.path)
+        changes = list_changes(old, {'images': images}, self.image_name)
+        if not changes and 'labels' in old:
+            labels = label_hashes({image_id: self.dataset.read_labels(image_id) for image_id in images})
+            changes = list_changes(old, {'labels': labels}, self.image_name)
+        if changes:
+            raise UserError(f'{self.path}: {"; ".join(changes)}; run {self.kind.script} again')
+
+    def image_name(self, image_id: str) -> str:
+        return self.dataset.image_path(image_id).name
+
+    def read_label(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Return a label map (h, w) uint8 of the size (h, w). Raises UserError naming the file."""
+        return self.dataset.read_label_map(self.file(image_id), size)
+
+    def read_maps(self, image_id: str, name: str, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys (K+1,) and the maps (K, h, w) float32 of a name of the size (h, w); see `arrays.read_maps`."""
+        return arrays.read_maps(self.file(image_id), name, self.dataset.num_classes, size)
+
+    def read_scores(self, image_id: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys (K+1,) and the scores (K, h, w) of an image of the size (h, w) from which its label is made."""
+        if self.kind == RANDOM_WALK:
+            keys, rw = self.read_maps(image_id, 'rw', strided_size(size))
+            return keys, upsample_rw(rw, size)
+        return self.read_maps(image_id, 'hr_cam', size)
+
+    def write_edge(self, image_id: str, edge: np.ndarray) -> None:
+        """Write an edge map (h, w) as float16."""
+        arrays.write_npz(self.file(image_id), edge=edge.astype(np.float16))
+
+    def write_label(self, image_id: str, label: np.ndarray) -> None:
+        """Write a label map (h, w) as a palette PNG."""
+        write_bytes(self.file(image_id), self.dataset.encode_label_map(label))
+
+    def write_maps(self, image_id: str, keys: np.ndarray, *maps: np.ndarray) -> None:
+        """Write keys (K+1,) and the maps of this format, each (K, h, w), as float16."""
+        named = {name: array.astype(np.float16) for name, array in zip(self.kind.maps, maps, strict=True)}
+        arrays.write_npz(self.file(image_id), keys=keys, **named)
+
+    def write_missing_labels(self, make: Callable[..., np.ndarray], num_workers: int, **inputs) -> None:
+        """Write make(image_id, **inputs) for each missing id, from num_workers processes."""
+
+        def write(image_id: str) -> None:
+            self.write_label(image_id, make(image_id, **inputs))
+
+        todo = [image_id for image_id in self.ids if image_id in self.missing]
+        for _ in parallel_map(write, todo, num_workers, f'{self.kind.title}s'):
+            pass
+
+    def check(self, image_id: str) -> None:
+        """Read a file. Raises UserError if it is damaged or not of this format."""
+        if not self.kind.maps:
+            self.read_label(image_id)
+        for name in self.kind.maps:
+            self.read_maps(image_id, name) if self.kind.by_class else arrays.read_edge(self.file(image_id))
+
+    def summary(self) -> str:
+        return f'{len(self.ids)} {self.kind.title}s in {self.path}, {len(self.missing)} of them new'
+
+
+def open_folder(
+    kind: Format | None,
+    name: str,
+    flag: str,
+    dataset: Dataset,
+    ids: Sequence[str],
+    parent: str | Path = PREDICTIONS,
+    unrecorded: Format | None = None,
+) -> Folder:
+    """Open the output of an earlier stage for reading; if `kind` is None, of the kind that its args.json says.
+
+    `unrecorded` is the kind of a folder without args.json. Raises UserError naming the flag, the file and the script to
+    run if the folder or the file of an id is missing, if args.json says that it contains something else, or if its
+    first file is damaged or of another format.
+    """
+    path = Path(parent) / name
+    check_name(path, flag)
+    if not path.is_dir():
+        script = kind.script if kind else 'the stage that writes it'
+        raise UserError(f'{flag} {name}: {path} not found; run {script} first')
+    found = FORMATS.get(read_args(path).get('format'))
+    kind = kind or found or unrecorded
+    if kind is None:
+        what = _remedy(None, path / ids[0])
+        raise UserError(f'{flag} {name}: {path} has no args.json that says what it contains; {what}')
+    if found not in (None, kind):
+        raise UserError(f'{flag} {name}: contains {found.title}s: name a folder of {kind.title}s ({kind.script})')
+    folder = Folder(kind, path, dataset, ids)
+    missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
+    if missing:
+        count = f'{len(missing)} of {len(ids)} are missing'
+        path = folder.file(missing[0])
+        raise UserError(f'{path} not found ({count}); {_remedy(kind, path)}')
+    folder.check(ids[0])
+    return folder
+
+
+def _remedy(kind: Format | None, path: Path) -> str:
+    """Return what to do about a missing file: import the CAMs of the authors' code, or run the stage (or say it)."""
+    published = path.with_name(f'{path.name.removesuffix(kind.suffix if kind else "")}.npy')
+    if published.is_file():
+        return f"{published} is of the authors' code: import its folder with python3 -m tools.import_published"
+    return f'run {kind.script} first' if kind else 'pass --mode'
+
+
+def identify_inputs(
+    dataset: Dataset, ids: Sequence[str], inputs: dict[str, str | dict[str, str] | Folder]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return what identifies the inputs of an output: hashes by name, and hashes by name and image id.
+
+    An input is a hash, a dict of a hash by image id, or the folder of an earlier stage; the images are always one.
+    Raises UserError if an image or its label has changed since the file of an earlier stage was made.
+    """
+    single = {name: value for name, value in inputs.items() if isinstance(value, str)}
+    by_image = {'images': file_hashes({image_id: dataset.image_path(image_id) for image_id in ids})}
+    for name, value in inputs.items():
+        if isinstance(value, Folder):
+            value.check_inputs(by_image['images'])
+            single[name], by_image[name] = value.fingerprint, value.digests(ids)
+        elif isinstance(value, dict):
+            by_image[name] = value
+    return single, by_image

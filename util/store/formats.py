@@ -1,0 +1,80 @@
+"""The kinds of output folders under experiments/predictions/, and the names of files under experiments/.
+
+To add a kind, add a row to FORMATS. Its title is recorded in args.json of a folder, by which the folder is recognised.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+EXPERIMENTS = Path('experiments')
+PREDICTIONS = EXPERIMENTS / 'predictions'
+
+
+class Format(NamedTuple):
+    """A kind of output: {folder}/{image_id}{suffix}, an .npz of `maps`, or a .png label map if there are none."""
+
+    title: str
+    script: str  # the stage that writes it
+    folder: str  # template of the folder's name: options of the stage, and {split}
+    maps: tuple[str, ...] = ()
+    by_class: bool = True  # maps are (K, h, w) of the classes in `keys`; otherwise (h, w)
+    optional: tuple[str, ...] = ()  # options that the name has before its last part if they are not at their defaults
+
+    @property
+    def suffix(self) -> str:
+        return '.npz' if self.maps else '.png'
+
+
+CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', maps=('cam', 'hr_cam'))
+AFFINITY_LABEL = Format(
+    'affinity label',
+    'make_affinity_labels.py',
+    '{experiment_name}@aff_fg={fg_threshold:.2f}_bg={bg_threshold:.2f}',
+    optional=('crf_iteration', 'gt_prob', 'crf_gaussian', 'crf_bilateral'),
+)
+RANDOM_WALK = Format(
+    'random-walk CAM',
+    'inference_rw.py',
+    '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw',
+    maps=('rw',),
+    optional=('rw_normalization',),
+)
+EDGE = Format('edge map', 'inference_rw.py', '{model_name}@{split}@edge', maps=('edge',), by_class=False)
+PSEUDO_LABEL = Format(
+    'pseudo-label',
+    'make_pseudo_labels.py',
+    '{experiment_name}@crf={crf_iteration}',
+    optional=('gt_prob', 'crf_gaussian', 'crf_bilateral'),
+)
+PREDICTION = Format(
+    'prediction',
+    'inference_segmentation.py',
+    '{tag}@{split}@scale={scales}@iteration={iteration}',
+    optional=('crf_gaussian', 'crf_bilateral'),
+)
+FORMATS = {kind.title: kind for kind in (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)}
+
+
+def folder_name(kind: Format, options: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """Return the name of the folder that a stage writes; train_aug shares the folder of train."""
+    domain = options.get('domain')
+    name = kind.folder.format(**options, split='train' if domain == 'train_aug' else domain)
+    changed = [f'@{key}={options[key]}' for key in kind.optional if options[key] != defaults[key]]
+    start, at, end = name.rpartition('@')
+    return ''.join([start, *changed, at, end])
+
+
+def model_path(tag: str, suffix: str = '') -> Path:
+    """Return experiments/models/{tag}.pth, {tag}.last.pth or {tag}.best.pth."""
+    return EXPERIMENTS / 'models' / f'{tag}{suffix}.pth'
+
+
+def run_path(tag: str) -> Path:
+    """Return the record of a training run."""
+    return EXPERIMENTS / 'data' / f'{tag}.json'
+
+
+def result_path(name: str, extension: str = 'json') -> Path:
+    """Return the path of a file of evaluate.py."""
+    return EXPERIMENTS / 'results' / f'{name}.{extension}'

@@ -1,0 +1,95 @@
+"""Locks: one process at a time writes an output."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from core import UserError
+from util.store.files import make_folder, temporary_stem, write_json
+
+BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but which hundreds of processes may want
+LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet let go
+
+
+def lock_path(path: Path) -> Path:
+    """Return the lock file of a file that is not in a folder of its own."""
+    return path.with_name(f'.{temporary_stem(path)}.lock')
+
+
+@contextmanager
+def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
+    """Hold the lock file `path` inside; raises UserError naming the holder if another process has it.
+
+    With `patience`, wait for so many seconds first: for locks that are only held briefly. The system releases the lock
+    when the process ends, however it ends. On network file systems without locks, filelock falls back to a file that
+    names its owner.
+    """
+    make_folder(path.parent)
+    holder = path.with_suffix('.json')
+    lock = FileLock(path)
+    deadline = time.monotonic() + max(LOCK_PATIENCE, patience)
+    while True:
+        try:
+            lock.acquire(timeout=0.2)
+            break
+        except Timeout:
+            if (_is_alive(_read_holder(holder)) and not patience) or time.monotonic() > deadline:
+                raise refusal(path, what) from None
+    try:
+        write_json(
+            holder,
+            {'host': socket.gethostname(), 'pid': os.getpid(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')},
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether another process holds a lock file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def refusal(path: Path, what: str) -> UserError:
+    """Return the error about an output that the holder of a lock file is writing."""
+    owner = _read_holder(path.with_suffix('.json'))
+    who = f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}' if owner else 'another process'
+    return UserError(f'{what} is being written by {who}: wait for it to finish, or stop it')
+
+
+def _read_holder(path: Path) -> dict | None:
+    try:
+        owner = json.loads(path.read_text())
+        return owner if {'host', 'pid', 'since'} <= owner.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_alive(owner: dict | None) -> bool:
+    """Return whether the holder may be running: only processes of this host can be looked up."""
+    if owner is None:
+        return False
+    if owner['host'] != socket.gethostname():
+        return True
+    try:
+        os.kill(owner['pid'], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,76 @@
+"""The files of a training run: claimed by one process; its checkpoint, refused if it is of another run."""
+
+import shutil
+from contextlib import ExitStack
+
+from core import UserError
+from core.data.dataset import Dataset
+from core.models.weights import read_torch
+from util.store.files import check_name, remove_leftovers
+from util.store.fingerprints import Record, check_contents, check_fingerprint
+from util.store.formats import EXPERIMENTS, model_path, run_path
+from util.store.locks import locked
+from util.training.models import save_torch
+
+
+class RunFiles:
+    """Models, checkpoint, log and curves of a tag. Of several processes the first one reads and writes them.
+
+    `fingerprint` and `contents` (hashes by input and image id) are what the run depends on.
+    """
+
+    def __init__(self, tag: str, record: Record, dataset: Dataset, fingerprint: dict, contents: dict):
+        self.tag, self.record, self.dataset = tag, record, dataset
+        self.fingerprint, self.contents = fingerprint, contents
+        self.checkpoint = EXPERIMENTS / 'checkpoints' / f'{tag}.pth'
+        self.models = [model_path(tag, suffix) for suffix in ('', '.last', '.best')]
+
+    def check_names(self) -> None:
+        """Raise UserError naming --tag if a file cannot have its name."""
+        for path in self.models:
+            check_name(path, '--tag')
+        if self.tag.endswith(('.last', '.best')):
+            raise UserError(f'--tag {self.tag}: .last and .best mark the other epoch of a run: choose another tag')
+
+    def claim(self, stack: ExitStack, overwrite: bool) -> dict | None:
+        """Lock the files, and with `overwrite` remove them; return the checkpoint to resume from, if there is one.
+
+        Raises UserError naming what differs if there is one of other options or inputs, or models without one.
+        """
+        lock = self.checkpoint.with_name(f'.{self.tag}.lock')
+        stack.enter_context(locked(lock, f'the run {self.tag}'))
+        remove_leftovers(self.checkpoint, *self.models, run_path(self.tag))
+        if overwrite:
+            for path in [self.checkpoint, *self.models, EXPERIMENTS / 'logs' / f'{self.tag}.txt']:
+                path.unlink(missing_ok=True)
+            shutil.rmtree(EXPERIMENTS / 'tensorboards' / self.tag, ignore_errors=True)
+        return self._read()
+
+    def _read(self) -> dict | None:
+        """Return the checkpoint if it has progress. A run that has saved neither that nor a model protects nothing."""
+        found = next((path for path in self.models if path.is_file()), None)
+        if not self.checkpoint.is_file():
+            if found:
+                without = f'{found} exists without {self.checkpoint}'
+                raise UserError(f'--tag {self.tag}: {without}: pass --overwrite to train again')
+            return None
+        try:
+            state = read_torch(self.checkpoint)
+            old, contents, iteration = state['fingerprint'], state['contents'], state['iteration']
+        except Exception as error:
+            raise self.damaged(error) from None
+        if iteration == 0 and not found:
+            if old != self.fingerprint or contents != self.contents:
+                self.checkpoint.unlink()
+            return None
+        what = f'the run of {self.checkpoint}'
+        check_contents(what, contents, self.contents, lambda i: self.dataset.image_path(i).name)
+        check_fingerprint(what, old, self.fingerprint, self.record.defaults)
+        return state if iteration else None  # saved on starting: everything is as initialised
+
+    def save(self, state: dict) -> None:
+        """Write the checkpoint."""
+        save_torch({'fingerprint': self.fingerprint, 'contents': self.contents, **state}, self.checkpoint)
+
+    def damaged(self, error: Exception) -> UserError:
+        return UserError(f'{self.checkpoint}: damaged ({type(error).__name__}): pass --overwrite to train again')

@@ -1,0 +1,131 @@
+"""Model files of runs: written, chosen by epoch, and loaded for inference."""
+
+import io
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core import UserError
+from core.data.dataset import Dataset
+from core.models import build_network
+from core.models.model_file import TRAINERS, ModelFile
+from core.models.network import Network
+from util import launcher
+from util.parallel.devices import pick_device, to_device
+from util.store.files import check_name, write_bytes
+from util.store.formats import model_path
+from util.store.hashes import file_hash
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise UserError if a weight or statistic is NaN or infinite: earlier checkpoints are good, this one is not."""
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(f'{name} became non-finite; nothing was saved. Try a smaller --lr, or check --weights')
+
+
+def save_model(model: nn.Module, path: Path, **meta) -> None:
+    """Write a model file atomically. `meta`: network, backbone, classes, ... Raises UserError if not finite."""
+    check_finite(model)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_torch({'model': state, 'meta': meta}, path)
+
+
+def save_torch(content: dict, path: Path) -> None:
+    """Write with torch.save, atomically; of several processes only the first one writes."""
+    if not launcher.is_main():
+        return
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+class BestAndLast:
+    """Which epoch is the best and which the last; --select says which of the two becomes {tag}.pth.
+
+    The other one is {tag}.last.pth or {tag}.best.pth; the metadata of each file says which it is.
+    """
+
+    def __init__(self, tag: str, select: str):
+        self.tag, self.select = tag, select
+        self.best_score, self.best_epoch, self.epoch = -1.0, 0, 0
+
+    def path(self, which: str) -> Path:
+        return model_path(self.tag, '' if which == self.select else f'.{which}')
+
+    def save(self, model: nn.Module, epoch: int, score: float | None, **meta) -> bool:
+        """Save the model as the last, and as the best if its score is above all earlier ones; return whether it is."""
+        self.epoch = epoch
+        if score is None:
+            save_model(model, self.path('last'), **meta, epoch=epoch)
+            return False
+        is_best = self.best_epoch == 0 or score > self.best_score
+        if is_best:
+            self.best_score, self.best_epoch = -1.0 if math.isnan(score) else score, epoch
+        for which in ('best', 'last') if is_best else ('last',):
+            save_model(model, self.path(which), **meta, select=which, epoch=epoch, score=float(score))
+        return is_best
+
+    def state_dict(self) -> dict:
+        return {'best_score': self.best_score, 'best_epoch': self.best_epoch, 'epoch': self.epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+    def summary(self) -> str:
+        if self.best_epoch == 0:  # without scores
+            return f'{self.path("last")}: last epoch {self.epoch}'
+        epochs = {'best': self.best_epoch, 'last': self.epoch}
+        other = 'last' if self.select == 'best' else 'best'
+        chosen = f'{self.path(self.select)}: {self.select} epoch {epochs[self.select]} (--select {self.select})'
+        return f'{chosen}; {self.path(other)}: {other} epoch {epochs[other]}'
+
+
+def load_for_inference(
+    file: ModelFile, meta: dict, device: str, precision: str = 'fp32', compile: bool = False
+) -> tuple[Network, torch.device]:
+    """Build the network that metadata describe, load a file's weights, and prepare it for inference on a device.
+
+    Raises UserError if the weights do not fit or the device cannot be used.
+    """
+    place = pick_device(device)
+    if place.type == 'cuda':
+        # cuDNN plans each convolution again for each size of image, which takes longer than all its products
+        # (docs/results.md, "5. Speed"). Without it, torch has kernels of its own.
+        torch.backends.cudnn.enabled = False
+    network = build_network(meta)
+    file.load(network)
+    return to_device(network.for_inference(), place, precision, compile), place
+
+
+def open_model(tag: str, flag: str, networks: Collection[str]) -> ModelFile:
+    """Read the model file of a tag. Raises UserError naming the flag and the script to run if there is none."""
+    path = model_path(tag)
+    check_name(path, flag)
+    if not path.is_file():
+        raise UserError(f'{flag}: {path} not found; run {TRAINERS[next(iter(networks))]} first')
+    return ModelFile(path)
+
+
+def load_network(
+    dataset: Dataset,
+    networks: Collection[str],
+    flag: str,
+    tag: str,
+    *,
+    device: str,
+    precision: str = 'fp32',
+    compile: bool = False,
+    **given: object,
+) -> tuple[Network, torch.device, str]:
+    """Return the network of a tag ready for inference, its device, and the hash of its file.
+
+    `networks` are the names that it may have, `given` the flags that describe it (`ModelFile.resolve`). Raises
+    UserError naming the flag of the tag and the script to run if the model is missing.
+    """
+    file = open_model(tag, flag, networks)
+    network, place = load_for_inference(file, file.resolve(dataset, networks, **given), device, precision, compile)
+    return network, place, file_hash(file.path)

@@ -1,0 +1,256 @@
+"""A training run: epochs, batches, steps, and what happens after each. It never calls the network.
+
+Of several processes, all have a Run, and the first one reads and writes its files.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.optim import SGD
+from torch.optim.lr_scheduler import PolynomialLR
+from torch.utils.data import DataLoader
+
+from core import UserError
+from core.data.torch_datasets import ImageDataset
+from util import launcher
+from util.parallel import processes
+from util.parallel.batch import SharedModel
+from util.script import print_mask_count, progress
+from util.store.fingerprints import Record, fingerprint
+from util.store.folders import Folder, identify_inputs
+from util.store.hashes import digest, file_hashes, label_hashes, list_hash, weights_hash
+from util.training.files import RunFiles
+from util.training.log import Log
+from util.training.models import BestAndLast, check_finite
+
+
+class Run:
+    """A training run of a tag, used as a context.
+
+        with Run(loader, network, optimizer, schedule, meta, scored, tag=..., record=args.record(), ...) as run:
+            for epoch in run.epochs():
+                for batch in run.batches():
+                    run.step(losses, weights)  # or run.backward(loss) for each micro-batch, and then run.step()
+                run.end_epoch('val mIoU', score)
+
+    What resumes is `self.resumable`, the iteration and the state of the random numbers: the checkpoint of the tag holds
+    them, and is written atomically every `save_interval` iterations and after each epoch.
+
+    Inside the context SIGINT and SIGTERM wait for the end of the iteration, which is then saved. Raises UserError if
+    the run was started with other options (`record`) or inputs (`weights`, the ids, images and labels of the loader,
+    and `inputs`: see util.store.folders.identify_inputs), and if its models exist without it; `overwrite` removes all
+    of it first. A finished run says so and exits. `meta` (network, backbone, mode, ...) is written to the model files,
+    with the size of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are
+    scored; if there are none, `select` becomes 'last'.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        network: SharedModel,
+        optimizer: SGD,
+        schedule: PolynomialLR,
+        meta: dict,
+        scored: ImageDataset | None = None,
+        *,
+        tag: str,
+        record: Record,
+        max_epoch: int,
+        weights: str,
+        image_size: int,
+        print_ratio: float = 0.1,
+        save_interval: int = 200,
+        overwrite: bool = False,
+        select: str = 'last',
+        **inputs: str | dict[str, str] | Folder,
+    ):
+        if scored:
+            print_mask_count(scored.dataset, scored.domain, scored.ids)
+        if scored is not None and not scored.ids and select == 'best':
+            print('no masks to score epochs on: the last epoch is kept')
+            select, record = 'last', record.changed(select='last')
+        self.loader, self.network, self.optimizer, self.schedule = loader, network, optimizer, schedule
+        self.dataset = loader.dataset.dataset
+        palette = self.dataset.palette[: self.dataset.num_classes + 1].tolist()
+        self.meta = {**meta, 'image_size': image_size, 'classes': self.dataset.class_names, 'palette': palette}
+        self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
+        self.iteration, self.signal, self.stop = 0, 0, 0
+        self.save_interval, self.overwrite = save_interval, overwrite
+        self.loss: Tensor | None = None  # of the batch so far
+        self.log = Log(tag, record.options, meta['network'], max(1, int(len(loader) * print_ratio)), self.iterations)
+        self.models = BestAndLast(tag, select)
+        self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # others do not need one
+        self.files = RunFiles(tag, record, self.dataset, *self._identify(record, scored, weights, inputs))
+
+        self.resumable = {
+            'model': network.model,
+            'optimizer': optimizer,
+            'schedule': schedule,
+            'models': self.models,
+            'log': self.log,
+        }
+        if self.scaler.is_enabled():
+            self.resumable['scaler'] = self.scaler
+
+    def _identify(self, record: Record, scored: ImageDataset | None, weights: str, inputs: dict) -> tuple[dict, dict]:
+        """Return the fingerprint, and the hashes of what was read by input and image id; the same in all processes."""
+        ids, labels = self.loader.dataset.ids, self.loader.dataset.labels
+        if labels is not None:
+            inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
+        if scored:
+            inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in scored.ids})
+            inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
+        hashes, contents = identify_inputs(self.dataset, ids, inputs)
+        hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(weights), 'classes': self.meta['classes']}
+        if self.meta['mode'] == 'normal':  # what BatchNorm saw
+            hashes['norm_groups'] = self.network.norm_groups
+        found = fingerprint(record, **hashes)
+        processes.check_equal('data', {**found, **{name: digest(ids) for name, ids in contents.items()}})
+        return found, contents
+
+    def __enter__(self) -> 'Run':
+        self.files.check_names()
+        with ExitStack() as stack:
+            state = processes.from_main(lambda: self.files.claim(stack, self.overwrite))
+            if state is not None:
+                self._load(state)
+            if self.iteration == self.iterations:
+                print(f'{self.files.checkpoint}: run already finished; pass --overwrite to start over')
+                processes.end()
+                raise SystemExit
+            stack.enter_context(self.log)
+            self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+            stack.callback(self._restore_handlers)
+            if not self.files.checkpoint.is_file():
+                self.save()  # so models left by a run killed in its first epoch are recognised
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        with self.stack:
+            if kind is None:
+                self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
+                processes.end()
+
+    def _note_signal(self, number, frame) -> None:
+        self.signal = number
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the remaining epochs, counted from 0."""
+        for epoch in range(self.iteration // self.per_epoch, self.max_epoch):
+            self.epoch = epoch
+            yield epoch
+
+    def batches(self) -> Iterator[dict]:
+        """Yield the remaining batches of the epoch, on the device, as the network shares them."""
+        done = self.iteration % self.per_epoch
+        self.loader.sampler.start(self.epoch, done * self.loader.sampler.batch_size)
+        for batch in progress(self.loader, f'epoch {self.epoch + 1}', lines=False):
+            yield self.network.receive(batch)
+        processes.copy_from_main(self.network.model.buffers())  # the running statistics, for the scoring
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss: of a batch, or of a micro-batch or share of it, whose losses add up."""
+        if self.loss is None:
+            self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
+
+    def step(
+        self, losses: dict[str, Tensor] | None = None, weights: dict[str, float] | None = None, **more: float
+    ) -> None:
+        """Update the weights and the learning rate; then log and save.
+
+        losses: the terms of the loss of the batch by name, of which the loss is the sum, each times its weight (1 where
+        none is given); None if `backward` was called. They and `more` are logged.
+        """
+        if losses:
+            self.backward(sum((weights or {}).get(name, 1) * value for name, value in losses.items()))
+        loss, self.loss = self.network.total(self.loss), None
+        lr = self.optimizer.param_groups[0]['lr']
+        self._update()
+        self.iteration += 1
+        if self.scaler.is_enabled():
+            more['scale'] = self.scaler.get_scale()
+        self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
+
+        # The end of an epoch is saved after its scoring. All processes stop after the same iteration.
+        self.stop = processes.largest(self.signal)
+        if self.iteration % self.per_epoch and (self.stop or self.iteration % self.save_interval == 0):
+            self.save()
+
+    def _update(self) -> None:
+        """Update weights and learning rate, unless gradients have overflowed in float16: then lower their scale.
+
+        All processes do the same, because they have the same sums of gradients.
+        """
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        scale = self.scaler.get_scale()
+        if scale >= before:
+            self.schedule.step()
+        elif scale < 1:
+            number = self.iteration + 1
+            raise UserError(f'gradients are not finite in float16 at iteration {number}: pass --precision bf16 or fp32')
+
+    def end_epoch(self, name: str | None = None, score: float | None = None, **pictures: np.ndarray) -> None:
+        """Save the model, the curves and the checkpoint; log the score in [0, 1] and pictures (h, w, 3).
+
+        Without a score only the last epoch is kept, so --select must be 'last'.
+        """
+        for title, picture in pictures.items():
+            self.log.picture(self.iteration, title, picture)
+        is_best = self.models.save(self.network.model, self.epoch + 1, score, **self.meta)
+        if score is not None:
+            self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
+        if self.iteration == self.iterations:
+            self.log.finish(self.iteration)
+        self.log.save_curves()
+        self.stop = processes.largest(self.signal)
+        self.save()
+
+    def save(self) -> None:
+        """Save the checkpoint unless the model is not finite (UserError); exit if a signal has asked for it."""
+        check_finite(self.network.model)
+        if launcher.is_main():
+            state = {name: one.state_dict() for name, one in self.resumable.items()}
+            self.files.save({'iteration': self.iteration, 'state': state, **_random_state()})
+        if self.stop:
+            line = f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
+            raise SystemExit(line if launcher.is_main() else 1)
+
+    def _load(self, state: dict) -> None:
+        try:
+            for name, one in self.resumable.items():
+                one.load_state_dict(state['state'][name])
+            _set_random_state(state)
+            self.iteration = state['iteration']
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise self.files.damaged(error) from None
+
+
+def _random_state() -> dict:
+    """Return the state of the random numbers: on GPUs, of all of this process."""
+    cuda = []
+    if torch.cuda.is_initialized():
+        cuda = [torch.cuda.get_rng_state()] if launcher.is_launched() else torch.cuda.get_rng_state_all()
+    return {'random': torch.get_rng_state(), 'random_cuda': cuda}
+
+
+def _set_random_state(state: dict) -> None:
+    torch.set_rng_state(state['random'])
+    if launcher.is_launched() and torch.cuda.is_initialized():  # all processes draw the same numbers
+        for random in state['random_cuda'][:1]:
+            torch.cuda.set_rng_state(random)
+    elif torch.cuda.is_available():  # perhaps with fewer GPUs than before
+        torch.cuda.set_rng_state_all(state['random_cuda'][: torch.cuda.device_count()])
