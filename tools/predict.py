@@ -54,7 +54,7 @@ ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 OUTPUTS = ('.png', '.npz', '_overlay.png')
 
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
-# val, where 0.25 is 0.5 points lower (docs/results.md, "4. The chain on photographs").
+# val, where 0.25 is 0.5 points lower (docs/results/chain_photographs.md, "Scores by threshold").
 CAM_FLAGS = {'affinity': None, 'classes': None, 'class_threshold': 0.5, 'threshold': 0.25, 'crf_iteration': 1}
 WALK_FLAGS = {
     **CAM_FLAGS,

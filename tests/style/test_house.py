@@ -27,7 +27,7 @@ OTHERS = [
 ]
 OURS = [*SCRIPTS, *CORE, *UTIL, *TOOLS, *OTHERS]
 NAMES = {path: str(path.relative_to(REPOSITORY)) for path in OURS}
-DOCUMENTS = [REPOSITORY / 'README.md', REPOSITORY / 'NOTES.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
+DOCUMENTS = [REPOSITORY / 'README.md', REPOSITORY / 'NOTES.md', *sorted((REPOSITORY / 'docs').rglob('*.md'))]
 # Programs whose workers are forked, which is not safe after torch has started its threads.
 FORKING = ('make_affinity_labels', 'make_pseudo_labels', 'evaluate', 'tools.prepare_coco')
 # What they are made of.
@@ -267,7 +267,7 @@ def test_cited_headings_exist():
     """A citation is: docs/method.md, "Heading"."""
     for path in OURS:
         text = re.sub(r'\s+', ' ', path.read_text())
-        for document, heading in re.findall(r'(docs/\w+\.md), "([^"]+)"', text):
+        for document, heading in re.findall(r'(docs/[\w/]+\.md), "([^"]+)"', text):
             headings = re.findall(r'^#+ (.+)$', (REPOSITORY / document).read_text(), re.M)
             assert heading in headings, f'{NAMES[path]}: {document} has no heading "{heading}"'
         cited = len(re.findall(r'docs/method\.md, "', text))

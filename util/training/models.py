@@ -94,7 +94,7 @@ def load_for_inference(
     place = pick_device(device)
     if place.type == 'cuda':
         # cuDNN plans each convolution again for each size of image, which takes longer than all its products
-        # (docs/results.md, "5. Speed"). Without it, torch has kernels of its own.
+        # (docs/results/speed.md, "Images of many sizes on a GPU"). Without it, torch has kernels of its own.
         torch.backends.cudnn.enabled = False
     network = build_network(meta)
     file.load(network)
