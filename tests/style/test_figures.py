@@ -1,7 +1,6 @@
 """The SVGs of the documents: as docs/make_figures.py draws them, from figures that docs/results/ has."""
 
 from docs import make_figures
-
 from support import REPOSITORY
 
 
