@@ -373,14 +373,17 @@ def write_picture(path, picture):
     print(f'{path}: {len(buffer.getvalue()) / 1000:.0f} kB')
 
 
-def main():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = 'also draw the pictures, from this experiments folder of the quickstart'
     parser.add_argument('--pictures', type=Path, metavar='EXPERIMENTS', help=folder)
     parser.add_argument('--strip', default=STRIP, metavar='ID', help='scene of strip.png (default: %(default)s)')
     scene = 'scene of thresholds.png (default: %(default)s)'
     parser.add_argument('--thresholds', default=THRESHOLDS, metavar='ID', help=scene)
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(args):
     for name, draw in (('method', draw_method), ('stages', draw_stages), ('gain', draw_gain)):
         (DOCS / f'{name}.svg').write_text(draw())
         print(f'{DOCS / name}.svg')
@@ -390,4 +393,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    main(parse_args())
