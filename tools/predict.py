@@ -182,9 +182,7 @@ def check_outputs(images: dict[str, Path], out: Path, overwrite: bool) -> None:
 def open_model(path: Path, *entries: str) -> ModelFile:
     """Read a model file. Raises UserError if its metadata lacks some of the entries."""
     file = ModelFile(path)
-    missing = [entry for entry in entries if entry not in file.meta]
-    if missing:
-        raise UserError(f'{path}: is {file.form} without metadata ({", ".join(missing)}), so it cannot be used here')
+    file.check_described(*entries)
     return file
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from core import UserError
 from core.data.dataset import Dataset
+from core.models.build import build_network
+from core.models.network import Network
 from core.models.segmenters import SEGMENTERS
 from core.models.weights import IMPORT, PUBLISHED, read_state_dict
 
@@ -40,6 +42,13 @@ class ModelFile:
         for entry, is_valid in _VALID.items():
             if entry in self.meta and not is_valid(self.meta[entry]):
                 raise UserError(f'{path}: its metadata is damaged ({entry}: {str(self.meta[entry])[:40]!r})')
+
+    def check_described(self, *entries: str) -> None:
+        """Raise UserError if the metadata lacks some of these entries."""
+        missing = [entry for entry in entries if entry not in self.meta]
+        if missing:
+            reason = f'is {self.form} without metadata ({", ".join(missing)})'
+            raise UserError(f'{self.path}: {reason}, so it cannot be used here')
 
     def check_network(self, networks: Collection[str]) -> None:
         """Raise UserError if the file contains another network than these; files without metadata pass."""
@@ -90,6 +99,20 @@ class ModelFile:
             reason = str(error).splitlines()[1:2] or [str(error)]
             name = type(network).__name__
             raise UserError(f'{self.path} ({self.form}): does not fit {name}: {reason[0].strip()[:200]}') from None
+
+
+def load(path: str | Path) -> Network:
+    """Return the network of a model file for inference, on the CPU; docs/python.md shows how to use it.
+
+    `classes` of the network are the names of its classes, without the background. Raises UserError naming the file if
+    it cannot be read or does not describe its network.
+    """
+    file = ModelFile(Path(path))
+    file.check_described('network', 'backbone', 'classes')
+    network = build_network(file.meta)
+    file.load(network)
+    network.classes = tuple(file.meta['classes'])
+    return network.for_inference()
 
 
 def _are_names(value: object) -> bool:

@@ -25,6 +25,7 @@ class Network(nn.Module):
 
     stride = STRIDE  # image pixels per output
     half: torch.dtype | None = None
+    classes: tuple[str, ...] = ()  # names, without the background; set by core.models.model_file.load
 
     def __init__(self, architecture: str, mode: str):
         super().__init__()
