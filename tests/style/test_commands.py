@@ -92,16 +92,6 @@ def test_readme_has_the_nine_commands():
     assert ('tools.prepare_voc', ['--out', '..']) in documented
 
 
-@pytest.mark.parametrize('document', ['README.md'])
-def test_documented_commands_are_parsed(document):
-    text = (REPOSITORY / document).read_text()
-    documented = commands_of(text)
-    assert len(documented) >= 12
-    assert not re.findall(r'python3 \w+/\w+\.py', text), 'programs run as python3 -m'
-    for module, words in documented:
-        module_of(module).parse_args(words)
-
-
 TRAINING = {
     'wd': 1e-4, 'batch_size': 32, 'momentum': 1e-4, 'nesterov': True, 'image_size': 512, 'min_image_size': 320,
     'max_image_size': 640, 'print_ratio': 0.1, 'weights': 'imagenet', 'lr': 0.1, 'device': 'auto',

@@ -264,12 +264,17 @@ def test_no_class_name_in_the_code():
 
 
 def test_cited_headings_exist():
-    """A citation is: docs/method.md, "Heading"."""
-    for path in OURS:
-        text = re.sub(r'\s+', ' ', path.read_text())
-        for document, heading in re.findall(r'(docs/[\w/]+\.md), "([^"]+)"', text):
-            headings = re.findall(r'^#+ (.+)$', (REPOSITORY / document).read_text(), re.M)
-            assert heading in headings, f'{NAMES[path]}: {document} has no heading "{heading}"'
+    """A citation is: docs/method.md, "Heading"; or README, "Heading"."""
+    shell = [path for suffix in ('sh', 'sbatch', 'txt') for path in REPOSITORY.glob(f'[!.e]*/**/*.{suffix}')]
+    pages = [path for path in DOCUMENTS if path.name != 'NOTES.md']  # a log, which cites headings of its time
+    for path in [*OURS, *pages, *shell, REPOSITORY / 'requirements.txt']:
+        text = re.sub(r'\s+(# )?', ' ', path.read_text())
+        for document, heading in re.findall(r'(docs/[\w/]+\.md|README(?:\.md)?), "([^"]+)"', text):
+            cited = REPOSITORY / document.replace('README.md', 'README').replace('README', 'README.md')
+            headings = re.findall(r'^#+ (.+)$', cited.read_text(), re.M)
+            assert heading in headings, f'{path.relative_to(REPOSITORY)}: {document} has no heading "{heading}"'
+        if path not in OURS:
+            continue
         cited = len(re.findall(r'docs/method\.md, "', text))
         assert text.count('docs/method.md') == cited, f'{NAMES[path]}: a citation without a heading'
 
@@ -277,13 +282,15 @@ def test_cited_headings_exist():
 def test_links_of_the_documents_exist():
     for document in DOCUMENTS:
         text = document.read_text()
-        headings = re.findall(r'^#+ (.+)$', text, re.M)
-        anchors = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
         for target in re.findall(r'\]\(([^)]+)\)', text):
-            if target.startswith('#'):
-                assert target[1:] in anchors, f'{document.name}: {target}'
-            elif not target.startswith('http'):
-                assert (document.parent / target.split('#')[0]).is_file(), f'{document.name}: {target}'
+            if target.startswith('http'):
+                continue
+            name, _, anchor = target.partition('#')
+            page = document.parent / name if name else document
+            assert page.is_file(), f'{document.name}: {target}'
+            headings = re.findall(r'^#+ (.+)$', page.read_text(), re.M) if anchor else []
+            anchors = {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+            assert not anchor or anchor in anchors, f'{document.name}: {target}'
 
 
 def test_no_path_of_a_machine_in_any_file():
