@@ -304,15 +304,15 @@ def test_images_of_16_bits_are_refused(copy, capsys):
     assert text.endswith('pets/grey.PNG: has more than 8 bits per channel (mode I;16): convert it')
 
 
-def test_the_commands_of_the_readme(in_tmp):
+def test_the_commands_of_the_page(in_tmp):
     """Word for word but for smaller sizes."""
     for i, name in enumerate(('rex.jpg', 'a b/mia.JPG', 'empty.png', 'tom.jpg')):
         draw_image(in_tmp / 'photos' / name, (64, 48), seed=i)
     (in_tmp / 'labels.csv').write_text('image,classes\nrex.jpg,dog\na b/mia.JPG,cat;dog\nempty.png,\ntom.jpg,cat\n')
 
     draw_image(in_tmp / 'new/cat.png', (64, 48), seed=9)
-    readme = (REPOSITORY / 'README.md').read_text().split('then lead to masks:', 1)[1]
-    five, _, later = readme.partition('**Photographs without tags.**')
+    page = (REPOSITORY / 'docs/own_images.md').read_text().split('then lead to masks:', 1)[1]
+    five, _, later = page.partition('**Photographs without tags.**')
     commands = five.split('```')[1] + later.split('```')[1]
     smaller = (
         ('--architecture mobilenet_v2', '--architecture mobilenet_v2 --weights none'),

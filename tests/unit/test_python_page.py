@@ -1,4 +1,4 @@
-"""docs/python.md: its code runs as printed, and what it computes is what the stages compute; models that it refuses."""
+"""The Python on pages of docs/ runs as printed: docs/python.md and the conversion of microscope images."""
 
 import re
 from types import SimpleNamespace
@@ -20,7 +20,11 @@ from util.store.formats import PREDICTIONS, model_path
 from util.training.models import save_model
 
 NARROW, CLASSES, SIZE = 'resnest14_narrow', ('cat', 'dog'), (48, 64)
-BLOCKS = re.findall(r'^```python\n(.*?)^```', (REPOSITORY / 'docs/python.md').read_text(), re.DOTALL | re.MULTILINE)
+
+
+def blocks_of(page: str) -> list[str]:
+    """Return the blocks of Python on a page of docs/."""
+    return re.findall(r'^```python\n(.*?)^```', (REPOSITORY / 'docs' / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -49,7 +53,8 @@ def outputs(in_tmp):
 
 def test_the_code_of_the_page(outputs, in_tmp):
     names = {}
-    for block in BLOCKS:
+    blocks = blocks_of('python.md')
+    for block in blocks:
         exec(block, names)
         if 'present = np.unique(mask)' in block:
             assert (names['mask'] == outputs.mask).all()
@@ -57,13 +62,26 @@ def test_the_code_of_the_page(outputs, in_tmp):
     assert names['refined'].shape == (3, *SIZE)
     assert names['masks'].shape == (1, *SIZE)
     assert np.array_equal(np.array(Image.open('mask.png')), names['mask'])
-    assert len(BLOCKS) == 8
+    assert len(blocks) == 8
 
     # One scale and the mirror image, on the network as it was saved.
     pixels = torch.from_numpy(names['images']).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     logits = multi_scale_logits(outputs.networks['own@deeplab'], [(pixels - mean) / std], SIZE)
     assert (logits.argmax(1).numpy() == names['masks']).mean() > 0.99
+
+
+def test_stacks_of_16_bits_become_pngs_of_8_bits(in_tmp):
+    (in_tmp / 'raw').mkdir()
+    pages = [np.linspace(low, 40_000, 48 * 64).reshape(48, 64).astype(np.uint16) for low in (100, 20_000)]
+    first, second = (Image.fromarray(page) for page in pages)
+    first.save('raw/cells.tif', save_all=True, append_images=[second])
+    (block,) = blocks_of('own_images.md')
+    exec(block, {})
+    converted = [np.array(Image.open(f'photos/cells_{number:03d}.png')) for number in (0, 1)]
+    assert [page.dtype for page in converted] == [np.uint8, np.uint8]
+    assert [page.min() for page in converted] == [0, pytest.approx(127, abs=2)]
+    assert [page.max() for page in converted] == [255, 255]
 
 
 def test_files_that_do_not_describe_their_network(in_tmp):
