@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a folder of tagged photographs to their masks, the commands of docs/own_images.md, "One command, or five":
+# From a folder of tagged photographs to their masks, the commands of "Your own images" in README.md:
 #   CSV=labels.csv D=photos bash recipes/own.sh
 # Optional variables, with their defaults:
 #   NAME=own              name of models and outputs
