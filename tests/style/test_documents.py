@@ -20,6 +20,16 @@ def test_documented_commands_are_parsed(page):
         module_of(module).parse_args(words)
 
 
+def test_headings_that_pages_and_scripts_cite_exist():
+    """A citation is: docs/voc.md, "Heading"; or README, "Heading". Those of modules: test_house.py."""
+    scripts = [path for suffix in ('*.sh', '*.sbatch', '*.txt') for path in REPOSITORY.glob(f'[!.e]*/**/{suffix}')]
+    for path in [*PAGES, *scripts, *REPOSITORY.glob('*.txt')]:
+        text = re.sub(r'\s+(# )?', ' ', path.read_text())
+        for page, heading in re.findall(r'(docs/[\w/]+\.md|README(?:\.md)?), "([^"]+)"', text):
+            headings = re.findall(r'^#+ (.+)$', (REPOSITORY / page).with_suffix('.md').read_text(), re.M)
+            assert heading in headings, f'{path.relative_to(REPOSITORY)}: {page} has no heading "{heading}"'
+
+
 def test_readme_is_short():
     assert len((REPOSITORY / 'README.md').read_text().splitlines()) <= 250
 
