@@ -33,21 +33,23 @@ def parse_args(argv=None):
     parser.add_table(flags.DATASET, flags.WORKERS)
     data = parser.groups['data']
     where = 'folder that contains SegmentationClass (and the images, for --crf_iteration), or the folder of masks'
-    data.add_argument('--data_dir', '--gt_dir', default='../VOC2012/', help=where)
-    data.add_argument('--experiment_name', type=flags.folder_name, required=True, help='folder to score')
-    data.add_argument('--domain', default='train', help='list of images')
-    kinds = 'kind of output: CAMs (npy), label maps (png) or random-walk CAMs (rw); recorded in args.json by the stages'
+    data.add_argument('--data_dir', '--gt_dir', default=flags.VOC_ROOT, help=where)
+    folder = 'folder to score, of stage 2, 5, 6 or 8'
+    data.add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
+    data.add_argument('--domain', default='train', help='list of the data set to score: train, val or test')
+    kinds = 'CAMs (npy), random-walk CAMs (rw) or label maps (png); only for folders without args.json'
     data.add_argument('--mode', choices=MODES, help=kinds)
     inference = parser.groups['inference']
-    inference.add_argument('--threshold', type=flags.real(0, 1), help='score only this background threshold')
-    inference.add_argument('--min_th', type=flags.real(0, 1), default=metrics.SWEEP['start'], help='first threshold')
+    inference.add_argument('--threshold', type=flags.real(0, 1), help='score only at this threshold')
+    start = 'first threshold: MIN, MIN + STEP, ... below MAX are scored'
+    inference.add_argument('--min_th', type=flags.real(0, 1), default=metrics.SWEEP['start'], help=start)
     end = 'end of the thresholds, exclusive (default: {cam_end:.2f} for CAMs, {rw_end:.2f} for random-walk CAMs)'
     end = end.format(**metrics.SWEEP)
     inference.add_argument('--max_th', type=flags.real(0, 1), help=end)
     step = flags.real(0.001, 1)
     inference.add_argument('--step_th', type=step, default=metrics.SWEEP['step'], help='step of the thresholds')
-    crf = 'dense CRF iterations on the maps of each threshold, as in stage 6 (0: no CRF)'
-    inference.add_argument('--crf_iteration', type=flags.integer(0), default=0, help=crf)
+    crf = 'iterations of the dense CRF on the maps of each threshold, as in stage 6 (0: no CRF)'
+    inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0), default=0, help=crf)
     parser.groups['run and output'].add_argument('--csv', type=Path, help='table to write, one row per threshold')
     return parser.parse_args(argv)
 

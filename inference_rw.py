@@ -8,7 +8,7 @@ Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={
     python3 inference_rw.py --architecture resnest101 --model_name AffinityNet@ResNeSt-101@Puzzle \\
         --cam_dir ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 --domain train_aug --data_dir $D
 
-The random-walk CAMs should then score 71.92 mIoU on train (paper, Table 2).
+The paper reports 71.92 mIoU on train for these maps (Table 2). It has not been reproduced with this code.
 """
 
 from contextlib import ExitStack
@@ -28,11 +28,11 @@ MIN_CONTRAST = 0.1  # difference between the strongest and the weakest edge of a
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_table(options.INFERENCE, options.WALK, options.TRAINED_BACKBONE)
-    kind, cams = RANDOM_WALK.title, 'folder of CAMs (stage 2)'
+    kind, cams = RANDOM_WALK.title, 'folder of CAMs of stage 2, such as TAG@train@scale=0.5,1.0,1.5,2.0'
     parser.groups['data'].add_argument('--cam_dir', type=flags.folder_name, required=True, affects=kind, help=cams)
     model = 'model of stage 4'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, required=True, help=model)
-    edges = 'keep the edge maps too, also of a finished random walk'
+    edges = 'also write the edge maps; of a finished folder only these are computed'
     parser.groups['run and output'].add_argument('--save_edges', action='store_true', affects='speed', help=edges)
     return parser.parse_args(argv)
 

@@ -22,8 +22,8 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_SEGMENTER, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
-    iterations = 'dense CRF iterations (0: no CRF)'
-    parser.groups['inference'].add_argument('--iteration', type=flags.integer(0), default=10, help=iterations)
+    names = ('--iteration', '--crf_iteration')
+    parser.groups['inference'].add_argument(*names, type=flags.integer(0), default=10, help=flags.ITERATIONS)
     parser.add_table(flags.CRF_KERNELS, crf_bilateral='80,13,10')
     return parser.parse_args(argv)
 

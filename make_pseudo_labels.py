@@ -6,7 +6,7 @@ Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 
     python3 make_pseudo_labels.py --experiment_name AffinityNet@ResNeSt-101@Puzzle@train@beta=10@exp_times=8@rw \\
         --domain train_aug --threshold 0.35 --crf_iteration 1 --data_dir $D
 
-On train they should then score 72.46 mIoU (paper, Table 2).
+The paper reports 72.46 mIoU on train for these labels (Table 2). It has not been reproduced with this code.
 """
 
 import numpy as np
@@ -20,9 +20,9 @@ from util.store import PSEUDO_LABEL, RANDOM_WALK, create_folder, open_folder
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_table(flags.OUTPUT_FOLDER, flags.LABEL_CRF, crf_iteration=1)
-    folder = 'folder of random-walk CAMs (stage 5)'
+    folder = 'folder of random-walk CAMs of stage 5, such as TAG@train@beta=10@exp_times=8@rw'
     parser.groups['data'].add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
-    threshold = 'scores above are foreground'
+    threshold = "score (0 to 1) above which a pixel is foreground; not part of the output's name: use --overwrite"
     parser.groups['inference'].add_argument(
         '--threshold', type=flags.real(0, 1), default=PSEUDO_THRESHOLD, help=threshold
     )

@@ -27,7 +27,7 @@ SCORED_IMAGES = 128  # on the drawn set their scores are within a point of those
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_table(options.TRAINING, options.LABELS, options.BACKBONE, max_epoch=3)
-    radius = 'radius of the pixel pairs, in pixels of the edge map'
+    radius = 'largest distance of compared pixels, in pixels of the edge map (a quarter of the image)'
     parser.groups['loss'].add_argument('--radius', type=flags.integer(2), default=10, help=radius)
     args = options.parse_training(parser, argv)
     with parser.checking_values():

@@ -8,7 +8,7 @@ Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.la
     python3 train_classification_with_puzzle.py --architecture resnest101 --re_loss_option masking --re_loss L1_Loss \\
         --alpha_schedule 0.50 --alpha 4.00 --tag ResNeSt101@Puzzle@optimal --data_dir $D
 
-The CAMs of stage 2 should then score 61.85 mIoU on train (paper, Table 2).
+The paper reports 61.85 mIoU on train for these CAMs (Table 2). It has not been reproduced with this code.
 """
 
 import argparse
@@ -33,23 +33,27 @@ def parse_args(argv=None):
     parser.add_table(options.TRAINING, options.SUPERVISED, options.BACKBONE)
 
     model = parser.groups['model']
-    model.add_argument('--mode', default='normal', choices=('normal', 'fix'), help='BatchNorm: trained or frozen (fix)')
-    replicas = 'emulate the BatchNorm statistics of this many GPUs'
+    norms = 'normal: train BatchNorm; fix: freeze its statistics, the stem and the first two layers'
+    model.add_argument('--mode', default='normal', choices=('normal', 'fix'), help=norms)
+    replicas = 'normalise a batch in this many equal parts, as on that many GPUs; 1: the whole batch'
     model.add_argument('--bn_replicas', type=flags.integer(1), default=4, help=replicas)
 
     loss = parser.groups['loss']
-    terms = f'terms of the loss, joined by _: cl (alone: plain CAM) and any of {", ".join(TERMS[1:])}'
+    terms = 'joined by _: cl classification (alone: the plain classifier), pcl the same on merged tiles, '
+    terms += 're reconstruction, conf confidence'
     loss.add_argument('--loss_option', type=loss_terms, default='cl_pcl_re', help=terms)
-    loss.add_argument('--num_pieces', type=flags.square, default=4, help='tiles per image, a perfect square')
-    loss.add_argument('--level', default='feature', choices=('feature', 'cam'), help='what L_re compares')
+    loss.add_argument('--num_pieces', type=flags.square, default=4, help='tiles per image: 4 is 2 x 2')
+    level = 'what L_re compares: class maps (feature, published) or maps scaled to a maximum of 1 (cam)'
+    loss.add_argument('--level', default='feature', choices=('feature', 'cam'), help=level)
     loss.add_argument('--re_loss', default='L1_Loss', choices=('L1_Loss', 'L2_Loss'), help='distance in L_re')
     masks = ('none', 'masking', 'selection')
-    loss.add_argument('--re_loss_option', default='masking', choices=masks, help='classes that count in L_re')
+    counted = 'masking: absent classes count as 0 in L_re (published); selection: only present ones; none: all classes'
+    loss.add_argument('--re_loss_option', default='masking', choices=masks, help=counted)
     loss.add_argument('--alpha', type=flags.real(0), default=4.0, help='weight of L_re after its ramp')
-    ramp = 'fraction of training over which alpha ramps up'
+    ramp = 'alpha rises linearly from 0 during this fraction of training (0: constant)'
     loss.add_argument('--alpha_schedule', type=flags.real(0, 1), default=0.5, help=ramp)
 
-    augment = f'comma-separated: {", ".join(AUGMENTATIONS)}'
+    augment = f'extra augmentation, comma-separated: {", ".join(AUGMENTATIONS)} (default: none)'
     parser.groups['augmentation'].add_argument('--augment', type=augmentations, default='', help=augment)
     return options.parse_training(parser, argv)
 

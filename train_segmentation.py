@@ -8,7 +8,7 @@ Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.la
     python3 train_segmentation.py --backbone resnest101 --mode fix --use_gn True --tag DeepLabv3+@ResNeSt-101@Fix@GN \\
         --label_name AffinityNet@ResNeSt-101@Puzzle@train@beta=10@exp_times=8@rw@crf=1 --data_dir $D
 
-The predictions of stage 8 should then score 66.9 mIoU on val (paper, Table 3).
+The paper reports 66.9 mIoU on val for the predictions (Table 3). It has not been reproduced with this code.
 """
 
 import torch.nn.functional as F

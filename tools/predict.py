@@ -64,7 +64,7 @@ WALK_FLAGS = {
     'rw_normalization': 'joint',
     'image_size': 512,
 }
-SEGMENTER_FLAGS = {'iteration': 10}
+SEGMENTER_FLAGS = {'crf_iteration': 10}
 
 
 class Prediction(NamedTuple):
@@ -92,16 +92,15 @@ def parse_args(argv=None):
     classes = 'classes to find, comma-separated (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', help=f'classifier: {classes}')
     one = flags.real(0, 1)
-    above = 'classes that score above this are predicted (default: 0.5)'
+    above = 'probability above which a class counts as present in a photograph (default: 0.5)'
     inference.add_argument('--class_threshold', type=one, help=f'classifier: {above}')
     plain = CAM_FLAGS['threshold']
     above = (
         f'pixels that score above this are foreground (default: {PSEUDO_THRESHOLD} with --affinity, {plain} without)'
     )
     inference.add_argument('--threshold', type=one, help=f'classifier: {above}')
-    iterations = 'dense CRF iterations (0: no CRF; default:'
-    inference.add_argument('--crf_iteration', type=flags.integer(0), help=f'classifier: {iterations} 1)')
-    inference.add_argument('--iteration', type=flags.integer(0), help=f'segmentation network: {iterations} 10)')
+    iterations = 'iterations of the dense CRF (0: no CRF; default: 1 with a classifier, 10 with a segmentation network)'
+    inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0), help=iterations)
     for flag in options.WALK:
         default = "AffinityNet's crop in training" if flag.name == '--image_size' else flag.default
         parser.add_table([flag._replace(default=None, help=f'--affinity: {flag.help} (default: {default})')])
@@ -205,10 +204,9 @@ def settle_flags(args, file, affinity):
     is_classifier = file.meta['network'] == 'Classifier'
     used = (WALK_FLAGS if affinity else CAM_FLAGS) if is_classifier else SEGMENTER_FLAGS
     given = {name: value for name, value in vars(args).items() if value is not None}
-    for name in (*WALK_FLAGS, *SEGMENTER_FLAGS):
+    for name in WALK_FLAGS:
         if name not in used and name in given:
-            needs_affinity = is_classifier and name in WALK_FLAGS
-            why = 'without --affinity' if needs_affinity else f'on {file.meta["network"]} of {args.model}'
+            why = 'without --affinity' if is_classifier else f'on {file.meta["network"]} of {args.model}'
             raise UserError(f'--{name}: has no effect {why}')
     trained = {'image_size': affinity.meta['image_size']} if affinity and 'image_size' in affinity.meta else {}
     return flags.Options(**{**vars(args), **used, **trained, **given})
@@ -256,7 +254,7 @@ def predict_by_segmenter(args, model, device, picture, labels):
     image = np.array(picture)
     pixels = scaled_images(picture, flags.floats(args.scales), args, device)
     (probability,) = chain.image_probabilities(model, pixels, image.shape[:2])
-    probability = crf_from_probability(image, probability, args.iteration)
+    probability = crf_from_probability(image, probability, args.crf_iteration)
     mask = probability.argmax(0)
     keys = np.union1d([0], mask)
     scores = {int(key): float(probability[key][mask == key].mean()) for key in keys[1:]}

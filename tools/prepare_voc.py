@@ -6,7 +6,7 @@ Writes  {out}/VOCdevkit/VOC2012
 
     python3 -m tools.prepare_voc --out ..               download (2 GB), unpack to ../VOCdevkit/VOC2012, verify
     python3 -m tools.prepare_voc --out .. --tar FILE    the same from a local archive
-    python3 -m tools.prepare_voc --check ../VOC2012     verify an existing folder
+    python3 -m tools.prepare_voc --check ../VOCdevkit/VOC2012     verify an existing folder
 """
 
 import tarfile

@@ -39,7 +39,7 @@ TEMPLATES = Path(__file__).parent / 'reporting' / 'templates'
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_argument('names', nargs='*', metavar='NAME', help='NAME or TITLE | NAME (none: everything)')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='NAME or TITLE | NAME (default: everything)')
     add_recorded_data(parser)
     parser.add_table(flags.WORKERS)
     run = parser.groups['run and output']

@@ -36,7 +36,7 @@ FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    names = 'NAME, TITLE | NAME or TITLE | NAME | PUBLISHED (none: all results)'
+    names = 'NAME, TITLE | NAME or TITLE | NAME | PUBLISHED (default: all results)'
     parser.add_argument('rows', nargs='*', metavar='ROW', help=names)
     run = parser.groups['run and output']
     run.add_argument('--thresholds', action='store_true', help='also print the mIoU at each threshold')

@@ -74,6 +74,8 @@ class Group(_Declares, argparse._ArgumentGroup):
 class Parser(_Declares, argparse.ArgumentParser):
     """--help begins with the script's docstring, lists flags by group and shows every default. No abbreviations.
 
+    A flag may have several spellings: the first one names the option.
+
     Only scripts with a flag that divides a batch or the work run as several processes (torchrun).
     """
 
@@ -128,11 +130,17 @@ class Parser(_Declares, argparse.ArgumentParser):
             self.error(f'--{error}')
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None:
-            return f'{action.help} (required)' if action.required else action.help
-        return super()._get_help_string(action)
+        """Add '(required)' or the default; switches are off, and an optional positional says what its absence means."""
+        if action.required and action.option_strings:
+            return f'{action.help} (required)'
+        default = action.default
+        if default in (None, '', [], argparse.SUPPRESS) or not action.option_strings or action.nargs == 0:
+            return action.help
+        shown = ' '.join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
+        shown = shown.removeprefix(f'{REPOSITORY}{os.sep}').replace('%', '%%')
+        return f'{action.help} (default: {shown})'
 
 
 # Types --------------------------------------------------------------------------------------------------------------
@@ -244,34 +252,39 @@ def cpu_count() -> int:
 
 
 VOC = str(REPOSITORY / 'data' / 'voc2012.json')
-DATASET = (Flag('data', '--dataset', str, VOC, 'data set: JSON of classes and lists, or CSV of images', 'input'),)
-LAYOUT = 'folder of the images; of JPEGImages, Annotations and SegmentationClass in the VOC layout'
-DATA = (*DATASET, Flag('data', '--data_dir', str, '../VOC2012/', LAYOUT, 'input'))
-NUM_WORKERS = 'worker processes (0: main process)'
+VOC_ROOT = '../VOCdevkit/VOC2012'  # where tools.prepare_voc --out .. puts it
+LISTED = 'data set: CSV (one row per image: path, classes) or JSON (class names and lists of ids)'
+DATASET = (Flag('data', '--dataset', str, VOC, LISTED, 'input'),)
+LAYOUT = 'folder that the paths of the data set are relative to; of VOC, the folder that contains JPEGImages'
+DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'))
+NUM_WORKERS = 'extra processes that load images (stages 3, 6 and 9: that compute); 0: none'
 WORKERS = (Flag('data', '--num_workers', integer(0), min(4, cpu_count()), NUM_WORKERS, 'speed'),)
 OVERWRITE = (
     Flag('run and output', '--overwrite', None, False, 'remove existing output of this name and start over', 'speed'),
 )
-SHARD = 'i/n: process only the i-th of n shares of the list (i from 1 to n), for job arrays'
+DOMAIN = 'list of the data set to process, such as train_aug, train, val or test'
+REPAIR = 'read all existing files and recompute the damaged ones'
+SHARD = 'i/n: process every n-th image (or batch), starting with the i-th (i from 1 to n); run all n, in any order'
 OUTPUT_FOLDER = (  # of the stages that write a file per image
     *DATA,
-    Flag('data', '--domain', str, 'train_aug', 'list of images', 'input'),
+    Flag('data', '--domain', str, 'train_aug', DOMAIN, 'input'),
     *WORKERS,
     *OVERWRITE,
-    Flag('run and output', '--repair', None, False, 'verify existing files and regenerate damaged ones', 'speed'),
+    Flag('run and output', '--repair', None, False, REPAIR, 'speed'),
     Flag('run and output', '--shard', shard, None, SHARD, 'share'),
 )
 OUTPUT = ('overwrite', 'repair', 'shard', 'batch_size')  # what `create_folder` takes of their options
 
-GAUSSIAN = 'Gaussian kernel of the CRF: width in pixels,weight'
-BILATERAL = 'bilateral kernel of the CRF: width in pixels,width in colour levels,weight'
+GAUSSIAN = 'smoothness term of the CRF: WIDTH,WEIGHT (width in pixels; weight 0: off)'
+BILATERAL = 'colour term of the CRF: WIDTH,COLOUR,WEIGHT (pixels, levels of 0 to 255; weight 0: off)'
 CRF_KERNELS = (
     Flag('inference', '--crf_gaussian', kernel(1), '3,3', GAUSSIAN),
     Flag('inference', '--crf_bilateral', kernel(2), '50,5,10', BILATERAL),
 )
-GT_PROB = 'probability, for the CRF, that the label of a pixel is right'
+GT_PROB = 'confidence of the CRF in the label of a pixel (0 to 1); lower values let the CRF change more'
+ITERATIONS = 'iterations of the dense CRF (0: no CRF); both names mean the same in every stage'
 LABEL_CRF = (  # of stages 3 and 6
-    Flag('inference', '--crf_iteration', integer(0), 10, 'dense CRF iterations (0: no CRF)'),
+    Flag('inference', '--crf_iteration --iteration', integer(0), 10, ITERATIONS),
     Flag('inference', '--gt_prob', real(0.01, 0.99), 0.7, GT_PROB),
     *CRF_KERNELS,
 )

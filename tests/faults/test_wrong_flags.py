@@ -44,7 +44,7 @@ ROWS = [
     ('aff', '--radius 1', 'argument --radius: 1'),
     ('random_walk', '--exp_times 17', 'argument --exp_times: 17 * 0 to 12'),
     ('random_walk', '--exp_times -1', 'argument --exp_times: -1 * 0 to 12'),
-    ('pseudo', '--crf_iteration -1', 'argument --crf_iteration: -1'),
+    ('pseudo', '--crf_iteration -1', 'argument --crf_iteration/--iteration: -1'),
     ('pseudo', '--gt_prob 1', 'argument --gt_prob: 1'),
     # flags that do not go together
     ('cls', '--num_pieces 9', '--image_size 64 * 48 = 16 x sqrt(num_pieces 9)'),

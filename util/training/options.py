@@ -25,21 +25,21 @@ def backbone(text: str) -> str:
 
 # Tables of flags ----------------------------------------------------------------------------------------------------
 
-FROM_MODEL = '(default: from the model file)'  # end of a help text
-PRECISION = 'network precision; tf32, bf16 and fp16 are meant for recent GPUs, bf16 also for some CPUs'
-DEVICE = 'auto (the GPU, of trainers all GPUs, of torchrun one per process; else the CPU), cpu, cuda, cuda:1, ...'
+FROM_MODEL = '(default: as in the model file)'  # end of a help text
+PRECISION = 'arithmetic of the network; tf32, bf16 and fp16 are meant for recent GPUs, bf16 also for some CPUs'
+DEVICE = 'auto, cpu, cuda or cuda:N; auto: the GPU (trainers: all GPUs; torchrun: one per process), or else the CPU'
 COMPUTING = (
     Flag('run and output', '--device', str, 'auto', DEVICE, 'speed'),
     Flag('run and output', '--precision', ('fp32', 'tf32', 'bf16', 'fp16'), 'fp32', PRECISION),
 )
-COMPILING = 'compile the network (torch.compile): faster on GPUs, after minutes of compiling'
+COMPILING = 'compile the network (torch.compile): minutes to start; slower on the CPU measured, not measured on GPUs'
 COMPILE = (Flag('run and output', '--compile', None, False, COMPILING),)
-RESIZING = 'resizing backend: pillow (the published pixels) or torch (faster, some bytes off by one)'
+RESIZING = 'pillow: the pixels of the published code; torch: 4 times as fast, one byte in 300 differs by 1'
 SCALES = (
-    Flag('inference', '--scales --scale', flags.scales, '0.5,1.0,1.5,2.0', 'image scales, comma-separated'),
+    Flag('inference', '--scales --scale', flags.scales, '0.5,1.0,1.5,2.0', 'scales of the image, comma-separated'),
     Flag('inference', '--resize', ('pillow', 'torch'), 'pillow', RESIZING),
 )
-PER_BATCH = 'images per batch (images are grouped by size)'
+PER_BATCH = 'images of one size that pass through the network together'
 INFERENCE = (  # of the stages that run a network over a list
     *flags.OUTPUT_FOLDER,
     *COMPUTING,
@@ -48,13 +48,13 @@ INFERENCE = (  # of the stages that run a network over a list
 )
 
 NAMES = f'{", ".join(BACKBONES)} or timm/NAME'
-NORMS = 'BatchNorm: trained (normal) or frozen (fix)'
+NORMS = 'normal: train BatchNorm; fix: freeze its running statistics, still train its scale and shift'
 BACKBONE = (Flag('model', '--architecture', backbone, 'resnest101', f'backbone: {NAMES}'),)
 SEGMENTER = (
     Flag('model', '--architecture', tuple(SEGMENTERS), 'DeepLabv3+', 'segmentation network'),
     Flag('model', '--backbone', backbone, 'resnest101', f'backbone of the network: {NAMES}'),
     Flag('model', '--mode', ('normal', 'fix'), 'fix', NORMS),
-    Flag('model', '--use_gn', boolean, True, 'GroupNorm in the head of DeepLabv3+'),
+    Flag('model', '--use_gn', boolean, True, 'GroupNorm instead of BatchNorm in the head of DeepLabv3+: True or False'),
 )
 
 
@@ -63,50 +63,59 @@ TRAINED = {'default': None, 'affects': 'input'}
 TRAINED_BACKBONE = tuple(flag._replace(help=f'{flag.help} {FROM_MODEL}', **TRAINED) for flag in BACKBONE)
 TRAINED_SEGMENTER = tuple(flag._replace(help=f'{flag.help} {FROM_MODEL}', **TRAINED) for flag in SEGMENTER)
 
-LARGEST = 'random-walk CAMs are divided by the largest value of all classes (joint) or of their own (class)'
+LARGEST = 'joint: one maximum for all classes of an image (published); class: one per class, keeps the weaker of two'
+STEEPNESS = 'exponent of the affinities: larger values stop the walk at weaker edges (20 for few photographs)'
+PADDING = 'smaller images are padded to this size: the --image_size of stage 4'
 WALK = (
-    Flag('inference', '--beta', real(0), BETA, 'exponent of the affinities', RANDOM_WALK.title),
+    Flag('inference', '--beta', real(0), BETA, STEEPNESS, RANDOM_WALK.title),
     Flag('inference', '--exp_times', integer(0, 12), EXP_TIMES, 'random-walk steps: 2^exp_times', RANDOM_WALK.title),
     Flag('inference', '--rw_normalization', ('joint', 'class'), 'joint', LARGEST, RANDOM_WALK.title),
-    Flag('inference', '--image_size', integer(32, 16384), 512, 'smaller images are padded to this size'),
+    Flag('inference', '--image_size', integer(32, 16384), 512, PADDING),
 )
 
-WEIGHTS = 'backbone weights: imagenet, none or a file'
+WEIGHTS = 'initial weights of the backbone: imagenet (download), none (random) or a file'
 PARTS = 'parts of a batch that pass through the network one at a time: less memory, the same gradients'
-EVERY = 'checkpoint interval in iterations (also after each epoch)'
+LOGGED = 'interval between lines of the log, as a fraction of an epoch'
+EVERY = 'iterations between checkpoints; each epoch ends with one too'
+STEP = 'images per optimisation step, of all GPUs and processes together'
+MOMENTUM = "SGD momentum; the default is the published code's, perhaps by accident: with 0.9 lower --lr"
+SHORTEST = 'before the crop, the longer side of an image is scaled to a random length from this to --max_image_size'
+LONGEST = 'upper end of that random length, in pixels'
 TRAINING = (  # of the three trainers; the scripts have the published values where they differ
     *flags.DATA,
     *flags.WORKERS,
     Flag('model', '--weights', str, 'imagenet', WEIGHTS, 'input'),
-    Flag('optimisation', '--batch_size', integer(1), 32, 'images per step, over all GPUs'),
+    Flag('optimisation', '--batch_size', integer(1), 32, STEP),
     Flag('optimisation', '--micro_batches', integer(1), 1, PARTS, 'batch'),
     Flag('optimisation', '--max_epoch', integer(1), 15, 'epochs'),
     Flag('optimisation', '--lr', real(0), 0.1, 'initial learning rate'),
     Flag('optimisation', '--wd', real(0), 1e-4, 'weight decay'),
-    Flag('optimisation', '--momentum', real(0, 1), 1e-4, 'SGD momentum (published value)'),
-    Flag('optimisation', '--nesterov', boolean, True, 'Nesterov momentum'),
-    Flag('augmentation', '--image_size', integer(32, 16384), 512, 'side of the crop'),
-    Flag('augmentation', '--min_image_size', integer(16, 16384), 320, 'minimum of the random longer side'),
-    Flag('augmentation', '--max_image_size', integer(16, 16384), 640, 'maximum of the random longer side'),
+    Flag('optimisation', '--momentum', real(0, 1), 1e-4, MOMENTUM),
+    Flag('optimisation', '--nesterov', boolean, True, 'Nesterov momentum: True or False'),
+    Flag('augmentation', '--image_size', integer(32, 16384), 512, 'side of the square crop in pixels'),
+    Flag('augmentation', '--min_image_size', integer(16, 16384), 320, SHORTEST),
+    Flag('augmentation', '--max_image_size', integer(16, 16384), 640, LONGEST),
     Flag('augmentation', '--resize', ('pillow', 'torch'), 'pillow', RESIZING),
     Flag('run and output', '--tag', flags.folder_name, REQUIRED, 'name of the run and its model'),
     Flag('run and output', '--seed', integer(0, 2**32 - 1), 0, 'random seed'),
     *COMPUTING,
     *COMPILE,
-    Flag('run and output', '--print_ratio', real(0, 1), 0.1, 'logging interval, as a fraction of an epoch', 'speed'),
+    Flag('run and output', '--print_ratio', real(0, 1), 0.1, LOGGED, 'speed'),
     Flag('run and output', '--save_interval', integer(1), 200, EVERY, 'speed'),
     *flags.OVERWRITE,
 )
-WHOLE = 'train BatchNorm on the statistics of the whole batch, over all processes'
-SELECTED = 'epoch to keep; best: by the mIoU on masks, of CAMs (stage 1) or predictions (without masks: last)'
+WHOLE = 'train BatchNorm on the whole batch of all processes and GPUs (not tried on several GPUs)'
+SELECTED = 'epoch to keep: best (by pixel masks: mIoU of CAMs in stage 1, of predictions in stage 7) or last'
+SMOOTHING = 'soften the targets by this share, towards 1/2 (stage 1) or all classes alike (stage 7); 0: off'
 SUPERVISED = (  # of stages 1 and 7
     Flag('model', '--sync_bn', None, False, WHOLE, 'batch'),
-    Flag('loss', '--label_smoothing', real(0, 1), 0.0, 'label smoothing of the classification losses (0: none)'),
+    Flag('loss', '--label_smoothing', real(0, 1), 0.0, SMOOTHING),
     Flag('run and output', '--select', ('best', 'last'), 'best', SELECTED),
 )
+LABEL_FOLDER = 'folder of labels, of stage 3 (for stage 4) or stage 6 (for stage 7)'
 LABELS = (  # of the trainers that read labels of an earlier stage
-    Flag('data', '--label_name', flags.folder_name, REQUIRED, 'folder of labels: of stage 3 for stage 4, of 6 for 7'),
-    Flag('data', '--pred_dir', str, 'experiments/predictions/', 'parent of that folder', 'input'),
+    Flag('data', '--label_name', flags.folder_name, REQUIRED, LABEL_FOLDER),
+    Flag('data', '--pred_dir', str, 'experiments/predictions/', 'folder that contains --label_name', 'input'),
 )
 
 # Options by what takes them (`Options.pick`).
