@@ -19,6 +19,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from core import UserError, metrics
+from core.crf import check_installed
 from core.data.dataset import open_dataset
 from util import flags, script
 from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
@@ -115,6 +116,7 @@ def report_factors(rows, best_fp):
 
 
 def main(args):
+    check_installed(args.crf_iteration)
     begun, dataset = time.monotonic(), open_dataset(args.dataset, args.data_dir)
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''

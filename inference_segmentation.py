@@ -8,7 +8,7 @@ Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iterati
 """
 
 from core.chain import image_probabilities
-from core.crf import crf_from_probability
+from core.crf import check_installed, crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.models import SEGMENTERS
@@ -35,6 +35,8 @@ def write_prediction(predictions, image_id, image, probability, iterations, kern
 
 
 def main(args):
+    check_installed(args.iteration)
+
     # Fork the CRF's processes first: a fork is not safe once torch has threads or a GPU.
     writer = BackgroundWriter(args.num_workers, processes=True)
 

@@ -9,6 +9,7 @@ Writes  experiments/predictions/{experiment_name}@aff_fg={fg}_bg={bg}/{id}.png: 
 
 import numpy as np
 
+from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import BG_THRESHOLD, FG_THRESHOLD, affinity_label
 from util import flags, script
@@ -40,6 +41,7 @@ def make_label(image_id, args, dataset, cams):
 
 
 def main(args):
+    check_installed(args.crf_iteration)
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
     cams = open_folder(CAM, args.experiment_name, '--experiment_name', dataset, ids)

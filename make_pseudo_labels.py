@@ -11,6 +11,7 @@ The paper reports 72.46 mIoU on train for these labels (Table 2). It has not bee
 
 import numpy as np
 
+from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import PSEUDO_THRESHOLD, pseudo_label
 from util import flags, script
@@ -37,6 +38,7 @@ def make_label(image_id, args, dataset, random_walks):
 
 
 def main(args):
+    check_installed(args.crf_iteration)
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
     kind = RANDOM_WALK

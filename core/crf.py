@@ -2,14 +2,26 @@
 
 A Gaussian kernel is given as (sxy, weight), a bilateral one as (sxy, srgb, weight).
 
-No torch here: stages 3 and 6 import this module and fork.
+No torch here: stages 3 and 6 import this module and fork. pydensecrf is built by a C++ compiler, so it may be missing:
+everything without iterations works then too.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import pydensecrf.densecrf as dcrf
-from pydensecrf.utils import unary_from_labels, unary_from_softmax
+
+from core import UserError
+
+try:
+    import pydensecrf.densecrf as dcrf
+    from pydensecrf.utils import unary_from_labels, unary_from_softmax
+
+    FAULT = None
+except ImportError as error:
+    FAULT = str(error)
+
+# pydensecrf2 pins a Cython that fails on Python 3.13 but builds with Cython 3, without pip's build isolation.
+INSTALL = "pip install 'cython>=3.0.11,<4' setuptools wheel && pip install --no-build-isolation -r requirements-crf.txt"
 
 # Labels whose probabilities differ by less might change their order when maps are refined together. Over 316 VOC
 # photographs rounding moved a probability by at most 2e-5, so a difference of two by 4e-5, and changed no label even
@@ -19,6 +31,13 @@ TIE = 1e-4
 # Probabilities that are refined together at most, 134 MB per array. Maps with more are refined one after the other,
 # with the same result and half the memory.
 TOGETHER = 2**25
+
+
+def check_installed(iterations: int) -> None:
+    """Raise UserError with the command that installs pydensecrf if so many iterations need it and it is missing."""
+    if iterations and FAULT:
+        remedy = f'install it (a C++ compiler is needed) or pass --crf_iteration 0: {INSTALL}'
+        raise UserError(f'the dense CRF needs pydensecrf ({FAULT}): {remedy}')
 
 
 def crf_from_probability(
@@ -79,6 +98,7 @@ class _CRF:
     """A CRF with the pairwise terms of an image."""
 
     def __init__(self, image: np.ndarray, num_labels: int, gaussian: Sequence[float], bilateral: Sequence[float]):
+        check_installed(1)
         self.shape = (num_labels, *image.shape[:2])
         self.crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], num_labels)
         sxy, weight = gaussian

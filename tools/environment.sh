@@ -1,4 +1,5 @@
-# Source this with a requirements file: creates .venv at the root, installs the packages and puts it on the PATH.
+# Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
+# (requirements-crf.txt), and puts .venv on the PATH. What is installed already is left alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
@@ -6,12 +7,22 @@ PYTHON=${PYTHON:-python3}
     echo "$("$PYTHON" --version) is too old: Python 3.10 or newer is needed (PYTHON=/path/to/python3 chooses one)" >&2
     exit 1
 }
-command -v c++ >/dev/null || command -v g++ >/dev/null || {
-    echo 'a C++ compiler (g++) is needed to build pydensecrf2' >&2
-    exit 1
-}
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-# pydensecrf2 pins a Cython that does not support Python 3.13 but builds with Cython 3, without pip's build isolation.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check 'cython>=3.0.11,<4' setuptools wheel
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r "$1"
+if [ ! -x .venv/bin/python ]; then
+    echo "creating $PWD/.venv and installing $1 and requirements-crf.txt: about 6 GB on disk, most of it the CUDA build of
+torch; this takes minutes, once. For the CPU build (see pytorch.org), stop here, remove .venv, and install torch and
+torchvision into a new one (python3 -m venv .venv) before you run this again." >&2
+    "$PYTHON" -m venv .venv
+fi
+install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+install -r "$1"
+if ! .venv/bin/python -c 'import pydensecrf.densecrf' 2>/dev/null; then
+    command -v c++ >/dev/null || command -v g++ >/dev/null || {
+        echo 'a C++ compiler (such as g++) is needed to build the dense CRF, requirements-crf.txt; without it the stages
+work with --crf_iteration 0 (. .venv/bin/activate)' >&2
+        exit 1
+    }
+    # pydensecrf2 pins a Cython that fails on Python 3.13 but builds with Cython 3, without pip's build isolation.
+    install 'cython>=3.0.11,<4' setuptools wheel
+    install --no-build-isolation -r requirements-crf.txt
+fi
 export PATH="$PWD/.venv/bin:$PATH"

@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from core import UserError, chain
-from core.crf import crf_from_probability
+from core.crf import check_installed, crf_from_probability
 from core.data import drawing, voc
 from core.data.dataset import open_dataset
 from core.data.images import encode_label_map, make_image_id, read_image
@@ -301,6 +301,7 @@ def write(out, image_id, picture, prediction, palette, names, font):
 def main(args):
     file, affinity = open_models(args)
     args = settle_flags(args, file, affinity)
+    check_installed(args.crf_iteration)
     names, palette = ('background', *file.meta['classes']), voc.palette()
     colours = file.meta.get('palette', palette)[:256]  # other programs' files may have none
     palette[: len(colours)] = colours

@@ -461,7 +461,6 @@ def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
         (f'{model("cls")} photos --classes dog,cat', f"--classes dog,cat: {model('cls')} has no 'cat', only bus, car,"),
         (f'{model("cls")} photos --classes=', f"--classes : {model('cls')} has no ''"),
         (f'{model("cls")} photos --beta 4', '--beta: has no effect without --affinity'),
-        (f'{model("cls")} photos --iteration 4', f'--iteration: has no effect on Classifier of {model("cls")}'),
         (f'{FAST} photos --classes dog', f'--classes: has no effect on Seg_Model of {model("small")}'),
         (f'{FAST} photos --affinity {model("aff")}', '--affinity: has no effect on Seg_Model'),
         (f'{FAST} photos/x.jpg', 'photos/x.jpg: no image found (.jpg, .jpeg, .png, '),

@@ -1,12 +1,19 @@
 """The CRFs against direct calls of pydensecrf with the constants of docs/method.md."""
 
+import importlib
+import sys
+
 import numpy as np
 import pydensecrf.densecrf as dcrf
 import pytest
 
-from core import crf
+import evaluate
+import inference_segmentation
+import make_affinity_labels
+import make_pseudo_labels
+from core import UserError, crf
 from core.crf import crf_from_label, crf_from_labels, crf_from_probability
-from support import draw_image
+from support import REPOSITORY, draw_image
 
 SIZE = (44, 36)  # width, height
 
@@ -193,3 +200,49 @@ def test_steps_equal_inference_bit_for_bit(image, rng, num_labels, iterations):
     unary = -np.log(np.clip(probability, 1e-5, 1))
     expected = inferred(image, unary, 80, 13, iterations)
     assert np.array_equal(crf_from_probability(image, probability, iterations), expected)
+
+
+@pytest.fixture
+def without_pydensecrf(monkeypatch):
+    """core.crf as it is where pydensecrf is not installed."""
+    with monkeypatch.context() as hidden:
+        for name in [name for name in sys.modules if name.split('.')[0] == 'pydensecrf']:
+            hidden.setitem(sys.modules, name, None)
+        importlib.reload(crf)
+        yield
+    importlib.reload(crf)
+
+
+def test_without_pydensecrf_everything_but_the_crf_works(without_pydensecrf, image):
+    label = np.zeros(image.shape[:2], np.uint8)
+    assert (crf.crf_from_label(image, label, 3, 0) == label).all()
+    assert (crf.crf_from_label(image, label, 1, 10) == label).all()  # no foreground
+    probability = np.full((2, *label.shape), 0.5, np.float32)
+    assert (crf.crf_from_probability(image, probability, 0) == probability).all()
+    for refine, what in ((crf.crf_from_label, (label, 3, 1)), (crf.crf_from_probability, (probability, 1))):
+        with pytest.raises(UserError, match='pip install --no-build-isolation -r requirements-crf.txt'):
+            refine(image, *what)
+
+
+@pytest.mark.parametrize(
+    'stage, line',
+    [
+        (make_affinity_labels, '--experiment_name e'),
+        (make_pseudo_labels, '--experiment_name e'),
+        (inference_segmentation, '--tag t'),
+        (evaluate, '--experiment_name e --crf_iteration 1'),
+    ],
+)
+def test_stages_say_how_to_install_pydensecrf_before_they_start(without_pydensecrf, stage, line, in_tmp):
+    data = ['--dataset', 'nowhere.json']  # what they would read first
+    with pytest.raises(UserError, match='the dense CRF needs pydensecrf') as error:
+        stage.main(stage.parse_args([*line.split(), *data]))
+    assert '\n' not in str(error.value) and str(error.value).endswith(crf.INSTALL)
+    with pytest.raises(UserError, match='nowhere.json'):
+        stage.main(stage.parse_args([*line.split(), *data, '--crf_iteration', '0']))
+
+
+def test_the_command_that_installs_pydensecrf_is_documented():
+    required = (REPOSITORY / 'requirements-crf.txt').read_text()
+    assert crf.INSTALL in required and '\npydensecrf2' in required
+    assert 'pydensecrf' not in (REPOSITORY / 'requirements.txt').read_text()
