@@ -1,5 +1,6 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
-# (requirements-crf.txt), and puts .venv on the PATH. What is installed already is left alone.
+# (requirements-crf.txt), and puts .venv on the PATH. What is installed already is left alone. Then, with STEPS set,
+# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
@@ -26,3 +27,8 @@ work with --crf_iteration 0 (. .venv/bin/activate)' >&2
     install --no-build-isolation -r requirements-crf.txt
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+STEP=0
+step() {
+    STEP=$((STEP + 1))
+    printf '\n== step %d of %d, %d:%02d so far: %s\n' "$STEP" "$STEPS" $((SECONDS / 60)) $((SECONDS % 60)) "$*"
+}

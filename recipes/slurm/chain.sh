@@ -2,12 +2,15 @@
 # Submit the nine stages to Slurm: trainers under torchrun, stages 2, 3, 5, 6 and 8 as job arrays, each after the one it reads:
 #   D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh
 #   DRY_RUN=1 D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh          # prints the commands instead of submitting them
+# Estimated for VOC on 4 GPUs of 10 TFLOP/s and 16 cores: 4 hours (docs/scaling.md, "2. Where the time goes"). The tests run it
+# with stand-ins for Slurm; nothing was run on several GPUs.
 # Optional variables, with their defaults:
 #   DATASET=data/voc2012.json DOMAIN=train_aug     data set, and the list that is labelled
 #   NAME=VOC NET=resnest101 W=imagenet             first part of every tag, backbone, --weights; a file if nodes are offline
 #   SCALES=0.5,1.0,1.5,2.0                         image scales of stages 2 and 8
 #   STAGE1= STAGE4= STAGE7=                        more flags of a trainer, such as STAGE1='--max_epoch 5 --select last'
 #   STAGE2= STAGE3= STAGE5= STAGE6= STAGE8=        more flags that are not part of a folder's name, such as '--precision bf16'
+#   UNTIL=prediction UPLOAD=                       last output: cam, pseudo or prediction; 1: also the file for VOC's server
 #   NODES=1 GPUS=4                                 of a trainer; GPUs of each node, 0: a process on its CPUs
 #   SHARDS=8 CPUS=8                                jobs of an array; cores of each, and of a trainer per GPU
 #   TRAIN_JOB= GPU_JOB= CPU_JOB=                   more flags of sbatch, such as '--partition=gpu --time=8:00:00'
@@ -55,6 +58,7 @@ CAM=$NAME@cls@train@scale=$SCALES RW=$NAME@aff@train@beta=10@exp_times=8@rw
 train '' cls train_classification_with_puzzle.py $DATA --weights $W --architecture $NET --tag $NAME@cls ${STAGE1:-}
 gpus $JOB cam inference_classification.py $FILES --tag $NAME@cls --domain $DOMAIN --scales $SCALES ${STAGE2:-}
 score cam_score $CAM train
+[ "${UNTIL:-}" != cam ] || exit 0
 cores $JOB aff_label make_affinity_labels.py $FILES --experiment_name $CAM --domain $DOMAIN ${STAGE3:-}
 train $JOB aff train_affinitynet.py $DATA --weights $W --architecture $NET --label_name $CAM@aff_fg=0.40_bg=0.10 \
     --tag $NAME@aff ${STAGE4:-}
@@ -62,6 +66,11 @@ gpus $JOB rw inference_rw.py $FILES --model_name $NAME@aff --cam_dir $CAM --doma
 score rw_score $RW train
 cores $JOB pseudo make_pseudo_labels.py $FILES --experiment_name $RW --domain $DOMAIN ${STAGE6:-}
 score pseudo_score $RW@crf=1 train
+[ "${UNTIL:-}" != pseudo ] || exit 0
 train $JOB seg train_segmentation.py $DATA --weights $W --backbone $NET --label_name $RW@crf=1 --tag $NAME@seg ${STAGE7:-}
-gpus $JOB prediction inference_segmentation.py $FILES --tag $NAME@seg --domain val --scales $SCALES ${STAGE8:-}
+SEG=$JOB
+gpus $SEG prediction inference_segmentation.py $FILES --tag $NAME@seg --domain val --scales $SCALES ${STAGE8:-}
 score prediction_score $NAME@seg@val@scale=$SCALES@iteration=10 val
+[ -n "${UPLOAD:-}" ] || exit 0
+gpus $SEG test inference_segmentation.py $FILES --tag $NAME@seg --domain test --scales $SCALES ${STAGE8:-}
+score upload $NAME@seg@test@scale=$SCALES@iteration=10 test
