@@ -4,7 +4,7 @@ Reads   nothing (the quickstart's scenes are drawn into experiments/demo)
 Writes  experiments/results/choices@*.json and .npz, what the stages write on the way, their messages in
         experiments/logs/choices@*.out
 
-    python3 -m recipes.choices
+    python3 -m recipes.choices                      about 2.4 hours on 2 CPU cores
     python3 -m recipes.choices --seeds 0 1 --jobs 1
 
 Per seed the chain of tools/quickstart.sh runs once, with the last epoch of stage 1, and then again from the stage

