@@ -134,4 +134,15 @@ def progress(items: Iterable, description: str, total: int | None = None, lines:
     for i, item in enumerate(items, 1):
         yield item
         if lines and (i % step == 0 or i == total):
-            print(f'{description}: {i}/{total}, {time.time() - start:.0f} s', file=sys.stderr, flush=True)
+            left = time_left(time.time() - start, i, total)
+            print(f'{description}: {i}/{total}, {time.time() - start:.0f} s{left}', file=sys.stderr, flush=True)
+
+
+def time_left(seconds: float, done: int, total: int) -> str:
+    """Return ', about ... left' for the rest of some work of which a part took so many seconds; '' at its end."""
+    if done >= total:
+        return ''
+    left = seconds / done * (total - done)
+    if left >= 3600:
+        return f', about {left / 3600:.1f} hours left'
+    return f', about {left:.0f} s left' if left < 100 else f', about {left / 60:.0f} minutes left'

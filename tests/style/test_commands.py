@@ -44,11 +44,6 @@ def parsed(root: str) -> dict:
     return options
 
 
-def folder_of(kind, args) -> str:
-    record = args.record()
-    return folder_name(kind, record.options, record.defaults)
-
-
 @pytest.mark.parametrize('root', ['../VOC2012', '../VOC2012/', '/data/my VOC'])
 def test_the_nine_commands_are_parsed(root):
     quoted = shlex.quote(root).strip("'").replace(' ', '\\ ')

@@ -202,6 +202,28 @@ def test_progress_without_a_terminal_is_ten_lines(capsys):
     assert capsys.readouterr().err == ''
 
 
+def test_progress_says_how_long_the_rest_takes(capsys, monkeypatch):
+    now = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(script.time, 'time', lambda: next(now))
+    list(script.progress(range(4), 'scoring'))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'scoring: 1/4, 60 s, about 90 s left'  # the clock is read twice for each line
+    assert lines[-1] == 'scoring: 4/4, 240 s'
+
+
+@pytest.mark.parametrize(
+    'seconds, done, total, line',
+    [
+        (10, 1, 10, ', about 90 s left'),
+        (60, 1, 11, ', about 10 minutes left'),
+        (3600, 2, 5, ', about 1.5 hours left'),
+        (10, 10, 10, ''),
+    ],
+)
+def test_time_left(seconds, done, total, line):
+    assert script.time_left(seconds, done, total) == line
+
+
 def test_names_of_flags_get_their_dashes(capsys):
     """In the message about an option that is a flag of this script, and in no other."""
 

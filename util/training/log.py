@@ -12,6 +12,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from core import UserError
 from util import launcher
+from util.script import time_left
 from util.store.files import make_folder, write_json
 from util.store.fingerprints import versions
 from util.store.formats import EXPERIMENTS, run_path
@@ -34,6 +35,7 @@ class Log:
         self.sweeps: dict[str, dict[str, list]] = {}  # thresholds, and points [step, values] at them
         self.versions = versions()
         self.earlier = 0.0  # seconds of the sessions before this one
+        self.first: int | None = None  # iteration of this session
 
     def state_dict(self) -> dict:
         sums = {'sums': dict(self.sums), 'count': self.count}
@@ -53,7 +55,7 @@ class Log:
         # Drop the points that a killed run logged after its last checkpoint.
         done = max((points[-1][0] for points in self.curves.values()), default=-1)
         self.writer = SummaryWriter(str(EXPERIMENTS / 'tensorboards' / self.tag), purge_step=done + 1)
-        self.line(json.dumps({'options': self.options, 'versions': self.versions}))
+        self._write(json.dumps({'options': self.options, 'versions': self.versions}))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -64,15 +66,21 @@ class Log:
     def line(self, text: str) -> None:
         if not launcher.is_main():
             return
+        self._write(text)
+        print(text, file=sys.stderr, flush=True)
+
+    def _write(self, text: str) -> None:
+        """Write a line to the file alone."""
         self.file.write(text + '\n')
         self.file.flush()
-        print(text, file=sys.stderr, flush=True)
 
     def iteration(self, iteration: int, lr: float, losses: dict, **more: float) -> None:
         """Call after every iteration: logs means at the print interval. `losses` are tensors; `more` is logged as is.
 
         Raises UserError if a mean is not finite.
         """
+        if self.first is None:
+            self.first = iteration
         self.count += 1
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach()
@@ -84,7 +92,8 @@ class Log:
             advice = 'try a smaller --lr (or --alpha), or check --weights'
             raise UserError(f'the loss is not finite at iteration {iteration} ({values}): {advice}')
         text = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
-        self.line(f'iteration {iteration}/{self.iterations}, lr {lr:.5f}, {text}, time {self.elapsed()}')
+        left = time_left(time.time() - self.start, iteration - self.first + 1, self.iterations - self.first + 1)
+        self.line(f'iteration {iteration}/{self.iterations}, lr {lr:.5f}, {text}, time {self.elapsed()}{left}')
         self.scalars(iteration, lr=lr, **values)
 
     def epoch(self, iteration: int, epoch: int, name: str, miou: float, best: bool) -> None:

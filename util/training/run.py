@@ -4,6 +4,7 @@ Of several processes, all have a Run, and the first one reads and writes its fil
 """
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -124,6 +125,7 @@ class Run:
                 processes.end()
                 raise SystemExit
             stack.enter_context(self.log)
+            self._announce()
             self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
             stack.callback(self._restore_handlers)
             if not self.files.checkpoint.is_file():
@@ -136,6 +138,13 @@ class Run:
             if kind is None:
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
                 processes.end()
+
+    def _announce(self) -> None:
+        """Print what is trained; the log file begins with all options."""
+        network, images = f'{self.meta["network"]} with {self.meta["backbone"]}', f'{len(self.loader.dataset)} images'
+        length = f'resumed at {self.iteration} of {self.iterations}' if self.iteration else str(self.iterations)
+        if launcher.is_main():
+            print(f'{self.files.tag}: {network}, {images}, {length} iterations', file=sys.stderr, flush=True)
 
     def _note_signal(self, number, frame) -> None:
         self.signal = number
