@@ -52,8 +52,8 @@ def parse_args(argv=None):
         if len(row) > 3:
             parser.error(f'{" | ".join(row)!r} is not NAME, TITLE | NAME or TITLE | NAME | PUBLISHED')
     for flag in ('thresholds', 'classes', 'options'):
-        if vars(args)[flag] and not args.rows:
-            parser.error(f'--{flag}: needs rows, such as NAME')
+        if vars(args)[flag] and not (args.rows or args.paired):
+            parser.error(f'--{flag}: needs rows, such as NAME, or --paired')
     return args
 
 
@@ -233,11 +233,14 @@ def print_table(lines, form):
     text = tabulate(lines[1:], lines[0], tablefmt=FORMATS[form], colalign=align, disable_numparse=True)
     if form == 'latex':  # the \\ of the line before would take a leading * or [ as its argument
         text = re.sub(r'^ *(?=[*[])', '{}', text, flags=re.MULTILINE)
+        text = re.sub(r'(?<=\d) \+- (?=\d)', r' $\\pm$ ', text)
     print(text)
 
 
 def main(args):
     rows = [row for argument in args.rows for row in find_rows(argument)]
+    if not rows and (args.thresholds or args.classes or args.options):
+        rows = [(name, find.find(name), '') for name in args.paired]
     runs = [result for _, found, _ in rows for result in found]
     find.check_comparable(runs)
     for _, found, _ in rows:

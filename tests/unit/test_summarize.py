@@ -89,7 +89,7 @@ def test_missing_results_are_named(in_tmp, capsys):
         assert f'results/{name}.json not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
     assert 'is not NAME, TITLE | NAME or' in fault_of(summarize, ['a | b | c | d'], capsys)
     for flag in ('--classes', '--options', '--thresholds'):
-        assert f'{flag}: needs rows' in fault_of(summarize, [flag], capsys)
+        assert f'{flag}: needs rows, such as NAME, or --paired' in fault_of(summarize, [flag], capsys)
     assert 'contains no results; run evaluate.py first' in fault_of(summarize, [], capsys)
 
 
@@ -378,3 +378,27 @@ def test_special_characters_in_tables(in_tmp, capsys):
     assert [line[:4] for line in lines if line.startswith('{}')] == ['{}*@', '{}[x']
     assert not [line for line in lines if line[:1] in '*[' and line]
     assert any(line.startswith('\\& \\_\\%\\#\\$') for line in lines)
+
+
+def test_latex_has_the_sign_of_plus_or_minus(capsys):
+    summarize.print_table([['', 'mIoU %'], ['a +- b', '25.00 +- 12.91']], 'latex')
+    out = capsys.readouterr().out
+    assert '25.00 $\\pm$ 12.91' in out
+    assert 'a +- b' in out
+
+
+def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
+    """--paired A B --classes: the rows are A and B."""
+    iou = {'background': 80.0, 'cat': 40.0}
+    result = {'miou': 60.0, 'fp': 20.0, 'fn': 20.0, 'images': 6, 'all_background_miou': 10.0, 'threshold': 0.3}
+    results_of = {name: [{**result, 'name': name, 'miou': miou, 'iou': iou}] for name, miou in (('a', 60), ('b', 62))}
+    monkeypatch.setattr(summarize.find, 'find', results_of.__getitem__)
+    monkeypatch.setattr(summarize.find, 'check_comparable', lambda runs: None)
+    monkeypatch.setattr(summarize.find, 'check_mean', lambda runs: None)
+    monkeypatch.setattr(summarize.find, 'read_counts', lambda result: None)
+    monkeypatch.setattr(summarize, 'tabulate_paired', lambda names: [['pair', *names], ['', '', '']])
+    found = tables(capsys, '--paired', 'a', 'b', '--classes')
+    assert [table[0][0] for table in found] == ['', 'IoU %', 'pair']
+    assert [row[0] for row in found[0]] == ['', 'a', 'b']
+    assert found[1][0] == ['IoU %', 'a', 'b', 'difference']
+    assert [table[0][0] for table in tables(capsys, '--paired', 'a', 'b')] == ['pair']
