@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import xml.etree.ElementTree as ET
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def parse_args(argv=None):
     run = parser.groups['run and output']
     run.add_argument('--out', type=Path, default=Path('experiments/demo'), help='folder of the data set')
     run.add_argument('--seed', type=flags.integer(0), default=0, help='random seed')
-    run.add_argument('--num_workers', type=positive, default=flags.cpu_count(), help='worker processes')
+    workers = 'extra processes that draw; 0: none'
+    run.add_argument('--num_workers', type=flags.integer(0), default=flags.cpu_count(), help=workers)
     args = parser.parse_args(argv)
     if args.num_train_aug < args.num_train:
         parser.error(f'--num_train_aug {args.num_train_aug} is below --num_train {args.num_train}, which it contains')
@@ -118,8 +120,12 @@ def write_dataset(args, made_with):
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
     write = partial(write_sample, args.out, args.seed, args.size)
     context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(args.num_workers, context, initializer=init_worker) as executor:
-        for _ in script.progress(executor.map(write, samples, chunksize=16), 'scenes', len(samples)):
+    with ExitStack() as stack:
+        drawn = map(write, samples)
+        if args.num_workers:
+            executor = ProcessPoolExecutor(args.num_workers, context, initializer=init_worker)
+            drawn = stack.enter_context(executor).map(write, samples, chunksize=16)
+        for _ in script.progress(drawn, 'scenes', len(samples)):
             pass
 
     # Write the lists, and last the JSON.

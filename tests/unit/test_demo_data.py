@@ -38,8 +38,9 @@ def scenes(count: int, size: int) -> list:
 
 
 def test_same_seed_same_bytes_for_any_number_of_workers(made, tmp_path):
-    make(tmp_path / 'again', '--num_workers', '2')
-    assert contents(tmp_path / 'again') == contents(made)
+    for workers in ('2', '0'):
+        make(tmp_path / workers, '--num_workers', workers)
+        assert contents(tmp_path / workers) == contents(made)
 
 
 def test_samples_depend_only_on_seed_split_and_index(made, tmp_path):
@@ -177,7 +178,7 @@ def test_set_with_other_options_is_refused(made):
 
 
 @pytest.mark.parametrize(
-    'flag, value', [('num_train', 0), ('num_val', 0), ('size', 63), ('seed', -1), ('num_workers', 0), ('size', 'big')]
+    'flag, value', [('num_train', 0), ('num_val', 0), ('size', 63), ('seed', -1), ('num_workers', -1), ('size', 'big')]
 )
 def test_invalid_number_names_its_flag(flag, value, capsys):
     with pytest.raises(SystemExit) as ended:
