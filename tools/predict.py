@@ -336,6 +336,7 @@ def main(args):
     failed, large = 0, []
     largest = 2 * file.meta.get('image_size', float('inf')) / min(flags.floats(args.scales))
     with locked(args.out / '.lock', str(args.out)):
+        files.remove_all_leftovers(args.out)
         for image_id, path in script.progress(images.items(), 'images') if len(images) > 1 else images.items():
             try:
                 picture = read_image(path)

@@ -318,6 +318,15 @@ def test_outputs_are_not_taken_as_images(here):
         assert names_in('masks') == outputs_of('photos__a', 'photos__trip__b')
 
 
+def test_leftovers_of_killed_commands_are_removed(here):
+    folder = Path('experiments/predict/small')
+    folder.mkdir(parents=True)
+    for name in ('.0123456789abcdef.12.tmp', '.notes.1.tmp'):
+        (folder / name).touch()
+    run(f'{FAST} photos')
+    assert [path.name for path in folder.glob('.*.tmp')] == ['.notes.1.tmp']
+
+
 def test_unreadable_images_are_counted(here, capsys):
     Path('photos/c.jpg').write_text('no image')
     Path('photos/d.jpg').write_bytes(Path('photos/a.jpg').read_bytes()[:500])

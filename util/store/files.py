@@ -78,7 +78,7 @@ def remove_leftovers(*paths: Path) -> None:
 
 def remove_all_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writers in a folder. Call it while holding the folder's lock."""
-    for leftover in folder.glob('.*.tmp'):
+    for leftover in folder.glob(f'.{"[0-9a-f]" * 16}.*.tmp'):  # temporary_stem: no other program's files
         leftover.unlink(missing_ok=True)
 
 
