@@ -192,7 +192,7 @@ if [ -n "$DRY_RUN" ]; then
     exit
 fi
 echo
-echo "Table $TABLE. The column 'published %' has the paper's figures (Jo and Yu, ICIP 2021), the others are ours."
+echo "Table $TABLE of the paper. 'published %' are the paper's figures (Jo and Yu, ICIP 2021), all others are ours."
 python -m tools.summarize "${ROWS[@]}"
 [ "$TABLE" != 3 ] || echo 'On test, scored by the VOC server, the paper reports 67.7 (resnest101) and 72.2 (resnest269).'
 if [ -n "$UPLOAD" ]; then
