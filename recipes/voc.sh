@@ -53,16 +53,19 @@ START=(python3) WORKERS=$CPUS  # of what uses GPUs
 DATA=(--dataset "$DATASET" --data_dir "$D")
 losses() { echo "${LOSSES:-$([ "$1" != resnet50 ] || echo cl) cl_pcl_re}"; }  # of a backbone
 has_result() { [ -f "experiments/results/$1.json" ] || [ -f "experiments/results/$1.tgz" ]; }
-UPLOAD=
-[ "$TABLE" != 3 ] || UPLOAD=$(python - "$DATASET" "$D" "$DRY_RUN" <<'PYTHON'
+UPLOAD=  # 1: the images of the list test are there (a dry run takes them for there)
+if [ "$TABLE" = 3 ] && [ -n "$DRY_RUN" ]; then
+    ! grep -q '"test"' "$DATASET" || UPLOAD=1
+elif [ "$TABLE" = 3 ]; then
+    UPLOAD=$(python - "$DATASET" "$D" <<'PYTHON'
 import sys
 from core.data.dataset import open_dataset
-path, root, dry_run = sys.argv[1:]
-dataset = open_dataset(path, root)
-if 'test' in dataset.lists and (dry_run or dataset.image_path(dataset.ids('test')[0]).is_file()):
+dataset = open_dataset(*sys.argv[1:])
+if 'test' in dataset.lists and dataset.image_path(dataset.ids('test')[0]).is_file():
     print(1)
 PYTHON
-)
+    )
+fi
 
 # The plan: commands, with the hours and gigabytes to expect of each ---------------------------------------------------
 PLAN=() HOURS=() GIGABYTES=()

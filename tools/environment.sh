@@ -1,8 +1,9 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
 # (requirements-crf.txt), and puts .venv on the PATH. What is installed already is left alone. Then, with STEPS set,
-# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE".
+# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN set nothing is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ -z "${DRY_RUN:-}" ] || return 0
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "$("$PYTHON" --version) is too old: Python 3.10 or newer is needed (PYTHON=/path/to/python3 chooses one)" >&2

@@ -1,0 +1,112 @@
+"""tools/environment.sh with stand-ins for Python, and the steps that the quickstart and recipes/own.sh print."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import REPOSITORY, subprocess_environment
+
+# Notes its words. It has pydensecrf if the file has_crf exists, and makes a virtual environment that is itself.
+PYTHON = """#!/bin/sh
+echo "$*" >> "$STATE/words"
+case "$*" in
+    '-m venv .venv') mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *pydensecrf.densecrf*) [ -e "$STATE/has_crf" ] ;;
+    *requirements-crf.txt) touch "$STATE/has_crf" ;;
+esac
+"""
+INSTALL = '-m pip install --quiet --disable-pip-version-check'
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """The top of a copy of the repository, with stand-ins for Python and a compiler on the PATH."""
+    root, programs = tmp_path / 'repository', tmp_path / 'bin'
+    (root / 'tools').mkdir(parents=True)
+    programs.mkdir()
+    for name in ('environment.sh', 'quickstart.sh'):
+        shutil.copy(REPOSITORY / 'tools' / name, root / 'tools' / name)
+    for name in ('recipes', 'data'):
+        shutil.copytree(REPOSITORY / name, root / name)
+    for name in ('python3', 'python'):
+        (programs / name).write_text(PYTHON)
+        (programs / name).chmod(0o755)
+    for name in ('dirname', 'mkdir', 'cp', 'touch', 'realpath', 'wc', 'sh', 'bash', 'rm'):
+        (programs / name).symlink_to(shutil.which(name))
+    monkeypatch.chdir(root)
+    return root
+
+
+def run(root: Path, command: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command of bash with the programs of the stand-ins alone."""
+    state = root.parent
+    environment = {**subprocess_environment(), 'PATH': str(state / 'bin'), 'STATE': str(state), **variables}
+    return subprocess.run([shutil.which('bash'), '-c', command], env=environment, capture_output=True, text=True)
+
+
+def words(root: Path) -> list[str]:
+    """Return what Python was asked since the last time."""
+    path = root.parent / 'words'
+    lines = path.read_text().splitlines()
+    path.write_text('')
+    return lines[1:]  # the first one asks for the version
+
+
+def test_everything_is_installed_once(root):
+    (root.parent / 'bin' / 'c++').symlink_to('/bin/true')
+    first = run(root, 'source tools/environment.sh requirements.txt && echo $PATH')
+    assert first.returncode == 0, first.stderr
+    assert 'about 6 GB on disk' in first.stderr and 'CPU build (see pytorch.org)' in first.stderr
+    assert first.stdout.startswith(f'{root}/.venv/bin{os.pathsep}')
+    asked = words(root)
+    assert asked[:2] == ['-m venv .venv', f'{INSTALL} -r requirements.txt']
+    assert asked[-1] == f'{INSTALL} --no-build-isolation -r requirements-crf.txt'
+
+    second = run(root, 'source tools/environment.sh requirements-dev.txt')
+    assert (second.returncode, second.stderr) == (0, '')
+    assert words(root) == [f'{INSTALL} -r requirements-dev.txt', '-c import pydensecrf.densecrf']
+
+
+def test_a_dry_run_installs_nothing(root):
+    ended = run(root, 'bash recipes/voc.sh 3', DRY_RUN='1', PATH=os.environ['PATH'])
+    assert (ended.returncode, ended.stderr) == (0, '')
+    assert not (root / '.venv').exists()
+    assert not (root.parent / 'words').exists()
+
+
+def test_without_a_compiler_all_but_the_crf_is_installed(root):
+    ended = run(root, 'source tools/environment.sh requirements.txt')
+    assert ended.returncode == 1
+    assert 'a C++ compiler (such as g++) is needed' in ended.stderr and '--crf_iteration 0' in ended.stderr
+    assert f'{INSTALL} -r requirements.txt' in words(root)
+    assert not (root.parent / 'has_crf').exists()
+
+
+@pytest.mark.parametrize(
+    'command, steps, variables',
+    [
+        ('bash tools/quickstart.sh', 9, {}),
+        ('bash recipes/own.sh', 6, {}),
+        ('bash recipes/own.sh', 9, {'DEEPLAB': '1'}),
+    ],
+)
+def test_steps_are_numbered(root, command, steps, variables):
+    (root / '.venv/bin').mkdir(parents=True)
+    shutil.copy(root.parent / 'bin' / 'python', root / '.venv/bin/python')
+    (root.parent / 'has_crf').touch()
+    (root / 'labels.csv').write_text('image,classes\na.jpg,dog\n')
+    ended = run(root, command, CSV='labels.csv', D='.', **variables)
+    assert ended.returncode == 0, ended.stderr
+    headings = re.findall(r'^== step (\d+) of (\d+), \d+:\d\d so far: \S', ended.stdout, re.MULTILINE)
+    assert headings == [(str(i), str(steps)) for i in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize('path', sorted(REPOSITORY.glob('recipes/**/*.sh')), ids=lambda path: path.name)
+def test_headers_say_how_long_it_takes(path):
+    header = path.read_text().partition('\nsource ')[0]
+    assert re.search(r'\b(minutes|hours)\b', header)
+    assert re.search(r'\b([Mm]easured|[Ee]stimated|Not run)\b', header)
