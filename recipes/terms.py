@@ -4,7 +4,7 @@ Reads   experiments/data/{tag}.json; with --scales also models/{tag}.pth and the
 Writes  nothing; with --scales the CAMs of each scale, their results and experiments/logs/{tag}@scales.out
 
     python3 -m recipes.terms 'L_cls | rates@cl@lr=0.01@seed=*' 'all three | rates@cl_pcl_re@lr=0.02@seed=*'
-    python3 -m recipes.terms 'L_cls | rates@cl@lr=0.01@seed=*' 'all three | rates@cl_pcl_re@lr=0.02@seed=*' \
+    python3 -m recipes.terms 'L_cls | rates@cl@lr=0.01@seed=*' 'all three | rates@cl_pcl_re@lr=0.02@seed=*' \\
         --scales 0.5,1.0,1.5,2.0
 
 A row is TITLE | TAG; * in a tag matches several runs, whose mean and standard deviation are printed. The first table

@@ -1,13 +1,13 @@
-"""Verify a data set: list every error of its images, labels and masks, and count its classes and sizes.
+"""Verify a data set: check every image, label and mask, and count its classes and sizes.
 
 Reads   all images, labels and masks of the lists of --dataset
 Writes  nothing
 
     python3 -m tools.check_dataset --dataset labels.csv --data_dir photos
 
-Errors (missing and unreadable files, unknown classes, masks of another size or with unknown values) give exit status 1.
-Warnings do not: images that train and val share, masks whose classes disagree with the labels, classes without images
-to train on, class names that differ only in case.
+Prints up to 20 errors of each list: missing and unreadable files, unknown classes, masks of another size or with
+unknown values. They give exit status 1. Warnings do not: images that train and val share, masks whose classes disagree
+with the labels, classes without images to train on, class names that differ only in case.
 """
 
 import hashlib
