@@ -42,7 +42,8 @@ def parse_args(argv=None):
     terms = 'joined by _: cl classification (alone: the plain classifier), pcl the same on merged tiles, '
     terms += 're reconstruction, conf confidence'
     loss.add_argument('--loss_option', type=loss_terms, default='cl_pcl_re', help=terms)
-    loss.add_argument('--num_pieces', type=flags.square, default=4, help='tiles per image: 4 is 2 x 2')
+    tiles = 'tiles per image: 4 is 2 x 2; --image_size must be a multiple of 16 times the root of this'
+    loss.add_argument('--num_pieces', type=flags.square, default=4, help=tiles)
     level = 'what L_re compares: class maps (feature, published) or maps scaled to a maximum of 1 (cam)'
     loss.add_argument('--level', default='feature', choices=('feature', 'cam'), help=level)
     loss.add_argument('--re_loss', default='L1_Loss', choices=('L1_Loss', 'L2_Loss'), help='distance in L_re')

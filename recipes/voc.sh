@@ -6,7 +6,8 @@
 #   DRY_RUN=1 bash recipes/voc.sh 2  prints the commands with the hours and the disk space to expect
 # Estimated, not measured, for one GPU that sustains 10 TFLOP/s and 8 cores: Table 1 21 hours and 9 GB, Table 2 22 hours and
 # 21 GB, Table 3 43 hours and 14 GB (28 hours if Table 2 exists). No table has been run on the whole of VOC 2012, and nothing
-# on several GPUs; all three were run through on a dozen photographs with small networks.
+# on several GPUs. All three were run through on a dozen photographs with small networks, Table 1 also with two processes on a
+# CPU, and Table 3 also with a stand-in for Slurm.
 # First: python3 -m tools.prepare_voc --out ..
 # Optional variables, with their defaults:
 #   D=../VOCdevkit/VOC2012 DATASET=data/voc2012.json DOMAIN=train_aug     images, data set, and the list that is labelled
