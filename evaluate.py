@@ -59,12 +59,11 @@ def open_outputs(args, dataset, ids):
     """Return the folder to score. Its args.json says what it contains; of folders without one, --mode says it."""
     mode, name = MODES.get(args.mode), args.experiment_name
     folder = open_folder(None, name, '--experiment_name', dataset, ids, unrecorded=mode)
+    if not folder.kind.by_class:
+        fault = 'an edge map has no classes to score; train_affinitynet.py logs scores of edges'
+        raise UserError(f'{folder.path}: {fault}')
     if mode and mode.maps != folder.kind.maps:
         raise UserError(f'--mode {args.mode}: {folder.path} contains {folder.kind.title}s: leave it out')
-    if not folder.kind.by_class:
-        raise UserError(
-            f'{folder.path}: an edge map has no classes to score; train_affinitynet.py logs scores of edges'
-        )
     for flag, value in (('threshold', args.threshold), ('crf_iteration', args.crf_iteration or None)):
         if not folder.kind.maps and value is not None:
             raise UserError(f'--{flag} {value}: {folder.path} contains label maps, which have no scores')
