@@ -89,6 +89,7 @@ def pack_for_server(folder, dataset, ids, path):
             member = tarfile.TarInfo(f'results/VOC2012/Segmentation/comp6_test_cls/{image_id}.png')
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    folder.check_unchanged()
     write_bytes(path, buffer.getvalue())
     print(f'{path}: {len(ids)} predictions for the test server')
 
@@ -145,8 +146,10 @@ def main(args):
             'crf_iteration': args.crf_iteration,
             **scores,
             'made_with': folder.record,
+            'identity': folder.identity,
             'seconds': round(time.monotonic() - begun, 2),
         }
+        folder.check_unchanged()
         content = results.write(name, content, dataset, masked, by_image)
         if args.csv:
             results.write_csv(args.csv, content)

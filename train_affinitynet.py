@@ -76,14 +76,14 @@ def main(args):
 
     # Build AffinityNet on an ImageNet backbone (not on the classifier); only the head trains.
     model = AffinityNet(args.architecture)
-    load_weights(model.backbone, args.architecture, args.weights)
+    weights = load_weights(model.backbone, args.architecture, args.weights)
     iterations = args.max_epoch * len(loader)
     optimizer, schedule = build_sgd(model.head.parameters(), iterations, **args.pick(options.SGD))
     network = SharedModel(model, device, **args.pick(options.SHARING))
 
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}
-    inputs = {'record': args.record(), 'labels': label_maps, **args.pick(options.RUNNING)}
+    inputs = {'record': args.record(), 'weights': weights, 'labels': label_maps, **args.pick(options.RUNNING)}
     with Run(loader, network, optimizer, schedule, meta, **inputs) as run:
         for epoch in run.epochs():
             for batch in run.batches():

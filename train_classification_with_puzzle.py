@@ -124,7 +124,7 @@ def main(args):
 
     # Build the classifier on an ImageNet backbone.
     model = Classifier(args.architecture, dataset.num_classes, args.mode)
-    load_weights(model.backbone, args.architecture, args.weights)
+    weights = load_weights(model.backbone, args.architecture, args.weights)
     optimizer, schedule = build_sgd(model, args.max_epoch * len(train_loader), **args.pick(options.SGD))
     network = SharedModel(model, device, whole_batch=True, **args.pick(options.SHARING))
 
@@ -132,7 +132,7 @@ def main(args):
     meta = {'network': 'Classifier', 'backbone': args.architecture, 'mode': args.mode}
     terms, compared = args.loss_option.split('_'), (args.level, args.re_loss, args.re_loss_option)
     trained = train_loader, network, optimizer, schedule, meta, mask_loader.dataset
-    with Run(*trained, record=args.record(), **args.pick(options.RUNNING)) as run:
+    with Run(*trained, record=args.record(), weights=weights, **args.pick(options.RUNNING)) as run:
         for epoch in run.epochs():
             for batch in run.batches():
                 images, labels = batch['images'], batch['labels']

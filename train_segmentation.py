@@ -62,7 +62,7 @@ def main(args):
 
     # Build the network on an ImageNet backbone.
     model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
-    load_weights(model.backbone, args.backbone, args.weights)
+    weights = load_weights(model.backbone, args.backbone, args.weights)
     optimizer, schedule = build_sgd(model, args.max_epoch * len(train_loader), **args.pick(options.SGD))
     network = SharedModel(model, device, **args.pick(options.SHARING))
 
@@ -70,7 +70,8 @@ def main(args):
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
     meta |= {'use_gn': args.use_gn} if args.architecture == 'DeepLabv3+' else {}
     trained = train_loader, network, optimizer, schedule, meta, score_loader.dataset
-    with Run(*trained, record=args.record(), labels=pseudo_labels, **args.pick(options.RUNNING)) as run:
+    inputs = {'record': args.record(), 'weights': weights, 'labels': pseudo_labels, **args.pick(options.RUNNING)}
+    with Run(*trained, **inputs) as run:
         for _ in run.epochs():
             for batch in run.batches():
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.

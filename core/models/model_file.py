@@ -36,7 +36,7 @@ class ModelFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.state, self.meta, self.form = read_state_dict(path)
+        self.state, self.meta, self.form, self.sha256 = read_state_dict(path)
         if self.form == PUBLISHED:
             raise UserError(f'{path}: is {PUBLISHED}: {IMPORT}')
         for entry, is_valid in _VALID.items():

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.models.timm_backbone import PREFIX, TimmBackbone, read_pretrained
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
 )
+COUNTER = 'num_batches_tracked'  # of BatchNorm
 HEADS = ('fc.', 'classifier.', '_fc.')  # of the 1,000 classes of ImageNet, in released files
 PUBLISHED = "a network of the authors' code"  # form of a file: it names the same tensors differently, and some twice
 IMPORT = 'import it with python3 -m tools.import_published'
@@ -24,24 +26,26 @@ PUBLISHED_HEADS = ('classifier.weight', 'fc_edge6.weight', 'decoder.classifier.8
 
 
 class WeightFile(NamedTuple):
-    """Tensors by name, the metadata of a model of this repository ({} for other files), and the form of the file."""
+    """Tensors by name, metadata of a model of this repository ({} for other files), the form and hash of the file."""
 
     state: dict[str, Tensor]
     meta: dict
     form: str
+    sha256: str
 
 
-def load_weights(backbone: nn.Module, name: str, source: str) -> None:
+def load_weights(backbone: nn.Module, name: str, source: str) -> str:
     """Load a backbone's weights: source is 'none' (keep the random ones), 'imagenet' or the path of a local file.
 
     'imagenet' downloads the released file once into torch's hub cache, or takes it from its installed package, and
     checks its hash; timm downloads its own. A local file is a state dict with the released names, or a model of this
-    repository, whose backbone is taken. Raises UserError if the weights cannot be read or do not fit.
+    repository, whose backbone is taken. Returns what identifies the weights: the source, or the sha256 of the file.
+    Raises UserError if they cannot be read or do not fit.
     """
     if source == 'none':
-        return
+        return source
     if source == 'imagenet':
-        state, where = _read_released(name), 'imagenet'
+        state, where, identity = _read_released(name), source, source
     else:
         try:
             file = read_state_dict(Path(source))
@@ -49,19 +53,20 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> None:
             raise UserError(str(error), option='weights') from None
         if file.form == PUBLISHED:
             raise UserError(f'{source}: is {PUBLISHED}: {IMPORT}', option='weights')
-        state, where = file.state, f'{source} ({file.form})'
+        state, where, identity = file.state, f'{source} ({file.form})', file.sha256
     if any(key.startswith('backbone.') for key in state):
         state = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
     if isinstance(backbone, TimmBackbone):
         state = backbone.own_names(state)
     own = backbone.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    wrong = [key for key in own if key not in fitting and not key.endswith('num_batches_tracked')]
+    wrong = [key for key in own if key not in fitting and not key.endswith(COUNTER)]
     wrong += [key for key in state if key not in own and not key.startswith(HEADS)]
     if wrong:
         count = f'{len(wrong)} tensors are missing, unknown or of another shape'
         raise UserError(f'{where}: do not fit {name}: {count}, the first is {wrong[0]}', option='weights')
     backbone.load_state_dict(fitting, strict=False)
+    return identity
 
 
 def _read_released(name: str) -> dict[str, Tensor]:
@@ -106,7 +111,7 @@ def _read_package(name: str) -> dict[str, Tensor]:
     return read_state_dict(path).state
 
 
-def read_torch(path: Path) -> object:
+def read_torch(path: Path | io.BytesIO) -> object:
     """Return the content of a file written by torch.save, without unpickling code.
 
     Raises whatever a damaged or foreign file raises; a wrong checksum is a ValueError.
@@ -115,6 +120,8 @@ def read_torch(path: Path) -> object:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise ValueError('wrong checksum')
+    if isinstance(path, io.BytesIO):
+        path.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return torch.load(path, map_location='cpu', weights_only=True)
@@ -124,14 +131,17 @@ def read_state_dict(path: Path) -> WeightFile:
     """Return the content of a weight file of any common form.
 
     Reads a bare state dict, one under 'model' (with 'meta', as this repository writes it) or 'state_dict', and names
-    behind 'module.' (nn.DataParallel). Raises UserError naming the file if it is none of these.
+    behind 'module.' (nn.DataParallel). The file is read once, so the hash is that of these tensors. Raises UserError
+    naming the file if it is none of these, or if a tensor is not one of weights.
     """
     try:
-        content = read_torch(path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
-    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler, another OSError for one
-        if not zipfile.is_zipfile(path):  # what it raises then depends on where the damage is
+    try:
+        content = read_torch(file)
+    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler
+        if not zipfile.is_zipfile(file):  # what it raises then depends on where the damage is
             raise UserError(f'{path}: {NOT_ZIPPED}') from None
         raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
     state, meta, form = content, {}, 'a bare state dict'
@@ -149,4 +159,22 @@ def read_state_dict(path: Path) -> WeightFile:
         form += ', names behind "module."'
     if any(name in state for name in PUBLISHED_HEADS) and any(name.startswith(('model.', 'stage1.')) for name in state):
         form = PUBLISHED
-    return WeightFile(dict(state), meta, form)
+    for name, value in state.items():
+        fault = _fault(name, value)
+        if fault:
+            raise UserError(f'{path}: {name[:80]!r} is {fault}, weights are dense floating-point tensors')
+    return WeightFile(dict(state), meta, form, hashlib.sha256(file.getbuffer()).hexdigest())
+
+
+def _fault(name: str, value: Tensor) -> str:
+    """Return why a tensor cannot be one of weights, or '': counters and the published tables of pairs are integers."""
+    if value.is_meta:
+        return 'without values (on the meta device)'
+    if value.is_quantized:
+        return f'quantized ({value.dtype})'
+    if value.layout != torch.strided or value.is_nested:
+        return f'not dense ({"nested" if value.is_nested else value.layout})'
+    is_integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    if value.is_floating_point() or (is_integer and (name.endswith(COUNTER) or name.startswith('path_indices_'))):
+        return ''
+    return f'of the type {value.dtype}'

@@ -52,6 +52,7 @@ def create_folder(
     share = divide(dataset, ids, shard, batch_size)
     folder = Folder(kind, PREDICTIONS / folder_name(kind, record.options, record.defaults), dataset, share.ids)
     check_name(folder.path, 'the name of the output folder')
+    sources = [value for value in inputs.values() if isinstance(value, Folder)]
     inputs, hashes = identify_inputs(dataset, share.ids, {name: share.pick(value) for name, value in inputs.items()})
     settings = fingerprint(record, kind.title, classes=dataset.class_names, **inputs)
     with share.claimed(folder.path, settings) as records_locked:
@@ -74,6 +75,9 @@ def create_folder(
         finally:
             with records_locked():
                 _add_seconds(folder, time.monotonic() - begun)
+        _check_written(folder)
+        for source in sources:
+            source.check_unchanged()
     print(f'{share.label}{folder.summary()}')
 
 
@@ -121,6 +125,16 @@ def _add_seconds(folder: Folder, seconds: float) -> None:
     record = read_args(folder.path)
     if 'seconds' in record and any(folder.file(image_id).is_file() for image_id in folder.missing):
         write_json(folder.path / 'args.json', {**record, 'seconds': round(record['seconds'] + seconds, 2)})
+
+
+def _check_written(folder: Folder) -> None:
+    """Raise UserError if somebody has removed the folder, and with it its record, while files were written."""
+    if folder.missing and not read_args(folder.path):
+        gone = sum(not folder.file(image_id).is_file() for image_id in folder.ids)
+        raise UserError(
+            f'{folder.path}: was removed while it was written ({gone} of {len(folder.ids)} files are missing): '
+            'remove the rest of it and run the same command again'
+        )
 
 
 def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]], ids: Sequence[str]) -> None:

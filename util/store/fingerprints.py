@@ -1,9 +1,11 @@
 """Fingerprints: the options and inputs behind an output, and where a folder records them. Equal ones, equal results."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -103,12 +105,18 @@ def read_inputs(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def read_json(path: Path) -> dict:
-    """Return the object in a JSON file, {} if there is none or it is damaged."""
+    """Return the object in a JSON file, {} if there is none or it is damaged. The same file is parsed only once."""
     try:
-        content = json.loads(path.read_text())
+        status = path.stat()
+        content = _parse(os.path.abspath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@lru_cache(64)
+def _parse(path: str, stamp: tuple) -> object:
+    return json.loads(Path(path).read_text())
 
 
 def versions() -> dict[str, str]:

@@ -10,10 +10,11 @@ from core.data.dataset import Dataset
 from core.maps import strided_size, upsample_rw
 from util.parallel.workers import parallel_map
 from util.store import arrays
+from util.store.current import digests, find_outdated, identity
 from util.store.files import check_name, write_bytes
-from util.store.fingerprints import list_changes, read_args, read_inputs
+from util.store.fingerprints import read_args, read_inputs
 from util.store.formats import FORMATS, PREDICTIONS, RANDOM_WALK, Format
-from util.store.hashes import digest, file_hashes, label_hashes
+from util.store.hashes import digest, file_hashes
 
 
 class Folder:
@@ -25,6 +26,7 @@ class Folder:
     def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
         self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
         self.missing: set[str] = set()
+        self.identity = ''  # of a folder that was opened for reading
 
     def __getstate__(self) -> dict:
         """Leave out the lists of ids: worker processes read and write single files."""
@@ -45,19 +47,12 @@ class Folder:
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """Return a hash of what each image's file was made from, '' where inputs.json does not say."""
-        inputs = read_inputs(self.path)
-        made_from = ([hashes.get(image_id, '') for hashes in inputs.values()] for image_id in ids)
-        return {i: digest(hashes)[:16] if any(hashes) else '' for i, hashes in zip(ids, made_from, strict=True)}
+        return digests(read_inputs(self.path), ids)
 
-    def check_inputs(self, images: dict[str, str]) -> None:
-        """Raise UserError if an image (hashes by id), or its label if it was an input, has changed since."""
-        old = read_inputs(self.path)
-        changes = list_changes(old, {'images': images}, self.image_name)
-        if not changes and 'labels' in old:
-            labels = label_hashes({image_id: self.dataset.read_labels(image_id) for image_id in images})
-            changes = list_changes(old, {'labels': labels}, self.image_name)
-        if changes:
-            raise UserError(f'{self.path}: {"; ".join(changes)}; run {self.kind.script} again')
+    def check_unchanged(self) -> None:
+        """Raise UserError if the folder was made again, or files of its ids were, since it was opened for reading."""
+        if self.identity and self.identity != identity(self.path, self.ids):
+            raise UserError(f'{self.path}: was written again while it was read: run the same command once more')
 
     def image_name(self, image_id: str) -> str:
         return self.dataset.image_path(image_id).name
@@ -108,7 +103,9 @@ class Folder:
             self.read_maps(image_id, name) if self.kind.by_class else arrays.read_edge(self.file(image_id))
 
     def summary(self) -> str:
-        return f'{len(self.ids)} {self.kind.title}s in {self.path}, {len(self.missing)} of them new'
+        lost = sum(not self.file(image_id).is_file() for image_id in self.ids)
+        counts = f'{len(self.ids) - lost} {self.kind.title}s in {self.path}, {len(self.missing) - lost} of them new'
+        return counts + (f', {lost} are missing: run the same command again' if lost else '')
 
 
 def open_folder(
@@ -123,8 +120,8 @@ def open_folder(
     """Open the output of an earlier stage for reading; if `kind` is None, of the kind that its args.json says.
 
     `unrecorded` is the kind of a folder without args.json. Raises UserError naming the flag, the file and the script to
-    run if the folder or the file of an id is missing, if args.json says that it contains something else, or if its
-    first file is damaged or of another format.
+    run if the folder or the file of an id is missing, if args.json says that it contains something else, if its first
+    file is damaged or of another format, or if what it was made from has changed since.
     """
     path = Path(parent) / name
     check_name(path, flag)
@@ -139,11 +136,15 @@ def open_folder(
     if found not in (None, kind):
         raise UserError(f'{flag} {name}: contains {found.title}s: name a folder of {kind.title}s ({kind.script})')
     folder = Folder(kind, path, dataset, ids)
+    folder.identity = identity(path, ids)  # before its files are looked for
     missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
     if missing:
         count = f'{len(missing)} of {len(ids)} are missing'
         path = folder.file(missing[0])
         raise UserError(f'{path} not found ({count}); {_remedy(kind, path)}')
+    outdated = find_outdated([path], dataset, ids)
+    if outdated:
+        raise UserError(outdated)
     folder.check(ids[0])
     return folder
 
@@ -162,13 +163,11 @@ def identify_inputs(
     """Return what identifies the inputs of an output: hashes by name, and hashes by name and image id.
 
     An input is a hash, a dict of a hash by image id, or the folder of an earlier stage; the images are always one.
-    Raises UserError if an image or its label has changed since the file of an earlier stage was made.
     """
     single = {name: value for name, value in inputs.items() if isinstance(value, str)}
     by_image = {'images': file_hashes({image_id: dataset.image_path(image_id) for image_id in ids})}
     for name, value in inputs.items():
         if isinstance(value, Folder):
-            value.check_inputs(by_image['images'])
             single[name], by_image[name] = value.fingerprint, value.digests(ids)
         elif isinstance(value, dict):
             by_image[name] = value

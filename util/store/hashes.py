@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from core import UserError
 from util import launcher
 from util.script import progress
 from util.store.files import write_json
+from util.store.fingerprints import read_json
 from util.store.locks import BRIEF_PATIENCE, locked
 
 MANY_FILES = 1000  # show progress when hashing more files than this
@@ -46,7 +48,7 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
 
     The hashes are kept in experiments/cache/files.json, so a file is read again only if its size or times changed.
     """
-    cache, new = _read_cache(), {}
+    cache, new = read_json(CACHE), {}
     hashes, unknown = {}, {}
     for image_id, path in paths.items():
         try:
@@ -71,17 +73,10 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
                 if value:
                     new[name] = [*stamp, value]
         if launcher.is_main():
-            with locked(CACHE.with_name('.files.lock'), str(CACHE), BRIEF_PATIENCE):  # shards hash at the same time
-                write_json(CACHE, {**_read_cache(), **new})
+            # Shards hash at the same time. A disk that cannot be written leaves the cache as it is.
+            with suppress(OSError), locked(CACHE.with_name('.files.lock'), str(CACHE), BRIEF_PATIENCE):
+                write_json(CACHE, {**read_json(CACHE), **new})
     return {image_id: hashes[image_id] for image_id in paths}
-
-
-def _read_cache() -> dict[str, list]:
-    try:
-        cache = json.loads(CACHE.read_text())
-    except (OSError, ValueError):
-        return {}
-    return cache if isinstance(cache, dict) else {}
 
 
 def _short_hash(name: str) -> str:
@@ -94,8 +89,3 @@ def _short_hash(name: str) -> str:
 def label_hashes(labels: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Return the image-level labels, (C,) multi-hot by image id, as text: the numbers of the classes, or 0."""
     return {image_id: ' '.join(map(str, np.flatnonzero(label) + 1)) or '0' for image_id, label in labels.items()}
-
-
-def weights_hash(source: str) -> str:
-    """Return what identifies --weights: 'none', 'imagenet', or the sha256 of the file."""
-    return source if source in ('none', 'imagenet') else file_hash(Path(source))

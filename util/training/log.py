@@ -141,12 +141,12 @@ class Log:
         if launcher.is_main():
             self.writer.add_image(name, image, step, dataformats='HWC')
 
-    def save_curves(self) -> None:
-        """Write data/{tag}.json: network, options, versions, seconds of all sessions, curves of [step, value]."""
+    def save_curves(self, **more: dict) -> None:
+        """Write data/{tag}.json: network, options, versions, seconds of all sessions, curves of [step, value], more."""
         if not launcher.is_main():
             return
         content = {'network': self.network, 'options': self.options, 'versions': self.versions}
-        content |= {'seconds': self.seconds(), 'curves': self.curves, 'sweeps': self.sweeps}
+        content |= {'seconds': self.seconds(), 'curves': self.curves, 'sweeps': self.sweeps, **more}
         write_json(run_path(self.tag), content)
         self.writer.flush()
 

@@ -1,5 +1,6 @@
 """Model files of runs: written, chosen by epoch, and loaded for inference."""
 
+import hashlib
 import io
 import math
 from collections.abc import Collection
@@ -15,9 +16,9 @@ from core.models.model_file import TRAINERS, ModelFile
 from core.models.network import Network
 from util import launcher
 from util.parallel.devices import pick_device, to_device
+from util.store.current import find_outdated
 from util.store.files import check_name, write_bytes
 from util.store.formats import model_path
-from util.store.hashes import file_hash
 
 
 def check_finite(model: nn.Module) -> None:
@@ -27,20 +28,21 @@ def check_finite(model: nn.Module) -> None:
             raise UserError(f'{name} became non-finite; nothing was saved. Try a smaller --lr, or check --weights')
 
 
-def save_model(model: nn.Module, path: Path, **meta) -> None:
-    """Write a model file atomically. `meta`: network, backbone, classes, ... Raises UserError if not finite."""
+def save_model(model: nn.Module, path: Path, **meta) -> str:
+    """Write a model file atomically; return its hash. `meta`: network, backbone, ... Raises UserError if not finite."""
     check_finite(model)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_torch({'model': state, 'meta': meta}, path)
+    return save_torch({'model': state, 'meta': meta}, path)
 
 
-def save_torch(content: dict, path: Path) -> None:
-    """Write with torch.save, atomically; of several processes only the first one writes."""
+def save_torch(content: dict, path: Path) -> str:
+    """Write with torch.save, atomically; return the sha256. Of several processes only the first one writes ('')."""
     if not launcher.is_main():
-        return
+        return ''
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 class BestAndLast:
@@ -52,25 +54,45 @@ class BestAndLast:
     def __init__(self, tag: str, select: str):
         self.tag, self.select = tag, select
         self.best_score, self.best_epoch, self.epoch = -1.0, 0, 0
+        self.score: float | None = None  # of the last epoch
+        self.hashes: dict[str, str] = {}  # of the files by name
 
     def path(self, which: str) -> Path:
         return model_path(self.tag, '' if which == self.select else f'.{which}')
 
     def save(self, model: nn.Module, epoch: int, score: float | None, **meta) -> bool:
         """Save the model as the last, and as the best if its score is above all earlier ones; return whether it is."""
-        self.epoch = epoch
-        if score is None:
-            save_model(model, self.path('last'), **meta, epoch=epoch)
-            return False
-        is_best = self.best_epoch == 0 or score > self.best_score
+        self.epoch, self.score = epoch, None if score is None else float(score)
+        is_best = score is not None and (self.best_epoch == 0 or score > self.best_score)
         if is_best:
             self.best_score, self.best_epoch = -1.0 if math.isnan(score) else score, epoch
         for which in ('best', 'last') if is_best else ('last',):
-            save_model(model, self.path(which), **meta, select=which, epoch=epoch, score=float(score))
+            self._write(which, model, meta)
         return is_best
 
+    def _write(self, which: str, model: nn.Module, meta: dict) -> None:
+        scored = {} if self.score is None else {'select': which, 'epoch': self.epoch, 'score': self.score}
+        path = self.path(which)
+        self.hashes[path.name] = save_model(model, path, **meta, **(scored or {'epoch': self.epoch}))
+
+    def restore(self, model: nn.Module, is_whole_epoch: bool, **meta) -> None:
+        """Write lost files again from a resumed model, which is the last one if no later epoch has begun.
+
+        Raises UserError if the best epoch is lost, which the checkpoint does not have unless it is also the last one.
+        """
+        for which, epoch in (('best', self.best_epoch), ('last', self.epoch)):
+            path = self.path(which)
+            if epoch == 0 or path.is_file():
+                continue
+            if epoch == self.epoch and is_whole_epoch:
+                self._write(which, model, meta)
+                print(f'{path}: was missing; written again from the checkpoint')
+            elif which == 'best':
+                lost = f'the model of epoch {epoch}, the best one, and the checkpoint is of a later one'
+                raise UserError(f'{path}: is missing: it was {lost}: pass --overwrite to train again')
+
     def state_dict(self) -> dict:
-        return {'best_score': self.best_score, 'best_epoch': self.best_epoch, 'epoch': self.epoch}
+        return {name: value for name, value in vars(self).items() if name not in ('tag', 'select')}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
@@ -124,8 +146,12 @@ def load_network(
     """Return the network of a tag ready for inference, its device, and the hash of its file.
 
     `networks` are the names that it may have, `given` the flags that describe it (`ModelFile.resolve`). Raises
-    UserError naming the flag of the tag and the script to run if the model is missing.
+    UserError naming the flag of the tag and the script to run if the model is missing, or if what it was trained on has
+    changed since.
     """
     file = open_model(tag, flag, networks)
+    outdated = find_outdated([file.path], dataset)
+    if outdated:
+        raise UserError(outdated)
     network, place = load_for_inference(file, file.resolve(dataset, networks, **given), device, precision, compile)
-    return network, place, file_hash(file.path)
+    return network, place, file.sha256

@@ -119,7 +119,7 @@ LABELS = (  # of the trainers that read labels of an earlier stage
 )
 
 # Options by what takes them (`Options.pick`).
-RUNNING = ('tag', 'max_epoch', 'weights', 'image_size', 'print_ratio', 'save_interval', 'overwrite', 'select')  # Run
+RUNNING = ('tag', 'max_epoch', 'image_size', 'print_ratio', 'save_interval', 'overwrite', 'select')  # Run
 SHARING = ('batch_size', 'micro_batches', 'bn_replicas', 'sync_bn', 'precision', 'compile')  # SharedModel
 SGD = ('lr', 'wd', 'momentum', 'nesterov')  # core.models.build_sgd
 NETWORK = ('device', 'precision', 'compile', 'architecture', 'backbone', 'mode', 'use_gn')  # load_network

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from util import launcher
 from util.parallel import processes
 from util.parallel.batch import SharedModel
 from util.script import print_mask_count, progress
+from util.store.current import find_outdated
 from util.store.fingerprints import Record, fingerprint
 from util.store.folders import Folder, identify_inputs
-from util.store.hashes import digest, file_hashes, label_hashes, list_hash, weights_hash
+from util.store.hashes import digest, file_hashes, label_hashes, list_hash
 from util.training.files import RunFiles
 from util.training.log import Log
 from util.training.models import BestAndLast, check_finite
@@ -43,11 +45,12 @@ class Run:
     them, and is written atomically every `save_interval` iterations and after each epoch.
 
     Inside the context SIGINT and SIGTERM wait for the end of the iteration, which is then saved. Raises UserError if
-    the run was started with other options (`record`) or inputs (`weights`, the ids, images and labels of the loader,
-    and `inputs`: see util.store.folders.identify_inputs), and if its models exist without it; `overwrite` removes all
-    of it first. A finished run says so and exits. `meta` (network, backbone, mode, ...) is written to the model files,
-    with the size of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are
-    scored; if there are none, `select` becomes 'last'.
+    the run was started with other options (`record`) or inputs (`weights`: what core.models.load_weights returns; the
+    ids, images and labels of the loader, and `inputs`: see util.store.folders.identify_inputs), and if its models exist
+    without it; `overwrite` removes all of it first. A finished run says so and exits; lost model files are written
+    again if the checkpoint has them. `meta` (network, backbone, mode, ...) is written to the model files, with the size
+    of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are scored; if there are
+    none, `select` becomes 'last'.
     """
 
     def __init__(
@@ -106,8 +109,11 @@ class Run:
         if scored:
             inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in scored.ids})
             inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
+        outdated = find_outdated([Path(str(record.options.get('weights')))], self.dataset)
+        if outdated:
+            raise UserError(outdated)
         hashes, contents = identify_inputs(self.dataset, ids, inputs)
-        hashes |= {'images': list_hash(ids), 'weights_file': weights_hash(weights), 'classes': self.meta['classes']}
+        hashes |= {'images': list_hash(ids), 'weights_file': weights, 'classes': self.meta['classes']}
         if self.meta['mode'] == 'normal':  # what BatchNorm saw
             hashes['norm_groups'] = self.network.norm_groups
         found = fingerprint(record, **hashes)
@@ -120,6 +126,7 @@ class Run:
             state = processes.from_main(lambda: self.files.claim(stack, self.overwrite))
             if state is not None:
                 self._load(state)
+                processes.from_main(self._restore_models)
             if self.iteration == self.iterations:
                 print(f'{self.files.checkpoint}: run already finished; pass --overwrite to start over')
                 processes.end()
@@ -136,6 +143,7 @@ class Run:
     def __exit__(self, kind, *exception) -> None:
         with self.stack:
             if kind is None:
+                processes.from_main(self._restore_models)  # somebody may have removed them
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
                 processes.end()
 
@@ -145,6 +153,9 @@ class Run:
         length = f'resumed at {self.iteration} of {self.iterations}' if self.iteration else str(self.iterations)
         if launcher.is_main():
             print(f'{self.files.tag}: {network}, {images}, {length} iterations', file=sys.stderr, flush=True)
+
+    def _restore_models(self) -> None:
+        self.models.restore(self.network.model, self.iteration % self.per_epoch == 0, **self.meta)
 
     def _note_signal(self, number, frame) -> None:
         self.signal = number
@@ -224,7 +235,8 @@ class Run:
             self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
         if self.iteration == self.iterations:
             self.log.finish(self.iteration)
-        self.log.save_curves()
+        made_from = {'fingerprint': self.files.fingerprint, 'inputs': self.files.contents}
+        self.log.save_curves(**made_from, models=self.models.hashes)
         self.stop = processes.largest(self.signal)
         self.save()
 
