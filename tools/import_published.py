@@ -64,13 +64,13 @@ def import_model(args, dataset):
             raise UserError(f'{args.tag}: the import would replace {source} itself: choose another', option='tag')
         if path.exists() and not args.overwrite:
             raise UserError(f'{path} already exists: pass --overwrite to replace it, or choose another --tag')
-        state = read_state_dict(source).state
+        file = read_state_dict(source)
         try:
-            published = convert(state, dataset.num_classes)
+            published = convert(file.state, dataset.num_classes)
         except UserError as error:
             raise UserError(f'{source}: {error}') from None
         meta = describe(published, dataset)
-        imported_from = {'file': source.name, 'sha256': file_hash(source)}
+        imported_from = {'file': source.name, 'sha256': file.sha256}
         save_model(published.network, path, **meta, imported_from=imported_from)
     print(f'{path}: {meta["network"]}, backbone {meta["backbone"]}, {dataset.num_classes} classes')
 
@@ -135,6 +135,8 @@ def import_cams(args, dataset):
         with BackgroundWriter(args.num_workers) as writer:
             for image_id in script.progress(missing, f'{kind.title}s'):
                 keys, maps = read_cams(files[image_id], kind, dataset.num_classes)
+                if file_hash(files[image_id]) != hashes[image_id]:
+                    raise UserError(f'{files[image_id]}: changed while it was imported: run the same command again')
                 writer.submit(folder.write_maps, image_id, keys, *maps)
 
 

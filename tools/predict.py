@@ -43,7 +43,7 @@ from core.labels import PSEUDO_THRESHOLD, pseudo_label
 from core.maps import present_keys, upsample_rw
 from core.models.model_file import ModelFile
 from core.random_walk import BETA, EXP_TIMES
-from tools.reporting import pictures
+from tools.reporting import pictures, provenance
 from util import flags, script
 from util.store import arrays, files, formats
 from util.store.locks import locked
@@ -319,7 +319,8 @@ def main(args):
         tagged = {image_id for domain, ids in lists.items() if domain != 'test' for image_id in ids}
     else:
         images = find_images(args.images, args.out)
-    check_outputs(images, args.out, args.overwrite)
+    check_outputs(images, args.out, args.overwrite)  # before the models are loaded, and again under the lock
+    provenance.warn_if_outdated([path for path in (args.model, args.affinity) if path])
     tagged = tagged if dataset and is_classifier and given is None else set()
     font = drawing.open_font(args.font)
     shown = pictures.names_on_pictures(names, font)
@@ -337,6 +338,7 @@ def main(args):
     largest = 2 * file.meta.get('image_size', float('inf')) / min(flags.floats(args.scales))
     with locked(args.out / '.lock', str(args.out)):
         files.remove_all_leftovers(args.out)
+        check_outputs(images, args.out, args.overwrite)
         for image_id, path in script.progress(images.items(), 'images') if len(images) > 1 else images.items():
             try:
                 picture = read_image(path)

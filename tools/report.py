@@ -171,8 +171,11 @@ def main(args):
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
     counts = [find.read_counts(entry.result) if entry.result else None for entry in entries]
     steps = provenance.trace({entry.folder: entry.kind for entry in entries})
-    shown = make_gallery(args, dataset, entries, steps, counts)
-    page = render(dataset, entries, steps, counts, shown).encode()
+    folders = [step.path for step in steps if not step.is_run]
+    provenance.warn_if_outdated(folders, dataset=dataset)  # the page marks entries that were scored before
+    with provenance.unchanged(folders):
+        shown = make_gallery(args, dataset, entries, steps, counts)
+        page = render(dataset, entries, steps, counts, shown).encode()
     write_bytes(args.out, page)
     print(f'{args.out}: {len(shown["cards"])} of {shown["total"]} images, {len(page) / 1e6:.1f} MB')
 

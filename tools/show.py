@@ -18,7 +18,7 @@ import numpy as np
 
 from core import UserError
 from core.data import drawing
-from tools.reporting import find, panels, pictures
+from tools.reporting import find, panels, pictures, provenance
 from tools.reporting.entries import add_recorded_data, open_recorded
 from util import flags, script
 from util.store import formats
@@ -108,12 +108,14 @@ def main(args):
     names = pictures.names_on_pictures(('background', *dataset.class_names), font)
     images = choose_images(args, dataset, sources)
     out = args.out or formats.EXPERIMENTS / 'show' / sources[0].path.name
+    folders = [source.path for source in sources]
+    provenance.warn_if_outdated(folders, dataset=dataset)
 
     def write(page, number):
         picture = iio.imwrite('<bytes>', drawing.stack(page, 1), extension='.png')
         write_bytes(out / f'page-{number}.png', picture)
 
-    with locked(out / '.lock', str(out)):
+    with locked(out / '.lock', str(out)), provenance.unchanged(folders):
         remove_pages(out)
         page, rows, number = [], 0, 1
         for image_id, domain in script.progress(images.items(), 'images'):

@@ -28,7 +28,7 @@ from core import UserError
 from core.intervals import difference_interval, score_interval, t_interval
 from tools.reporting import find, provenance
 from util import flags, script
-from util.store import results
+from util.store import formats, results
 
 HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
 FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those of tabulate, which has no csv
@@ -71,12 +71,17 @@ def find_rows(row):
     return [(title, found, published)]
 
 
+def warn_if_outdated(runs):
+    """Print a warning if inputs of the scored folders have changed, or the folders since they were scored."""
+    provenance.warn_if_outdated({formats.PREDICTIONS / result['experiment_name'] for result in runs}, runs)
+
+
 # Tables: lists of lines, whose first is the headers -----------------------------------------------------------------
 
 
 def tabulate_all():
     """Return the table of all results, newest first. Damaged ones are reported on stderr."""
-    lines = [('', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written')]
+    lines, found = [('', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written')], []
     for path in find.list_paths():
         try:
             result = find.read(path)
@@ -87,6 +92,8 @@ def tabulate_all():
         scores = f'{result["miou"]:.2f}', results.format_threshold(result['threshold'])
         written = time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().st_mtime))
         lines.append((result['name'], *where, result['images'], *scores, written))
+        found.append(result)
+    warn_if_outdated(found)
     return lines
 
 
@@ -257,6 +264,8 @@ def main(args):
             print('these runs have the same options', file=sys.stderr)
     if args.paired:
         tables.append(tabulate_paired(args.paired))
+        runs += [result for name in args.paired for result in find.find(name)]
+    warn_if_outdated(runs)
     tables = [lines for lines in tables or [tabulate_all()] if len(lines) > 1]
     for i, lines in enumerate(tables):
         if i:

@@ -38,10 +38,8 @@ class Entry(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether the folder was made with other settings than what was scored, as far as both are recorded."""
-        scored = (self.scores.get('made_with') or {}).get('fingerprint')
-        found = read_args(formats.PREDICTIONS / self.folder).get('fingerprint')
-        return None not in (scored, found) and scored != found
+        """Whether the folder was written again since it was scored, as far as that is recorded."""
+        return self.result is not None and find.is_stale(self.result)
 
     def on_list_of(self, dataset: Dataset) -> 'Entry':
         """Return this entry on `train` if it was made for `train_aug`, whose folder is that of train."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from core import UserError
 from util.store.arrays import NPZ_ERRORS
+from util.store.current import identity
 from util.store.fingerprints import read_args
-from util.store.formats import EXPERIMENTS, FORMATS, Format
+from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
 
 FOLDER = EXPERIMENTS / 'results'
 NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')
@@ -69,6 +70,16 @@ def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
     except (*NPZ_ERRORS, IndexError):
         raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
     return ids, by_image
+
+
+def is_stale(result: dict) -> bool:
+    """Return whether the folder of a result was written again since it was scored, as far as that is recorded."""
+    folder, scored = PREDICTIONS / result['experiment_name'], (result.get('made_with') or {}).get('fingerprint')
+    found = read_args(folder).get('fingerprint')
+    if None in (scored, found) or scored != found:
+        return None not in (scored, found)
+    counts = read_counts(result) if 'identity' in result else None
+    return counts is not None and identity(folder, counts[0]) != result['identity']
 
 
 def format_of(folder: Path) -> Format | None:

@@ -1,13 +1,19 @@
-"""What led to an output folder: the folders and training runs upstream of it, with the options that made them.
+"""What led to an output folder: the folders and training runs upstream of it, and whether it is still made of them.
 
 Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report forks.
 """
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from core import UserError
+from core.data.dataset import Dataset
+from tools.reporting import find
+from util.store.current import find_outdated, identity
 from util.store.fingerprints import read_args
 from util.store.formats import EXPERIMENTS, PREDICTIONS, run_path
 
@@ -80,3 +86,23 @@ def trace(folders: Mapping[str, str]) -> list[Step]:
     for name, kind in folders.items():
         visit(read_folder(name, kind))
     return list(steps.values())
+
+
+def warn_if_outdated(outputs: Iterable[Path], results: Iterable[dict] = (), dataset: Dataset | None = None) -> None:
+    """Print a warning if inputs of folders or model files have changed, or if folders have since they were scored."""
+    line = find_outdated(outputs, dataset)
+    stale = next((result['name'] for result in results if find.is_stale(result)), None)
+    if line is None and stale:
+        line = f'{stale}: its folder was written again since it was scored; run evaluate.py again'
+    if line:
+        print(f'warning: {line}', file=sys.stderr)
+
+
+@contextmanager
+def unchanged(folders: Iterable[Path]) -> Iterator[None]:
+    """Raise UserError on leaving if a folder was written again meanwhile, so that what was read of it is a mixture."""
+    before = {path: identity(path) for path in folders}
+    yield
+    for path, known in before.items():
+        if identity(path) != known:
+            raise UserError(f'{path}: was written again while it was read: run the same command once more')
