@@ -1,0 +1,427 @@
+"""Outputs whose inputs have changed since, and mixtures of two: every reader names them, and refuses nothing else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+from core import UserError
+from core.models.weights import read_state_dict
+from support import chain
+from support.chain import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands, first
+from tools import import_published, predict, report, show, summarize
+from tools.reporting import panels
+from util.script import run as run_script
+from util.store import results
+from util.store.current import find_outdated
+from util.store.folders import Folder
+from util.store.hashes import file_hash
+from util.training.models import BestAndLast
+
+STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'random_walk', 'pseudo', 'seg', 'predictions', 'evaluate')
+FIRST = 'train_classification_with_puzzle.py'
+MODEL = 'experiments/models/cls.pth'
+
+
+@pytest.fixture
+def moved(copy, demo) -> Path:
+    """The outputs of all stages in the working directory, which record the copy of the data in data/."""
+    for path in Path('experiments').glob('*/**/*.json'):
+        content = path.read_text()
+        path.write_text(content.replace(str(demo), str(copy)))
+    return copy
+
+
+def relabel(data, image_id: str) -> None:
+    """Change the classes of an image, on which stage 1 was trained."""
+    path = data / 'Annotations' / f'{image_id}.xml'
+    classes = json.loads((data / 'dataset.json').read_text())['classes']
+    text = path.read_text()
+    used = [name for name in classes if f'<name>{name}</name>' in text]
+    other = next(name for name in classes if name not in used)
+    path.write_text(text.replace(f'<name>{used[0]}</name>', f'<name>{other}</name>'))
+
+
+def line_of(data, name: str, capsys, *more: str) -> str:
+    """Return the line of error that a command ends with."""
+    script, words = commands(data)[name]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run_script(script.main, lambda: script.parse_args([*words, *more]))
+    assert isinstance(ended.value.code, str)
+    assert '\n' not in ended.value.code
+    return ended.value.code.split(': error: ', 1)[1]
+
+
+def run_again(data, name: str, *more: str) -> None:
+    script, words = commands(data)[name]
+    script.main(script.parse_args([*words, *more]))
+
+
+# The good sequence --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_outdated_if_nothing_changed(moved, capsys):
+    for name in STAGES:
+        before = chain.contents(Path())
+        try:
+            run_again(moved, name)
+        except SystemExit as end:
+            assert end.code is None
+        printed = capsys.readouterr().out
+        assert 'already finished' in printed or '0 of them new' in printed or name == 'evaluate', name
+        if name != 'evaluate':
+            assert chain.contents(Path()) == before
+    summarize.main(summarize.parse_args([]))
+    show.main(show.parse_args([PSEUDO, '--images', '1']))
+    assert 'warning' not in capsys.readouterr().err
+
+
+def test_a_moved_data_set_is_the_same(copy, demo, capsys):
+    """The records name the folder of the data when it was elsewhere."""
+    shutil.rmtree('experiments/cache')
+    for path in Path('experiments').glob('*/**/*.json'):
+        path.write_text(path.read_text().replace(str(demo), '/nowhere'))
+    run_again(copy, 'pseudo')
+    assert '0 of them new' in capsys.readouterr().out
+    relabel(copy, first(copy))
+    assert FIRST in line_of(copy, 'pseudo', capsys)
+
+
+@pytest.mark.parametrize(
+    'gone', [f'predictions/{CAMS}', 'models/cls.pth', 'data/cls.json', f'predictions/{AFFINITY_LABELS}']
+)
+def test_what_was_deleted_upstream_is_not_a_change(moved, capsys, gone):
+    path = Path('experiments') / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run_again(moved, 'pseudo')
+    run_again(moved, 'predictions')
+    run_again(moved, 'evaluate')
+
+
+# What has changed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'name', ['cams', 'affinity_labels', 'aff', 'random_walk', 'pseudo', 'seg', 'predictions', 'evaluate']
+)
+@pytest.mark.parametrize('change', ['label', 'image'])
+def test_a_changed_label_or_image_names_stage_1_everywhere(moved, capsys, name, change):
+    image_id = first(moved)
+    if change == 'label':
+        relabel(moved, image_id)
+        what = f'labels of 1 image changed ({image_id}.jpg)'
+    else:
+        path = moved / 'JPEGImages' / f'{image_id}.jpg'
+        with Image.open(path) as image:
+            turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        turned.save(path)
+        what = f'1 image changed ({image_id}.jpg)'
+    text = line_of(moved, name, capsys)
+    assert text.startswith(f'{MODEL}: {what}')
+    assert text.endswith(f'; run {FIRST} again')
+
+
+def test_stages_1_and_2_again(moved, capsys):
+    """Stage 6 does not say that it has nothing to do, and each stage in its order is named."""
+    run_again(moved, 'cls', '--overwrite', '--seed', '1')
+    assert line_of(moved, 'affinity_labels', capsys) == (
+        f'experiments/predictions/{CAMS}: {MODEL} changed; run inference_classification.py again'
+    )
+    run_again(moved, 'cams', '--overwrite')
+    where = f'experiments/predictions/{CAMS} changed'
+    labels = f'experiments/predictions/{AFFINITY_LABELS}: {where}; run make_affinity_labels.py again'
+    for name in ('aff', 'pseudo', 'seg', 'predictions', 'evaluate'):
+        assert line_of(moved, name, capsys) == labels
+    assert 'different settings' in line_of(moved, 'affinity_labels', capsys)
+    run_again(moved, 'affinity_labels', '--overwrite')
+    text = line_of(moved, 'pseudo', capsys)
+    assert text.startswith('experiments/models/aff.pth: ') and text.endswith('; run train_affinitynet.py again')
+    assert f'{MODEL} changed; experiments/predictions/{AFFINITY_LABELS} changed' in text
+    run_again(moved, 'aff', '--overwrite')
+    assert line_of(moved, 'pseudo', capsys).endswith('; run inference_rw.py again')
+    run_again(moved, 'random_walk', '--overwrite')
+    assert line_of(moved, 'seg', capsys).endswith('; run make_pseudo_labels.py again')
+    run_again(moved, 'pseudo', '--overwrite')
+    assert line_of(moved, 'evaluate', capsys).endswith('; run train_segmentation.py again')
+    run_again(moved, 'seg', '--overwrite')
+    assert line_of(moved, 'evaluate', capsys).endswith('; run inference_segmentation.py again')
+    run_again(moved, 'predictions', '--overwrite')
+    run_again(moved, 'evaluate')
+
+
+def test_files_of_a_folder_that_were_made_again(moved, capsys):
+    """Of images that no network was trained on."""
+    record = Path('experiments/predictions', CAMS, 'inputs.json')
+    content = json.loads(record.read_text())
+    content['labels'][first(moved)] = '1 2 3'
+    record.write_text(json.dumps(content))
+    text = line_of(moved, 'pseudo', capsys)
+    assert text.startswith(f'experiments/predictions/{CAMS}: labels of 1 image changed')
+    del content['labels']
+    record.write_text(json.dumps(content))
+    text = line_of(moved, 'pseudo', capsys)
+    assert text.startswith(f'experiments/predictions/{AFFINITY_LABELS}: maps of 12 images changed')
+
+
+def test_a_finished_run_of_outdated_labels_is_not_finished(moved, capsys):
+    relabel(moved, first(moved))
+    assert 'already finished' not in line_of(moved, 'seg', capsys)
+
+
+def test_a_copied_model_is_taken_as_it_is(moved, capsys):
+    relabel(moved, first(moved))
+    shutil.copy(MODEL, 'experiments/models/kept.pth')
+    run_again(moved, 'cams', '--tag', 'kept')
+    text = line_of(moved, 'cams', capsys)
+    shutil.copy('experiments/models/seg.pth', MODEL)  # the record is of another file
+    assert find_outdated([Path(MODEL)]) is None
+    assert text.endswith(f'run {FIRST} again')
+
+
+def test_classes_of_another_order(moved, capsys):
+    path = moved / 'dataset.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, 'classes': content['classes'][::-1]}))
+    assert 'the classes of the data set' in line_of(moved, 'evaluate', capsys)
+
+
+@pytest.mark.parametrize('tool', ['summarize', 'summarize all', 'show', 'report', 'predict'])
+def test_tools_print_one_warning(moved, capsys, tool):
+    relabel(moved, first(moved))
+    if tool.startswith('summarize'):
+        summarize.main(summarize.parse_args([] if 'all' in tool else [f'{PREDICTIONS}@val']))
+    elif tool == 'show':
+        show.main(show.parse_args([PSEUDO, '--images', '1']))
+    elif tool == 'report':
+        report.main(report.parse_args(['--images', '1', '--num_workers', '0']))
+    else:
+        image = str(moved / 'JPEGImages' / f'{first(moved)}.jpg')
+        predict.main(predict.parse_args([MODEL, image, '--scales', '1.0', '--device', 'cpu']))
+    found = [line for line in capsys.readouterr().err.splitlines() if line.startswith('warning: ')]
+    assert found == [f'warning: {MODEL}: labels of 1 image changed ({first(moved)}.jpg); run {FIRST} again']
+
+
+def test_a_score_of_what_was_a_folder_is_named(moved, capsys):
+    run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
+    summarize.main(summarize.parse_args([f'{PSEUDO}@train']))
+    err = capsys.readouterr().err
+    assert f'warning: {PSEUDO}@train: its folder was written again since it was scored; run evaluate.py again' in err
+    run_again(moved, 'evaluate pseudo')
+    capsys.readouterr()
+    summarize.main(summarize.parse_args([f'{PSEUDO}@train']))
+    assert 'warning' not in capsys.readouterr().err
+
+
+# Mixtures -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_refuses_a_folder_that_is_written_again_meanwhile(moved, capsys, monkeypatch):
+    count = results.count_pixels
+
+    def count_and_overwrite(*arguments):
+        found = count(*arguments)
+        run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
+        return found
+
+    before = Path(f'experiments/results/{PSEUDO}@train.json').read_bytes()
+    monkeypatch.setattr(evaluate.results, 'count_pixels', count_and_overwrite)
+    assert 'was written again while it was read' in line_of(moved, 'evaluate pseudo', capsys)
+    assert Path(f'experiments/results/{PSEUDO}@train.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('tool', ['show', 'report'])
+def test_tools_refuse_a_folder_that_is_written_again_meanwhile(moved, capsys, monkeypatch, tool):
+    draw = panels.draw_image
+
+    def draw_and_overwrite(*arguments):
+        found = draw(*arguments)
+        run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
+        return found
+
+    monkeypatch.setattr(panels, 'draw_image', draw_and_overwrite)
+    with pytest.raises(UserError, match='was written again while it was read'):
+        if tool == 'show':
+            show.main(show.parse_args([PSEUDO, '--images', '1']))
+        else:
+            report.main(report.parse_args(['--images', '1', '--num_workers', '0']))
+
+
+def test_a_stage_refuses_inputs_that_are_written_again_meanwhile(moved, capsys, monkeypatch):
+    write = Folder.write_missing_labels
+
+    def write_and_change(self, *arguments, **inputs):
+        write(self, *arguments, **inputs)
+        path = Path('experiments/predictions', RANDOM_WALKS, 'args.json')
+        content = json.loads(path.read_text())
+        content['fingerprint']['beta'] = 3
+        path.write_text(json.dumps(content))
+
+    shutil.rmtree(f'experiments/predictions/{PSEUDO}')
+    monkeypatch.setattr(Folder, 'write_missing_labels', write_and_change)
+    assert 'was written again while it was read' in line_of(moved, 'pseudo', capsys)
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_a_folder_that_is_removed_while_it_is_written(moved, capsys, monkeypatch, workers):
+    write = Folder.write_label
+
+    def remove_and_write(self, image_id, label):
+        if image_id == self.dataset_ids[4]:
+            shutil.rmtree(self.path, ignore_errors=True)
+        write(self, image_id, label)
+
+    monkeypatch.setattr(Folder, 'dataset_ids', chain.ids_of(moved, 'train_aug'), raising=False)
+    monkeypatch.setattr(Folder, 'write_label', remove_and_write)
+    shutil.rmtree(f'experiments/predictions/{AFFINITY_LABELS}')
+    text = line_of(moved, 'affinity_labels', capsys, '--num_workers', workers)
+    assert 'was removed while it was written' in text or 'cannot be written' in text  # between two calls of a worker
+    assert 'of them new' not in capsys.readouterr().out
+
+
+def test_two_predictions_into_one_folder(moved, capsys, monkeypatch):
+    """The second one starts before the first has written, and finds its files once it has the lock."""
+    image = str(moved / 'JPEGImages' / f'{first(moved)}.jpg')
+    words = [MODEL, image, '--scales', '1.0', '--device', 'cpu', '--crf_iteration', '0']
+    locked = predict.locked
+
+    def run_first_and_lock(*arguments):
+        monkeypatch.setattr(predict, 'locked', locked)
+        predict.main(predict.parse_args(words))
+        return locked(*arguments)
+
+    monkeypatch.setattr(predict, 'locked', run_first_and_lock)
+    with pytest.raises(UserError, match='3 of 3 files exist'):
+        predict.main(predict.parse_args(words))
+
+
+# What is hashed is what is used -------------------------------------------------------------------------------------
+
+
+def replace_after_reading(monkeypatch, path: Path, by: Path) -> None:
+    """Replace a file right after its bytes have been read."""
+    read = Path.read_bytes
+
+    def read_and_replace(self):
+        content = read(self)
+        if os.path.abspath(self) == os.path.abspath(path):
+            shutil.copy(by, path)
+        return content
+
+    monkeypatch.setattr(Path, 'read_bytes', read_and_replace)
+
+
+def test_the_hash_of_a_model_is_of_the_loaded_bytes(moved, monkeypatch, capsys):
+    expected = file_hash(Path(MODEL))
+    replace_after_reading(monkeypatch, Path(MODEL), Path('experiments/models/cls.last.pth'))
+    shutil.rmtree(f'experiments/predictions/{CAMS}')
+    run_again(moved, 'cams')
+    record = json.loads(Path('experiments/predictions', CAMS, 'args.json').read_text())
+    assert record['fingerprint']['model'] == expected
+
+
+def test_the_hash_of_weights_is_of_the_loaded_bytes(moved, monkeypatch):
+    expected = file_hash(Path(MODEL))
+    shutil.copy(MODEL, 'own.pth')
+    replace_after_reading(monkeypatch, Path('own.pth'), Path('experiments/models/cls.last.pth'))
+    run_again(moved, 'aff', '--tag', 'other', '--weights', 'own.pth')
+    record = json.loads(Path('experiments/data/other.json').read_text())
+    assert record['fingerprint']['weights_file'] == expected
+    assert record['models'] == {'other.pth': file_hash(Path('experiments/models/other.pth'))}
+
+
+def test_a_file_of_a_published_folder_that_changes_meanwhile(in_tmp, monkeypatch):
+    Path('published').mkdir()
+    maps = np.full((1, 4, 4), 0.5, np.float32)
+    content = {'keys': np.array([0, 1]), 'cam': maps, 'hr_cam': maps}
+    np.save('published/a.npy', content, allow_pickle=True)
+    read = import_published.read_cams
+    calls = []
+
+    def replace_and_read(path, *arguments):
+        calls.append(path)
+        if len(calls) == 2:  # the first call looks at the form
+            np.save(path, {**content, 'cam': maps / 2}, allow_pickle=True)
+        return read(path, *arguments)
+
+    monkeypatch.setattr(import_published, 'read_cams', replace_and_read)
+    with pytest.raises(UserError, match='a.npy: changed while it was imported'):
+        import_published.main(import_published.parse_args(['published', '--tag', 'x', '--num_workers', '0']))
+
+
+# Weights of other kinds ---------------------------------------------------------------------------------------------
+
+ONES = torch.ones(3, 3)
+KINDS = {
+    'int64': (torch.ones(3, 3, dtype=torch.int64), "'w' is of the type torch.int64"),
+    'bool': (torch.ones(3, 3, dtype=torch.bool), "'w' is of the type torch.bool"),
+    'complex': (torch.ones(3, 3, dtype=torch.complex64), "'w' is of the type torch.complex64"),
+    'sparse': (ONES.to_sparse(), "'w' is not dense (torch.sparse_coo)"),
+    'sparse rows': (ONES.to_sparse_csr(), "'w' is not dense (torch.sparse_csr)"),
+    'meta': (torch.ones(3, 3, device='meta'), "'w' is without values (on the meta device)"),
+    'quantized': (torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8), "'w' is quantized (torch.qint8)"),
+}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', KINDS)
+def test_tensors_that_are_not_weights(tmp_path, kind):
+    tensor, fault = KINDS[kind]
+    path = tmp_path / 'file.pth'
+    torch.save({'a': ONES, 'w': tensor, 'bn.num_batches_tracked': torch.tensor(3)}, path)
+    with pytest.raises(UserError) as error:
+        read_state_dict(path)
+    assert str(error.value) == f'{path}: {fault}, weights are dense floating-point tensors'
+
+
+def test_tensors_of_lower_precision_and_counters_are_weights(tmp_path):
+    state = {'a': ONES.half(), 'b': ONES.bfloat16(), 'c': ONES.double(), 'bn.num_batches_tracked': torch.tensor(3)}
+    torch.save(state, tmp_path / 'file.pth')
+    file = read_state_dict(tmp_path / 'file.pth')
+    assert file.state.keys() == state.keys()
+    assert file.sha256 == file_hash(tmp_path / 'file.pth')
+
+
+# Lost models of finished runs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('tag', chain.TAGS)
+def test_a_lost_model_is_written_again(moved, capsys, tag):
+    """The last epoch is also the best, because there is only one."""
+    files = {path: path.read_bytes() for path in Path('experiments/models').glob(f'{tag}.*')}
+    for path in files:
+        path.unlink()
+    with pytest.raises(SystemExit) as ended:
+        run_again(moved, tag)
+    assert ended.value.code is None
+    printed = capsys.readouterr().out
+    for path, content in files.items():
+        assert f'{path}: was missing; written again from the checkpoint' in printed
+        assert path.read_bytes() == content
+    run_again(moved, {'cls': 'cams', 'aff': 'random_walk', 'seg': 'predictions'}[tag])
+    assert '0 of them new' in capsys.readouterr().out
+
+
+def test_a_lost_best_model_is_named(moved, capsys, monkeypatch):
+    scores = iter((0.5, 0.4))
+    save = BestAndLast.save
+    monkeypatch.setattr(
+        BestAndLast, 'save', lambda self, model, epoch, _, **meta: save(self, model, epoch, next(scores), **meta)
+    )
+    run_again(moved, 'cls', '--tag', 'two', '--max_epoch', '2')
+    best, last = Path('experiments/models/two.pth'), Path('experiments/models/two.last.pth')
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(SystemExit):
+        run_again(moved, 'cls', '--tag', 'two', '--max_epoch', '2')
+    assert last.read_bytes() == content
+    best.unlink()
+    text = line_of(moved, 'cls', capsys, '--tag', 'two', '--max_epoch', '2')
+    assert text.startswith(f'{best}: is missing: it was the model of epoch 1, the best one')
+    assert not best.exists()
