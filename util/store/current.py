@@ -38,7 +38,6 @@ class Output(NamedTuple):
     options: dict
     fingerprint: dict
     inputs: dict[str, dict[str, str]]  # hashes by input and image id
-    is_folder: bool
 
     def folders(self) -> dict[str, Path]:
         """Return the folders that it was made from by the name of the input."""
@@ -46,17 +45,16 @@ class Output(NamedTuple):
         return {name: parent / self.options[FOLDERS[name]] for name in named if self.options.get(FOLDERS[name])}
 
     def models(self) -> dict[str, Path]:
-        """Return the model file that it was made from, or its --weights, by the name of the input."""
+        """Return the model that it was made from, or its --weights, by the name of the input."""
         tag, weights = self.options.get('model_name') or self.options.get('tag'), self.options.get('weights')
-        found = {'model': model_path(tag)} if 'model' in self.fingerprint and tag else {}
-        known = self.fingerprint.get('weights_file') in (None, 'none', 'imagenet')
-        return found if known or not weights else {**found, 'weights_file': Path(weights)}
+        found = {'model': tag and model_path(tag), 'weights_file': weights and Path(weights)}
+        no_file = (None, 'none', 'imagenet')
+        return {name: path for name, path in found.items() if path and self.fingerprint.get(name) not in no_file}
 
 
 def identity(folder: Path, ids: Collection[str] | None = None) -> str:
     """Return a hash of all that a folder records about the files of these ids, by default of all."""
-    settings, inputs = read_args(folder).get('fingerprint', {}), _some(read_inputs(folder), ids)
-    return digest({'fingerprint': settings, 'inputs': inputs})
+    return digest({'fingerprint': read_args(folder).get('fingerprint'), 'inputs': _some(read_inputs(folder), ids)})
 
 
 def digests(inputs: Mapping[str, Mapping[str, str]], ids: Iterable[str]) -> dict[str, str]:
@@ -86,13 +84,12 @@ class _Search:
     def __init__(self, dataset: Dataset | None):
         self.dataset = dataset
         self.opened: dict[tuple, Dataset | None] = {}
-        self.files: dict[str, str] = {}
-        self.labels: dict[tuple, str] = {}
+        self.known: dict[tuple, dict[str, str]] = {}
         self.visited: set[tuple] = set()
 
     def visit(self, path: Path, ids: Collection[str] | None, known: str = '') -> Iterator[tuple[int, str]]:
         """Yield the number of a stage to run again, and the line, for each outdated output. known: see `read_model`."""
-        output = read_folder(path) if path.is_dir() else self.read_model(path, known)
+        output = read_folder(path) if path.is_dir() else read_model(path, known)
         key = path, None if ids is None else frozenset(ids)
         if output is None or key in self.visited:
             return
@@ -101,88 +98,63 @@ class _Search:
             yield from self.visit(source, output.inputs.get('images', {}).keys() if ids is None else ids)
         for name, source in output.models().items():
             yield from self.visit(source, None, output.fingerprint[name])
-        changes = [*self.changed_files(output), *self.changed_images(output._replace(inputs=_some(output.inputs, ids)))]
+        changes = list(self.changes(output._replace(inputs=_some(output.inputs, ids))))
         if changes:
             line = f'{output.path}: {"; ".join(changes)}; run {output.script} again'
             yield SCRIPTS.index(output.script), line
 
-    def read_model(self, path: Path, known: str = '') -> Output | None:
-        """Return a model file with the record of its run, None without one; known: its hash if it has been deleted."""
-        if Path(os.path.abspath(path.parent)) != Path(os.path.abspath(EXPERIMENTS / 'models')):
-            return None
-        record = read_json(run_path(path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')))
-        found = self.hash_files({'': path})[''] or known[:16]
-        if not found or not str(record.get('models', {}).get(path.name)).startswith(found):
-            return None
-        script = TRAINERS.get(record.get('network'), SCRIPTS[6])
-        return Output(path, script, *(record.get(name, {}) for name in ('options', 'fingerprint', 'inputs')), False)
-
-    def changed_files(self, output: Output) -> Iterator[str]:
-        """Yield what changed as a whole: models, and folders that now have other settings."""
+    def changes(self, output: Output) -> Iterator[str]:
+        """Yield what changed: models, folders that have other settings now, and what is known by image."""
+        now = {}
         for name, path in output.models().items():
-            now = self.hash_files({'': path})['']
-            if now and not output.fingerprint[name].startswith(now):
+            found = file_hashes({'': path})['']
+            if found and not output.fingerprint[name].startswith(found):
                 yield f'{path} changed'
-        for path in self.other_folders(output).values():
-            yield f'{path} changed'
-
-    def other_folders(self, output: Output) -> dict[str, Path]:
-        """Return the folders of an output that were made again with other settings since, by name."""
-        now = {name: (path, read_args(path).get('fingerprint')) for name, path in output.folders().items()}
-        return {n: path for n, (path, found) in now.items() if found and digest(found) != output.fingerprint[n]}
-
-    def changed_images(self, output: Output) -> list[str]:
-        """Return what changed by image: images, masks, image-level labels, and the files of a folder."""
-        dataset, now = self.dataset_of(output), {}
-        for name, path in output.folders().items() - self.other_folders(output).items():
-            now[name] = digests(read_inputs(path), output.inputs.get(name, {}))
-        if dataset is None:
-            return list_changes(output.inputs, now, str)
-        if output.fingerprint.get('classes', list(dataset.class_names)) != list(dataset.class_names):
-            return [f'the classes of the data set "{dataset.name}" changed']
-        for name in output.inputs.keys() & {'images', 'scored images', 'masks'}:
-            where = dataset.mask_path if name == 'masks' else dataset.image_path
-            ids = [
-                i for i in output.inputs[name] if name != 'scored images' or i not in output.inputs.get('images', ())
-            ]
-            now[name] = self.hash_files({image_id: _path(where, image_id) for image_id in ids})
-        if 'labels' in output.inputs and 'labels' not in output.folders():
-            now['labels'] = {image_id: self.read_label(dataset, image_id) for image_id in output.inputs['labels']}
-        return list_changes(
-            output.inputs, dict(sorted(now.items())), lambda i: (_path(dataset.image_path, i) or Path(i)).name
-        )
+        for name, path in output.folders().items():
+            found = read_args(path).get('fingerprint')
+            if found and digest(found) != output.fingerprint[name]:
+                yield f'{path} changed'
+            else:
+                now[name] = digests(read_inputs(path), output.inputs.get(name, {}))
+        dataset = self.dataset_of(output)
+        if dataset is not None:
+            if output.fingerprint.get('classes', list(dataset.class_names)) != list(dataset.class_names):
+                yield f'the classes of the data set "{dataset.name}" changed'
+                return
+            for name in sorted(output.inputs.keys() & {'images', 'labels', 'masks', 'scored images'} - now.keys()):
+                shown = now.get('images', {}) if name == 'scored images' else {}
+                now[name] = self.hashes(dataset, name, [i for i in output.inputs[name] if i not in shown])
+        yield from list_changes(output.inputs, now, lambda i: (_path(dataset, 'images', i) or Path(i)).name)
 
     def dataset_of(self, output: Output) -> Dataset | None:
-        """Return the data set that an output was made from, as far as one of its images exists."""
+        """Return the data set that an output was made from, None if none of its images exists."""
         place = output.options.get('dataset'), output.options.get('data_dir')
         if place not in self.opened:
             try:
-                self.opened[place] = open_dataset(*place)
+                found = open_dataset(*place)
+                self.opened[place] = self.dataset if _about(found) == _about(self.dataset) else found
             except (UserError, OSError, TypeError):
                 self.opened[place] = None
-        order = [self.dataset, self.opened[place]] if output.is_folder else [self.opened[place], self.dataset]
+        order = [self.dataset, self.opened[place]]
+        if output.path.suffix == '.pth':  # perhaps trained on another data set, whose images are gone
+            own = self.dataset is not None and output.fingerprint.get('classes') == list(self.dataset.class_names)
+            order = [self.opened[place], self.dataset if own else None]
         for dataset in order:
-            if dataset is not None and any(
-                path is not None and path.is_file()
-                for path in (_path(dataset.image_path, image_id) for image_id in output.inputs.get('images', {}))
-            ):
+            paths = (_path(dataset, 'images', image_id) for image_id in output.inputs.get('images', {}))
+            if any(path is not None and path.is_file() for path in paths):
                 return dataset
         return None
 
-    def hash_files(self, paths: Mapping[str, Path | None]) -> dict[str, str]:
-        new = {str(path): path for path in paths.values() if path is not None and str(path) not in self.files}
-        self.files |= file_hashes(new)
-        return {name: self.files.get(str(path), '') for name, path in paths.items()}
-
-    def read_label(self, dataset: Dataset, image_id: str) -> str:
-        """Return an image-level label as `label_hashes` does, '' if it cannot be read."""
-        try:
-            key = str(dataset.labels_path(image_id)), image_id, dataset.class_names
-            if key not in self.labels:
-                self.labels[key] = label_hashes({image_id: dataset.read_labels(image_id)})[image_id]
-            return self.labels[key]
-        except (UserError, KeyError):
-            return ''
+    def hashes(self, dataset: Dataset, name: str, ids: Collection[str]) -> dict[str, str]:
+        """Return what images, masks or image-level labels are now, '' where it is unknown."""
+        known = self.known.setdefault((id(dataset), name), {})
+        new = [image_id for image_id in ids if image_id not in known]
+        if name == 'labels':
+            known |= {image_id: _read_label(dataset, image_id) for image_id in new}
+        else:
+            paths = {image_id: _path(dataset, name, image_id) for image_id in new}
+            known |= file_hashes({image_id: path for image_id, path in paths.items() if path is not None})
+        return {image_id: known.get(image_id, '') for image_id in ids}
 
 
 def read_folder(path: Path) -> Output | None:
@@ -191,19 +163,43 @@ def read_folder(path: Path) -> Output | None:
     kind, fingerprint = FORMATS.get(record.get('format')), record.get('fingerprint')
     if kind is None or not fingerprint:
         return None
-    return Output(path, kind.script, record.get('options', {}), fingerprint, read_inputs(path), True)
+    return Output(path, kind.script, record.get('options', {}), fingerprint, read_inputs(path))
+
+
+def read_model(path: Path, known: str = '') -> Output | None:
+    """Return a model file with the record of its run, None without one; known: its hash if it has been deleted."""
+    if os.path.abspath(path.parent) != os.path.abspath(EXPERIMENTS / 'models'):
+        return None
+    record = read_json(run_path(path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')))
+    found = file_hashes({'': path})[''] or known[:16]
+    if not found or not record.get('models', {}).get(path.name, '').startswith(found):
+        return None
+    script = TRAINERS.get(record.get('network'), SCRIPTS[6])
+    return Output(path, script, *(record.get(name, {}) for name in ('options', 'fingerprint', 'inputs')))
 
 
 def _some(inputs: dict[str, dict[str, str]], ids: Collection[str] | None) -> dict[str, dict[str, str]]:
-    """Return the hashes of some ids."""
+    """Return the hashes of some ids, None: of all."""
     if ids is None:
         return inputs
     return {name: {i: hashes[i] for i in ids if i in hashes} for name, hashes in inputs.items()}
 
 
-def _path(where, image_id: str) -> Path | None:
-    """Return the path of an image or mask, None if the data set does not know it."""
+def _about(dataset: Dataset | None) -> tuple:
+    return (os.path.abspath(dataset.root), dataset.name, dataset.class_names) if dataset is not None else ()
+
+
+def _path(dataset: Dataset | None, name: str, image_id: str) -> Path | None:
+    """Return the path of a mask or image, None if the data set does not know it."""
     try:
-        return where(image_id)
+        return dataset and (dataset.mask_path if name == 'masks' else dataset.image_path)(image_id)
     except (UserError, KeyError):
         return None
+
+
+def _read_label(dataset: Dataset, image_id: str) -> str:
+    """Return an image-level label as `label_hashes` does, '' if it cannot be read."""
+    try:
+        return label_hashes({image_id: dataset.read_labels(image_id)})[image_id]
+    except (UserError, KeyError):
+        return ''
