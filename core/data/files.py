@@ -1,0 +1,60 @@
+"""Reading of files that other programs may have written. No torch here: stages 3, 6 and 9 fork."""
+
+import errno
+import json
+import re
+import stat
+from pathlib import Path
+
+HALF_CHARACTER = re.compile(rb'\\u[dD][89abAB]')  # half of a pair of surrogates, which need not have its other half
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if there is no file, or a folder, a FIFO, a socket or a device: to open these may wait for ever."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file. Raises OSError, also if it is not a regular file."""
+    check_regular(path)
+    return path.read_bytes()
+
+
+def load_json(path: Path) -> object:
+    """Return the content of a JSON file.
+
+    Raises OSError, or ValueError if it is not JSON, is nested too deeply, or contains half a character.
+    """
+    content = read_bytes(path)
+    try:
+        found = json.loads(content.decode('utf-8-sig'))
+        if HALF_CHARACTER.search(content):
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+    return found
+
+
+def fits(value: object, expected: object) -> bool:
+    """Return whether a value from JSON is of the expected types.
+
+    Expected is a type or a tuple of them; [kind] for a list; {name: kind} for an object with these entries, among
+    others; {str: kind} for an object of any names. `float` includes integers, and `int` excludes true and false.
+    """
+    if isinstance(expected, list):
+        return isinstance(value, list) and all(fits(item, expected[0]) for item in value)
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            return False
+        if str in expected:
+            return all(fits(item, expected[str]) for item in value.values())
+        return all(name in value and fits(value[name], kind) for name, kind in expected.items())
+    if isinstance(expected, tuple):
+        return any(fits(value, kind) for kind in expected)
+    if expected is float:
+        return type(value) in (int, float)
+    return value is None if expected is None else type(value) is expected
