@@ -1,18 +1,33 @@
 """Models and mathematics of the paper. No flags or printing; tensors stay on their device."""
 
+import re
+
 IGNORE = 255  # label of pixels left out of losses and scores: VOC's void border, unsure affinity labels, padding
 STRIDE = 16  # image pixels per cell of the class maps: every backbone has output stride 16
 
+# What moves the cursor or clears the screen of a terminal, breaks lines, reverses the order of letters, or is not text.
+CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+
+
+def has_control_characters(name: str) -> bool:
+    """Return whether a name contains control characters, line separators, overrides of direction, or no text."""
+    return CONTROL.search(name) is not None
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters as escapes; line breaks stay."""
+    return CONTROL.sub(lambda found: found[0] if found[0] == '\n' else ascii(found[0])[1:-1], text)
+
 
 class UserError(ValueError):
-    """Invalid user input. The one-line message names the value or file and the remedy.
+    """Invalid user input. The one-line message names the value or file and the remedy, without control characters.
 
     `option` is the flag whose value is wrong: the message begins with its name, before which scripts that have this
     flag put the dashes.
     """
 
     def __init__(self, message: str, option: str | None = None):
-        super().__init__(f'{option} {message}' if option else message)
+        super().__init__(printable(f'{option} {message}' if option else message))
         self.option = option
 
     def __reduce__(self):

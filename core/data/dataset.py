@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from core import IGNORE, UserError
+from core import IGNORE, UserError, has_control_characters
 from core.data import images, voc
 from core.data.entries import parse_classes, parse_palette
 from core.data.lists import open_lists
@@ -218,13 +218,15 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
     where, entries, source = KINDS.get(path.suffix.lower(), open_lists)(path, root)
     class_names = parse_classes(where, entries['classes'])
     palette = parse_palette(where, entries.get('palette'))
-    mask_values = None
+    name, mask_values = str(entries.get('name', path.stem)), None
+    if has_control_characters(name):
+        raise UserError(f'{where}: "name" contains control characters', option='dataset')
     if 'mask_values' in entries:
         try:
             mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
         except ValueError as error:
             raise UserError(f'{where}: "mask_values" must {error}', option='dataset') from None
-    return Dataset(str(entries.get('name', path.stem)), class_names, palette, mask_values, root, source)
+    return Dataset(name, class_names, palette, mask_values, root, source)
 
 
 def _check_files(paths: list[Path]) -> None:

@@ -1,21 +1,21 @@
 """Entries of the JSON file of a data set: class names, palette. No torch here: stages 3, 6 and 9 fork."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
-from core import IGNORE, UserError
+from core import IGNORE, UserError, has_control_characters
 from core.data import voc
+from core.data.files import load_json
 
 
 def read_json(path: Path) -> dict:
     """Return the entries of the JSON file of a data set. Raises UserError naming it."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8-sig'))
+        content = load_json(path)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})', option='dataset') from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f'{path}: is not valid JSON ({error})', option='dataset') from None
     if not isinstance(content, dict):
         raise UserError(f'{path}: must contain a JSON object', option='dataset')
@@ -29,6 +29,9 @@ def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
     )
     if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
         raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background', option='dataset')
+    wrong = next(filter(has_control_characters, classes), None)
+    if wrong is not None:
+        raise UserError(f'{path}: the class {wrong!r} contains control characters: rename it', option='dataset')
     return tuple(classes)
 
 

@@ -7,23 +7,28 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 import hashlib
 import io
 import re
-import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
-from core import IGNORE, UserError
+from core import IGNORE, UserError, has_control_characters
+from core.data.files import check_regular
 
+# Pillow reads 40 formats, among them some that start other programs. These are the ones that README.md names.
+FORMATS = ('JPEG', 'PNG', WebPImagePlugin.WebPImageFile.format, 'BMP', TiffImagePlugin.TiffImageFile.format, 'GIF')
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # raised by Pillow for damaged files
+TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # by orientation: Image.Transpose
+MANY_PIXELS = 2**25  # images with fewer pixels are opened without a look at the memory
+PIXEL_BYTES = 12  # to decode an image, to turn it and to convert it
 
-
-def has_control_characters(name: str) -> bool:
-    """Return whether a name contains control characters, line separators or bytes that are not text."""
-    return any(unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp') for character in name)
+Image.MAX_IMAGE_PIXELS = None  # images of any size: `_check_memory` looks whether they can be decoded
+warnings.filterwarnings('ignore', module=r'PIL\.')  # about metadata that is not read here
 
 
 def make_image_id(path: str) -> str:
@@ -49,33 +54,58 @@ def make_image_id(path: str) -> str:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return (h, w) of the upright image from its header. Raises UserError naming the file."""
-    try:
-        with Image.open(path) as image:
-            if image.format == 'TIFF':
-                image.load()  # Pillow turns these upright itself
-            size = image.height, image.width
-            return size[::-1] if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else size
-    except UNREADABLE as error:
-        raise UserError(f'{path}: not a readable image ({_first_line(error)})') from None
+    with _opened(path, 'image') as image:
+        if image.format == 'TIFF':
+            image.load()  # Pillow turns these upright itself
+        size = image.height, image.width
+        return size[::-1] if _orientation(image) >= 5 else size
 
 
 def read_image(path: Path) -> Image.Image:
     """Return an RGB image, decoded and turned upright by its EXIF orientation. Raises UserError naming the file."""
+    with _opened(path, 'image') as image:
+        if image.mode.startswith(('I', 'F')):
+            raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
+        image = _upright(image)
+        if image.has_transparency_data:  # the colours below transparent pixels are arbitrary
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+@contextmanager
+def _opened(path: Path, what: str) -> Iterator[Image.Image]:
+    """Open a picture. Raises UserError naming the file, whatever a damaged file raises in Pillow, here or inside."""
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(('I', 'F')):
-                raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
-            image = _upright(image)
-            if image.has_transparency_data:  # the colours below transparent pixels are arbitrary
-                image = image.convert('RGBA')
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-            return image if image.mode == 'RGB' else image.convert('RGB')
+        check_regular(path)
+        with Image.open(path, formats=FORMATS) as image:
+            _check_memory(path, image)
+            yield image
     except FileNotFoundError:
-        raise UserError(f'{path}: no such image') from None
+        raise UserError(f'{path}: no such {what}') from None
     except UserError:
         raise
-    except UNREADABLE as error:
-        raise UserError(f'{path}: not a readable image ({_first_line(error)})') from None
+    except MemoryError:
+        raise UserError(f'{path}: does not fit in memory: use a smaller {what}') from None
+    except Exception as error:
+        raise UserError(f'{path}: not a readable {what} ({_first_line(error)})') from None
+
+
+def _check_memory(path: Path, image: Image.Image) -> None:
+    """Raise UserError if an image is larger than what the system has left to decode it."""
+    pixels = image.width * image.height
+    if pixels < MANY_PIXELS:
+        return
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):  # another system than Linux
+        return
+    if pixels * PIXEL_BYTES > available:
+        need, left = (f'{count / 1e9:.1f} GB' for count in (pixels * PIXEL_BYTES, available))
+        raise UserError(
+            f'{path}: has {image.width}x{image.height} pixels: decoding takes {need} of memory, {left} are available'
+        )
 
 
 @dataclass(frozen=True)
@@ -134,24 +164,17 @@ def read_label_map(
     Its pixels are class indices of a palette or grey PNG, or `values`. Raises UserError naming the file if it is
     missing or unreadable, contains a class above num_classes, or is not of the size (h, w).
     """
-    try:
-        with Image.open(path) as image:
-            if values is None and image.mode not in ('P', 'L', '1'):
-                raise UserError(
-                    f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode} '
-                    '(or the data set needs the entry "mask_values")'
-                )
-            image = _upright(image)
-            try:
-                label = np.array(image, np.uint8) if values is None else values.read(image)
-            except ValueError as error:
-                raise UserError(f'{path}: {error}') from None
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such mask') from None
-    except UserError:
-        raise
-    except UNREADABLE as error:
-        raise UserError(f'{path}: not a readable mask ({_first_line(error)})') from None
+    with _opened(path, 'mask') as image:
+        if values is None and image.mode not in ('P', 'L', '1'):
+            raise UserError(
+                f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode} '
+                '(or the data set needs the entry "mask_values")'
+            )
+        image = _upright(image)
+        try:
+            label = np.array(image, np.uint8) if values is None else values.read(image)
+        except ValueError as error:
+            raise UserError(f'{path}: {error}') from None
     if size is not None and label.shape != tuple(size):
         raise UserError(f'{path}: the mask is {label.shape[1]}x{label.shape[0]}, the image is {size[1]}x{size[0]}')
     wrong = (label > num_classes) & (label != IGNORE)
@@ -165,7 +188,17 @@ def read_label_map(
 def _upright(image: Image.Image) -> Image.Image:
     """Decode an image and turn it by its EXIF orientation."""
     image.load()
-    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 if there is none or it cannot be read. Other metadata does not count."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # whatever damaged metadata raises
+        return 1
+    return value if value in TURNS else 1
 
 
 def encode_label_map(label: np.ndarray, palette: np.ndarray) -> bytes:

@@ -10,10 +10,10 @@ layout is VOC's. No torch here: stages 3, 6 and 9 import this module and fork.
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from core import UserError
+from core import UserError, has_control_characters
 from core.data import images, table, voc
 from core.data.entries import read_json
-from core.data.images import has_control_characters
+from core.data.files import read_bytes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Lists:
         """Return the ids of a list, one per line of its file. Raises UserError if it is empty or malformed."""
         path = self.files[domain]
         try:
-            lines = path.read_text(encoding='utf-8-sig').splitlines()
+            lines = read_bytes(path).decode('utf-8-sig').splitlines()
         except (OSError, ValueError) as error:
             raise UserError(f'{path}: the list "{domain}" cannot be read ({type(error).__name__})') from None
         ids = [line.strip() for line in lines if line.strip()]
@@ -84,6 +84,8 @@ def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
     lists = entries['lists']
     if not isinstance(lists, dict) or not all(isinstance(file, str) for file in lists.values()):
         raise UserError(f'{path}: "lists" must name a file for each domain', option='dataset')
+    if any(map(has_control_characters, (*lists, *lists.values()))):
+        raise UserError(f'{path}: "lists" contains control characters', option='dataset')
     templates = [entries.get('images'), entries.get('masks')]
     for name, template in zip(('images', 'masks'), templates, strict=True):
         if template is not None and not (isinstance(template, str) and '{id}' in template):

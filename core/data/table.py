@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from core import UserError
 from core.data.entries import read_json
+from core.data.files import check_regular
 from core.data.images import make_image_id
 
 SPLITS = {'train': ('train_aug', 'train'), 'train_aug': ('train_aug',), 'val': ('val',), 'test': ('test',)}
@@ -144,6 +145,7 @@ def open_table(path: Path, root: Path) -> tuple[Path, dict, Table]:
 def _read_rows(path: Path, keys: tuple[str, ...]) -> tuple[list[Row], list[str] | None]:
     """Return the rows of a CSV file with the column `classes` and one of `keys`, and the classes of its first line."""
     try:
+        check_regular(path)
         with path.open(encoding='utf-8-sig', newline='') as file:
             return _parse(path, file, keys)
     except OSError as error:

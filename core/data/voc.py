@@ -8,9 +8,10 @@ from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml
 import numpy as np
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import fromstring
 
 from core import UserError
+from core.data.files import read_bytes
 
 
 def image_path(root: Path, image_id: str) -> Path:
@@ -52,7 +53,7 @@ def read_tags(path: Path, size: tuple[int, int]) -> list[str]:
     UserError naming the file if it is not a VOC annotation, its <size> contradicts the image, or a box lies outside it.
     """
     try:
-        root = parse(path, forbid_dtd=True).getroot()
+        root = fromstring(read_bytes(path), forbid_dtd=True)
         _check_size(path, root, size)
         return [
             name for name, has_area in (_read_object(path, thing, size) for thing in root.iter('object')) if has_area

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from core import UserError
+from core import UserError, has_control_characters
 from core.data.dataset import Dataset
 from core.models.build import build_network
 from core.models.network import Network
@@ -116,7 +116,11 @@ def load(path: str | Path) -> Network:
 
 
 def _are_names(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(name, str) and name for name in value)
+    return isinstance(value, (tuple, list)) and bool(value) and all(map(_is_name, value))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != '' and not has_control_characters(value)
 
 
 def _are_colours(value: object) -> bool:
@@ -129,8 +133,8 @@ def _are_colours(value: object) -> bool:
 
 # Entries of the metadata that are used, and what they must be.
 _VALID = {
-    'network': lambda value: isinstance(value, str),
-    'backbone': lambda value: isinstance(value, str),
+    'network': _is_name,
+    'backbone': _is_name,
     'mode': lambda value: value in ('normal', 'fix'),
     'use_gn': lambda value: isinstance(value, bool),
     'image_size': lambda value: isinstance(value, int) and value > 0,

@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from core import UserError
+from core import UserError, has_control_characters
 from core.data.images import (
     ID_LIMIT,
     encode_label_map,
-    has_control_characters,
     image_size,
     make_image_id,
     read_image,
@@ -104,8 +103,8 @@ def test_image_size(tmp_path):
     draw_image(tmp_path / 'a.jpg', (50, 37))
     assert image_size(tmp_path / 'a.jpg') == (37, 50)
     (tmp_path / 'b.jpg').write_bytes(b'text')
-    for name in ('b.jpg', 'nowhere.jpg'):
-        with pytest.raises(UserError, match=f'{name}: not a readable image') as error:
+    for name, fault in (('b.jpg', 'not a readable image'), ('nowhere.jpg', 'no such image')):
+        with pytest.raises(UserError, match=f'{name}: {fault}') as error:
             image_size(tmp_path / name)
         assert '\n' not in str(error.value)
 
