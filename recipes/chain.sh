@@ -16,26 +16,26 @@ source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-chain} LOSS=${LOSS:---loss_option cl} SCALES=0.5,1.0,1.5
 NET=${NET:-mobilenet_v2}
 SEG=${SEG:---image_size 160 --min_image_size 144 --max_image_size 288 --max_epoch 20} SEG_SCALES=${SEG_SCALES:-0.6}
-DATA="--dataset data/voc2012_2007.json --data_dir $D"
-TRAIN="$DATA --num_workers 1 --weights $W --momentum 0.9 --batch_size 16"
-INFER="$DATA --num_workers 1"
+DATA=(--dataset data/voc2012_2007.json --data_dir "$D")
+TRAIN=("${DATA[@]}" --num_workers 1 --weights "$W" --momentum 0.9 --batch_size 16)
+INFER=("${DATA[@]}" --num_workers 1)
 
-python train_classification_with_puzzle.py $TRAIN --architecture $NET --lr 0.01 --bn_replicas 1 --select last \
+python train_classification_with_puzzle.py "${TRAIN[@]}" --architecture $NET --lr 0.01 --bn_replicas 1 --select last \
     --image_size 256 --min_image_size 224 --max_image_size 384 --max_epoch 12 --tag $NAME@cls $LOSS
 for domain in train val; do
-    python inference_classification.py $INFER --architecture $NET --tag $NAME@cls --domain $domain --scales $SCALES
-    python evaluate.py $INFER --experiment_name $NAME@cls@$domain@scale=$SCALES --domain $domain
+    python inference_classification.py "${INFER[@]}" --architecture $NET --tag $NAME@cls --domain $domain --scales $SCALES
+    python evaluate.py "${INFER[@]}" --experiment_name $NAME@cls@$domain@scale=$SCALES --domain $domain
 done
 
 # AffinityNet trains for 190 steps here; the paper's is trained for 990 steps with twice the batch.
 CAM=$NAME@cls@train@scale=$SCALES
-python make_affinity_labels.py $INFER --experiment_name $CAM --fg_threshold 0.30 --bg_threshold 0.10
-python train_affinitynet.py $TRAIN --architecture $NET --lr 0.05 --label_name $CAM@aff_fg=0.30_bg=0.10 \
+python make_affinity_labels.py "${INFER[@]}" --experiment_name $CAM --fg_threshold 0.30 --bg_threshold 0.10
+python train_affinitynet.py "${TRAIN[@]}" --architecture $NET --lr 0.05 --label_name $CAM@aff_fg=0.30_bg=0.10 \
     --image_size 320 --min_image_size 256 --max_image_size 400 --max_epoch 10 --tag $NAME@aff
 for domain in train val; do
-    python inference_rw.py $INFER --architecture $NET --model_name $NAME@aff --domain $domain \
+    python inference_rw.py "${INFER[@]}" --architecture $NET --model_name $NAME@aff --domain $domain \
         --cam_dir $NAME@cls@$domain@scale=$SCALES
-    python evaluate.py $INFER --experiment_name $NAME@aff@$domain@beta=10@exp_times=8@rw --domain $domain --max_th 0.8
+    python evaluate.py "${INFER[@]}" --experiment_name $NAME@aff@$domain@beta=10@exp_times=8@rw --domain $domain --max_th 0.8
 done
 
 # The name of the pseudo-labels does not contain the threshold, so those of the last threshold stay.
@@ -43,16 +43,16 @@ for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     for threshold in ${THRESHOLDS:-0.25 0.35 0.40 0.55 0.45}; do
         echo "== pseudo-labels of $domain at threshold $threshold"
-        python make_pseudo_labels.py $INFER --experiment_name $RW --domain $domain --threshold $threshold --overwrite
-        python evaluate.py $INFER --experiment_name $RW@crf=1 --domain $domain
+        python make_pseudo_labels.py "${INFER[@]}" --experiment_name $RW --domain $domain --threshold $threshold --overwrite
+        python evaluate.py "${INFER[@]}" --experiment_name $RW@crf=1 --domain $domain
     done
 done
 
 RW=$NAME@aff@train@beta=10@exp_times=8@rw
-python train_segmentation.py $TRAIN --backbone $NET --mode normal --lr 0.002 --select last --label_name $RW@crf=1 \
+python train_segmentation.py "${TRAIN[@]}" --backbone $NET --mode normal --lr 0.002 --select last --label_name $RW@crf=1 \
     --tag $NAME@seg $SEG
-python inference_segmentation.py $INFER --backbone $NET --mode normal --tag $NAME@seg --scales $SEG_SCALES
-python evaluate.py $INFER --experiment_name $NAME@seg@val@scale=$SEG_SCALES@iteration=10 --domain val
+python inference_segmentation.py "${INFER[@]}" --backbone $NET --mode normal --tag $NAME@seg --scales $SEG_SCALES
+python evaluate.py "${INFER[@]}" --experiment_name $NAME@seg@val@scale=$SEG_SCALES@iteration=10 --domain val
 
 for domain in train val; do
     echo

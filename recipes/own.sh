@@ -17,7 +17,7 @@ CSV=$(realpath "${CSV:?the CSV of images and classes}") D=$(realpath "${D:?the f
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
-PHOTOGRAPHS=$(wc -l < "$CSV")
+PHOTOGRAPHS=$(tr '\r' '\n' < "$CSV" | grep -c .) || PHOTOGRAPHS=1  # lines, whatever ends them
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")

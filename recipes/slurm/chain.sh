@@ -24,8 +24,8 @@ source "$(dirname "$0")/../../tools/environment.sh" requirements.txt
 : "${D:?the folder of the data set}"
 DATASET=${DATASET:-data/voc2012.json} DOMAIN=${DOMAIN:-train_aug} NAME=${NAME:-VOC} NET=${NET:-resnest101} W=${W:-imagenet}
 SCALES=${SCALES:-0.5,1.0,1.5,2.0} NODES=${NODES:-1} GPUS=${GPUS:-4} SHARDS=${SHARDS:-8} CPUS=${CPUS:-8}
-DATA="--dataset $DATASET --data_dir $D"
-FILES="$DATA --num_workers $CPUS"
+DATA=(--dataset "$DATASET" --data_dir "$D")
+FILES=("${DATA[@]}" --num_workers "$CPUS")
 GPU=$([ "$GPUS" = 0 ] || echo --gpus-per-node=1)
 CORES=$((CPUS * (GPUS > 1 ? GPUS : 1)))
 [ -n "${DRY_RUN:-}" ] || mkdir -p experiments/slurm
@@ -50,27 +50,27 @@ gpus() { submit "$1" "$2" --array=1-"$SHARDS" --cpus-per-task="$CPUS" $GPU ${GPU
 cores() { submit "$1" "$2" --array=1-"$SHARDS" --cpus-per-task="$CPUS" ${CPU_JOB:-} -- "${@:3}"; }
 score() {  # nothing waits for it
     local read=$JOB
-    submit "$JOB" "$1" --cpus-per-task="$CPUS" ${CPU_JOB:-} -- evaluate.py $FILES --experiment_name "$2" --domain "$3"
+    submit "$JOB" "$1" --cpus-per-task="$CPUS" ${CPU_JOB:-} -- evaluate.py "${FILES[@]}" --experiment_name "$2" --domain "$3"
     JOB=$read
 }
 
 CAM=$NAME@cls@train@scale=$SCALES RW=$NAME@aff@train@beta=10@exp_times=8@rw
-train '' cls train_classification_with_puzzle.py $DATA --weights $W --architecture $NET --tag $NAME@cls ${STAGE1:-}
-gpus $JOB cam inference_classification.py $FILES --tag $NAME@cls --domain $DOMAIN --scales $SCALES ${STAGE2:-}
+train '' cls train_classification_with_puzzle.py "${DATA[@]}" --weights "$W" --architecture $NET --tag $NAME@cls ${STAGE1:-}
+gpus $JOB cam inference_classification.py "${FILES[@]}" --tag $NAME@cls --domain $DOMAIN --scales $SCALES ${STAGE2:-}
 score cam_score $CAM train
 [ "${UNTIL:-}" != cam ] || exit 0
-cores $JOB aff_label make_affinity_labels.py $FILES --experiment_name $CAM --domain $DOMAIN ${STAGE3:-}
-train $JOB aff train_affinitynet.py $DATA --weights $W --architecture $NET --label_name $CAM@aff_fg=0.40_bg=0.10 \
+cores $JOB aff_label make_affinity_labels.py "${FILES[@]}" --experiment_name $CAM --domain $DOMAIN ${STAGE3:-}
+train $JOB aff train_affinitynet.py "${DATA[@]}" --weights "$W" --architecture $NET --label_name $CAM@aff_fg=0.40_bg=0.10 \
     --tag $NAME@aff ${STAGE4:-}
-gpus $JOB rw inference_rw.py $FILES --model_name $NAME@aff --cam_dir $CAM --domain $DOMAIN ${STAGE5:-}
+gpus $JOB rw inference_rw.py "${FILES[@]}" --model_name $NAME@aff --cam_dir $CAM --domain $DOMAIN ${STAGE5:-}
 score rw_score $RW train
-cores $JOB pseudo make_pseudo_labels.py $FILES --experiment_name $RW --domain $DOMAIN ${STAGE6:-}
+cores $JOB pseudo make_pseudo_labels.py "${FILES[@]}" --experiment_name $RW --domain $DOMAIN ${STAGE6:-}
 score pseudo_score $RW@crf=1 train
 [ "${UNTIL:-}" != pseudo ] || exit 0
-train $JOB seg train_segmentation.py $DATA --weights $W --backbone $NET --label_name $RW@crf=1 --tag $NAME@seg ${STAGE7:-}
+train $JOB seg train_segmentation.py "${DATA[@]}" --weights "$W" --backbone $NET --label_name $RW@crf=1 --tag $NAME@seg ${STAGE7:-}
 SEG=$JOB
-gpus $SEG prediction inference_segmentation.py $FILES --tag $NAME@seg --domain val --scales $SCALES ${STAGE8:-}
+gpus $SEG prediction inference_segmentation.py "${FILES[@]}" --tag $NAME@seg --domain val --scales $SCALES ${STAGE8:-}
 score prediction_score $NAME@seg@val@scale=$SCALES@iteration=10 val
 [ -n "${UPLOAD:-}" ] || exit 0
-gpus $SEG test inference_segmentation.py $FILES --tag $NAME@seg --domain test --scales $SCALES ${STAGE8:-}
+gpus $SEG test inference_segmentation.py "${FILES[@]}" --tag $NAME@seg --domain test --scales $SCALES ${STAGE8:-}
 score upload $NAME@seg@test@scale=$SCALES@iteration=10 test
