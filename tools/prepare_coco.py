@@ -30,17 +30,21 @@ from pycocotools import mask as coco_mask
 
 from core import IGNORE, UserError
 from core.data import voc
+from core.data.files import check_regular
 from core.data.images import encode_label_map
 from util import flags, script
 from util.parallel.workers import parallel_map
 from util.store.files import remove_all_leftovers, write_bytes, write_json
+from util.store.fingerprints import read_json
 from util.store.hashes import file_hash
 from util.store.locks import lock_path, locked
 
 SPLITS = ('train', 'val')
 FIELDS = ('image_id', 'category_id', 'segmentation', 'area', 'iscrowd')
 SIDE_LIMIT = 65_535  # pixels, that of JPEG
-COORDINATE_LIMIT = 1e6  # pycocotools allocates memory by the length of an edge
+COORDINATE_LIMIT = 1e6
+# pycocotools holds 20 bytes for each step of a fifth of a pixel along the edges, inside of the image or not.
+STEP_LIMIT = 2**25
 # A count is up to 6 continuation characters and a final one. pycocotools reads past the end of anything else.
 COMPRESSED_COUNTS = re.compile('([P-o]{0,6}[0-O])+')
 PALETTE = voc.palette()
@@ -91,13 +95,14 @@ def read_annotations(path, image_folder):
             try:
                 instances[entry['image_id']].append(read_instance(entry))
             except (TypeError, ValueError, OverflowError) as error:
-                raise UserError(f'{path}: annotation {entry.get("id")!r}: {first_line(error)}') from None
+                raise UserError(f'{path}: annotation {str(entry.get("id"))[:40]}: {first_line(error)}') from None
             return None
         if 'file_name' in entry:
             return {name: entry.get(name) for name in ('id', 'file_name', 'height', 'width')}
         return entry
 
     try:
+        check_regular(path)
         with path.open(encoding='utf-8') as file:
             content = json.load(file, object_hook=compact)
     except UserError:
@@ -158,20 +163,28 @@ def read_rle(rle):
         if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != area:
             raise ValueError(f'the counts of its RLE do not add up to {size[0]}x{size[1]} pixels')
         return coco_mask.frPyObjects(rle, *size)
-    # Counts that fit exactly are too many for one pixel less.
-    fits = isinstance(counts, str) and COMPRESSED_COUNTS.fullmatch(counts) and can_decode(counts, area)
-    if not fits or can_decode(counts, area - 1):
+    is_valid = isinstance(counts, str) and COMPRESSED_COUNTS.fullmatch(counts)
+    numbers = decode_counts(counts) if is_valid else []
+    if sum(numbers) != area or min(numbers) < 0:
         raise ValueError(f'the counts of its RLE do not add up to {size[0]}x{size[1]} pixels')
     return {'size': size, 'counts': counts.encode()}
 
 
-def can_decode(counts, area):
-    """Return whether compressed counts add up to at most `area` pixels."""
-    try:
-        coco_mask.decode({'size': [area, 1], 'counts': counts})
-    except ValueError:
-        return False
-    return True
+def decode_counts(text):
+    """Return the numbers of compressed counts, as pycocotools does.
+
+    A number is digits of 5 bits, the lowest first: bit 32 says that another digit follows, bit 16 of the last digit is
+    the sign. From the fourth number on, it is the difference from the number before last.
+    """
+    numbers, value, shift = [], 0, 0
+    for digit in (ord(character) - 48 for character in text):
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
+            value = shift = 0
+    return numbers
 
 
 def read_categories(path, categories):
@@ -250,7 +263,7 @@ def claim_masks(sources, outputs):
 
     `sources` maps a folder to its record. Raises UserError if there are files that this program has not made.
     """
-    records = {folder: read_record(folder) for folder in sources}
+    records = {folder: read_json(folder / 'source.json') for folder in sources}
     foreign = [] if any(records.values()) else [path for path in outputs if path.exists()]
     for folder, record in records.items():
         foreign += [] if record else folder.glob('*.png')
@@ -264,18 +277,14 @@ def claim_masks(sources, outputs):
             write_json(folder / 'source.json', source)
 
 
-def read_record(folder):
-    try:
-        return json.loads((folder / 'source.json').read_text())
-    except (OSError, ValueError):
-        return None
-
-
 def write_mask(folder, indices, negatives, picture):
     """Write the mask of a picture unless it exists, and return its classes."""
     drawn = []
     for instance in sorted(picture.instances, key=lambda instance: -instance.area):
-        rle = encode_shape(instance.shape, picture.size)
+        try:
+            rle = encode_shape(instance.shape, picture.size)
+        except ValueError as error:
+            raise UserError(f'{picture.file_name}: {error}') from None
         if rle is not None and coco_mask.area(rle) > 0:
             drawn.append((instance, rle))
     path = mask_path(folder, picture)
@@ -288,12 +297,39 @@ def write_mask(folder, indices, negatives, picture):
 
 
 def encode_shape(shape, size):
-    """Return compressed RLE of a shape, None if it has no polygon."""
+    """Return compressed RLE of a shape, None if it has no polygon. Raises ValueError if its outline is too long."""
     if isinstance(shape, dict):
         return shape
-    if not shape:
+    polygons = [clip(np.frombuffer(polygon).reshape(-1, 2), size[::-1]) for polygon in shape]
+    polygons = [polygon for polygon in polygons if len(polygon) >= 3]
+    if not polygons:
         return None
-    return coco_mask.merge(coco_mask.frPyObjects([np.frombuffer(polygon) for polygon in shape], *size))
+    steps = sum(5 * np.abs(polygon - np.roll(polygon, 1, 0)).max(1).sum() for polygon in polygons)
+    if steps > STEP_LIMIT:
+        raise ValueError(f'the outline of an annotation is {steps / 5:.0f} pixels long, {STEP_LIMIT // 5} are possible')
+    return coco_mask.merge(coco_mask.frPyObjects([polygon.reshape(-1) for polygon in polygons], *size))
+
+
+def clip(polygon, size):
+    """Clip a polygon (N, 2) of x and y to the image of the size (w, h) and its surroundings, as wide as it is.
+
+    A polygon inside of them stays as it is, bit for bit.
+    """
+    for axis, side in enumerate(size):
+        for sign, limit in ((-1, side), (1, 2 * side)):
+            inside = sign * polygon[:, axis] <= limit
+            if inside.all():
+                continue
+            points = []
+            for i in range(len(polygon)):
+                before, point = polygon[i - 1], polygon[i]
+                if inside[i - 1] != inside[i]:
+                    share = (sign * limit - before[axis]) / (point[axis] - before[axis])
+                    points.append(before + share * (point - before))
+                if inside[i]:
+                    points.append(point)
+            polygon = np.array(points).reshape(-1, 2)
+    return polygon
 
 
 def mask_path(folder, picture):
