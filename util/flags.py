@@ -40,6 +40,7 @@ class Flag(NamedTuple):
     affects: str = 'result'
 
 
+LARGEST = 1e38  # of the numbers of single precision
 REQUIRED = ...  # default of a flag that must be passed
 
 
@@ -164,12 +165,12 @@ def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def real(low: float, high: float = float('inf')) -> Callable[[str], float]:
-    """Return a flag type: a finite number in [low, high]."""
+def real(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Return a flag type: a number in [low, high] of single precision."""
 
     def parse(text: str) -> float:
         value = _number(text, float, 'a number')
-        return _in_range(value, low <= value <= high and abs(value) < float('inf'), low, high)
+        return _in_range(value, low <= value <= min(high, LARGEST), low, LARGEST if value > LARGEST else high)
 
     return parse
 
@@ -183,7 +184,7 @@ def _number(text: str, kind: type, what: str):
 
 def _in_range(value, inside: bool, low, high):
     if not inside:
-        upper = 'or more' if high in (None, float('inf')) else f'to {high}'
+        upper = 'or more' if high in (None, math.inf) else f'to {high}'
         raise argparse.ArgumentTypeError(f'{value} is out of range: {low} {upper}')
     return value
 
@@ -219,17 +220,21 @@ def folder_name(text: str) -> str:
 
 
 def kernel(widths: int) -> Callable[[str], str]:
-    """Return a flag type: widths above 0 and a weight, as text that can be part of a folder's name."""
+    """Return a flag type: widths and a weight, as text that can be part of a folder's name.
+
+    pydensecrf writes outside of its memory if positions divided by a width leave the range of its integers.
+    """
 
     def parse(text: str) -> str:
         try:
             *sizes, weight = values = floats(text)
-            good = len(sizes) == widths and all(0 < size < math.inf for size in sizes) and 0 <= weight < math.inf
+            good = len(sizes) == widths and all(0.1 <= size <= 1e4 for size in sizes) and 0 <= weight <= 1e4
         except ValueError:
             good = False
         if not good:
             what = 'a width' if widths == 1 else f'{widths} widths'
-            raise argparse.ArgumentTypeError(f'{text!r} is not {what} above 0 and a weight, separated by commas')
+            fault = f'{text!r} is not {what} of 0.1 to 10000 and a weight up to 10000, separated by commas'
+            raise argparse.ArgumentTypeError(fault)
         return ','.join(f'{value:g}' for value in values)
 
     return parse
