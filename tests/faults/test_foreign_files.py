@@ -1,4 +1,4 @@
-"""Files of others that would harm: pickles, pictures, JSON and annotations made to crash, to run code or to fill memory."""
+"""Files of others that would harm: made to crash a reader, to run code or to fill the memory."""
 
 import io
 import pickle
@@ -107,8 +107,10 @@ def test_whatever_a_pickle_may_ask_for_cannot_be_changed(tmp_path, name):
     calls = [b')R', b'NR', b'K\x01\x85R', b'K\x01K\x02\x86R', b'C\x04abcd\x85R', b'(NNNNNNtR', b'((K\x01K\x01)tR']
     asked = ask(*name)
     for program in [*changes, *calls, *(call + change for call in calls for change in changes)]:
-        line_of(tmp_path / 'a.npy', npy(asked + program))
-        line_of(tmp_path / 'a.npy', npy(in_dict(asked + program)))
+        try:
+            unpickle._Unpickler(unpickle._Bytes(asked + program + b'.')).load()
+        except Exception as error:
+            assert not isinstance(error, MemoryError)
     assert {key: (value, getattr(value, 'function', value)) for key, value in KNOWN.items()} == before
     np.save(tmp_path / 'b.npy', {'a': torch.arange(3), 'b': np.arange(3.0)})
     assert {key: value.tolist() for key, value in read_arrays(tmp_path / 'b.npy').items()} == {

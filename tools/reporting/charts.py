@@ -76,7 +76,7 @@ def chart_thresholds(results: dict[int, dict], titles: Sequence[str]) -> go.Figu
     for i, result in results.items():
         x = [row['threshold'] for row in result['thresholds']]
         for metric, (name, dash) in METRICS.items():
-            y = [row[metric] for row in result['thresholds']]
+            y = [row.get(metric) for row in result['thresholds']]
             hover = name + ' %{y:.2f} % at %{x}' + extra(titles[i])
             figure.add_scatter(x=x, y=y, line={'color': colour_of(i), 'dash': dash}, mode='lines', hovertemplate=hover)
         best = {'x': [result['threshold']], 'y': [result['miou']], 'marker': {'color': colour_of(i), 'size': 10}}

@@ -1,6 +1,5 @@
 """The results of evaluate.py (util/store/results.py): read, found by name, and which of them may be in one table."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
@@ -8,15 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from core import UserError
-from util.store.arrays import NPZ_ERRORS
+from core import UserError, has_control_characters
+from core.data.files import fits, load_json
+from util.store.arrays import read_arrays
 from util.store.current import identity
 from util.store.fingerprints import read_args
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
 
 FOLDER = EXPERIMENTS / 'results'
 NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')
-TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'iou': dict, 'made_with': dict, 'confusion': list}
+ROW = {'threshold': (float, None), 'miou': float}
+TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'made_with': dict}
+TYPES |= {'iou': {str: (float, None)}, 'confusion': [[int]], 'threshold': (float, None), 'thresholds': [ROW]}
+TYPES |= dict.fromkeys(NUMBERS, float)
+
+ARRAYS = ('ids', 'thresholds', 'images', 'classes', 'counts')
 
 # What results in one table have in common.
 COMPARED: dict[str, Callable[[dict], object]] = {
@@ -36,16 +41,17 @@ def read(path: Path) -> dict:
     Raises UserError naming the file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = load_json(path)
+        if not fits(content, TYPES) or any(map(has_control_characters, (*content['iou'], content['dataset']))):
+            raise ValueError
         numbers = [content[name] for name in NUMBERS]
         numbers += [value for value in content['iou'].values() if value is not None]
-        well_typed = all(isinstance(content[name], kind) for name, kind in TYPES.items())
-        if not well_typed or not np.isfinite(numbers).all():
+        if not np.isfinite(numbers).all():
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
         return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError):
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
 
 
@@ -58,16 +64,16 @@ def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, thresholds, counts = file['ids'].tolist(), file['thresholds'].tolist(), file['counts']
-            confusion = np.array(result['confusion'])
-            index = thresholds.index(result['threshold']) if thresholds else 0
-            by_image = np.zeros((len(ids), len(confusion), 3), counts.dtype)
-            by_image[file['images'], file['classes']] = counts[:, index]
+        ids, thresholds, images, classes, counts = read_arrays(path, *ARRAYS)
+        ids, thresholds = ids.tolist(), thresholds.tolist()
+        confusion = np.array(result['confusion'])
+        index = thresholds.index(result['threshold']) if thresholds else 0
+        by_image = np.zeros((len(ids), len(confusion), 3), counts.dtype)
+        by_image[images, classes] = counts[:, index]
         total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
         if len(ids) != len(by_image) or not np.array_equal(by_image.sum(0, dtype=np.int64), total):
             raise ValueError
-    except (*NPZ_ERRORS, IndexError):
+    except Exception:  # whatever arrays of other shapes and kinds raise
         raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
     return ids, by_image
 

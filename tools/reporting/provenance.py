@@ -3,7 +3,6 @@
 Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report forks.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ from core import UserError
 from core.data.dataset import Dataset
 from tools.reporting import find
 from util.store.current import find_outdated, identity
-from util.store.fingerprints import read_args
+from util.store.fingerprints import read_args, read_json
 from util.store.formats import EXPERIMENTS, PREDICTIONS, run_path
 
 RUNS = {'Classifier': 'classifier', 'AffinityNet': 'AffinityNet'}  # by network
 SEGMENTER = 'segmentation network'  # any other
+RUN = {'network': str, 'options': dict, 'versions': dict, 'seconds': float, 'curves': {str: [[float]]}}
 KINDS = (*RUNS.values(), SEGMENTER)
 
 
@@ -49,12 +49,10 @@ def read_folder(name: str, kind: str = 'output') -> Step:
 
 def read_run(tag: str) -> Step | None:
     """Return the step of a training run, None if it has not finished an epoch here."""
-    try:
-        record = json.loads(run_path(tag).read_text())
-        kind = RUNS.get(record['network'], SEGMENTER)
-        return Step(kind, tag, *_common(record), dict(record['curves']))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    record = read_json(run_path(tag), **RUN)
+    if not {'network', 'curves'} <= record.keys():
         return None
+    return Step(RUNS.get(record['network'], SEGMENTER), tag, *_common(record), record['curves'])
 
 
 def _common(record: dict) -> tuple[dict, dict, float | None]:

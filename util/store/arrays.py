@@ -2,36 +2,25 @@
 
 import io
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from core import UserError
+from core.data.files import check_regular
 from util.store.files import write_bytes
 
-# Raised by numpy and zipfile for damaged or foreign files; NotImplementedError is a RuntimeError.
-NPZ_ERRORS = (
-    OSError,
-    MemoryError,
-    ValueError,
-    KeyError,
-    EOFError,
-    AttributeError,
-    RuntimeError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+PLAIN = 'biufU'  # kinds of arrays in these files: numbers and text
 REPAIR = '; run its stage with --repair to regenerate it'
 
 
 def names_inside(path: Path) -> list[str]:
     """Return the names of the arrays of an npz file, [] if it is not one."""
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as file:
             return list(file.files)
-    except NPZ_ERRORS:
+    except Exception:  # whatever a damaged file raises in NumPy
         return []
 
 
@@ -64,7 +53,7 @@ def read_maps(
         )
     if keys[0] != 0 or (keys[1:] <= keys[:-1]).any() or keys[-1] > num_classes:
         raise UserError(
-            f'{path}: keys {keys.tolist()} are not 0 followed by increasing classes up to {num_classes}: '
+            f'{path}: keys {str(keys.tolist())[:80]} are not 0 followed by increasing classes up to {num_classes}: '
             'it belongs to another data set: check --dataset'
         )
     return keys, _checked(path, name, maps, size)
@@ -73,11 +62,15 @@ def read_maps(
 def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
     """Return arrays of an npz file. Raises UserError naming the file if it is missing, damaged or lacks one."""
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
+            arrays = [file[name] for name in names]
+        if not all(isinstance(array, np.ndarray) and array.dtype.kind in PLAIN for array in arrays):
+            raise TypeError
+        return arrays
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except NPZ_ERRORS as error:
+    except Exception as error:  # whatever a damaged file raises in NumPy
         expected = ' and '.join(f'"{name}"' for name in names)
         raise UserError(
             f'{path}: not an npz file with {expected}, or damaged ({type(error).__name__}){REPAIR}'
@@ -89,7 +82,8 @@ def _checked(path: Path, name: str, maps: np.ndarray, size: tuple[int, int] | No
     if size is not None and maps.shape[-2:] != tuple(size):
         h, w = maps.shape[-2:]
         raise UserError(f'{path}: "{name}" is {w}x{h}, the image is {size[1]}x{size[0]}')
-    maps = maps.astype(np.float32)
+    with np.errstate(over='ignore', invalid='ignore'):  # such values are errors below
+        maps = maps.astype(np.float32)
     lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise UserError(f'{path}: "{name}" contains non-finite values{REPAIR}')

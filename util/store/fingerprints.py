@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import UserError
+from core.data.files import fits, load_json
 
+# Types of the entries of args.json that are read.
+ARGS = {'format': str, 'fingerprint': dict, 'options': dict, 'versions': dict, 'history': list, 'seconds': float}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
 
 
@@ -96,27 +99,32 @@ def _short(value) -> str:
 
 def read_args(folder: Path) -> dict:
     """Return the args.json of an output folder, {} if there is none or it is damaged."""
-    return read_json(folder / 'args.json')
+    return read_json(folder / 'args.json', **ARGS)
 
 
 def read_inputs(folder: Path) -> dict[str, dict[str, str]]:
     """Return the inputs.json of an output folder: hashes by name and image id."""
-    return {name: hashes for name, hashes in read_json(folder / 'inputs.json').items() if isinstance(hashes, dict)}
+    content = read_json(folder / 'inputs.json')
+    return content if fits(content, {str: {str: str}}) else {}
 
 
-def read_json(path: Path) -> dict:
-    """Return the object in a JSON file, {} if there is none or it is damaged. The same file is parsed only once."""
+def read_json(path: Path, **expected: object) -> dict:
+    """Return the object in a JSON file; {} if there is none, it is damaged, or an entry is not of its expected type.
+
+    The same file is parsed only once: do not change what it returns.
+    """
     try:
         status = path.stat()
         content = _parse(os.path.abspath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    wanted = {name: kind for name, kind in expected.items() if isinstance(content, dict) and name in content}
+    return content if fits(content, wanted) else {}
 
 
 @lru_cache(64)
 def _parse(path: str, stamp: tuple) -> object:
-    return json.loads(Path(path).read_text())
+    return load_json(Path(path))
 
 
 def versions() -> dict[str, str]:

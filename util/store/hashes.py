@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from core import UserError
+from core.data.files import check_regular
 from util import launcher
 from util.script import progress
 from util.store.files import write_json
@@ -35,6 +36,7 @@ def file_hash(path: Path) -> str:
     """Return the sha256 of a file. Raises UserError if it cannot be read."""
     digest = hashlib.sha256()
     try:
+        check_regular(path)
         with path.open('rb') as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -59,7 +61,7 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         name = os.path.abspath(path)
         known = cache.get(name)
-        if isinstance(known, list) and known[:-1] == stamp:
+        if isinstance(known, list) and known[:-1] == stamp and isinstance(known[-1], str):
             hashes[image_id] = known[-1]
         else:
             unknown[image_id] = name, stamp

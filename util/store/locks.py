@@ -1,6 +1,5 @@
 """Locks: one process at a time writes an output."""
 
-import json
 import os
 import socket
 import time
@@ -12,7 +11,9 @@ from filelock import FileLock, Timeout
 
 from core import UserError
 from util.store.files import make_folder, temporary_stem, write_json
+from util.store.fingerprints import read_json
 
+HOLDER = {'host': str, 'pid': int, 'since': str}  # what is written next to a lock file
 BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but which hundreds of processes may want
 LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet let go
 
@@ -39,7 +40,7 @@ def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
             lock.acquire(timeout=0.2)
             break
         except Timeout:
-            if (_is_alive(_read_holder(holder)) and not patience) or time.monotonic() > deadline:
+            if (_is_alive(read_json(holder, **HOLDER)) and not patience) or time.monotonic() > deadline:
                 raise refusal(path, what) from None
     try:
         write_json(
@@ -67,28 +68,24 @@ def is_held(path: Path) -> bool:
 
 def refusal(path: Path, what: str) -> UserError:
     """Return the error about an output that the holder of a lock file is writing."""
-    owner = _read_holder(path.with_suffix('.json'))
-    who = f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}' if owner else 'another process'
+    owner = read_json(path.with_suffix('.json'), **HOLDER)
+    who = (
+        f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
+        if HOLDER.keys() <= owner.keys()
+        else 'another process'
+    )
     return UserError(f'{what} is being written by {who}: wait for it to finish, or stop it')
 
 
-def _read_holder(path: Path) -> dict | None:
-    try:
-        owner = json.loads(path.read_text())
-        return owner if {'host', 'pid', 'since'} <= owner.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _is_alive(owner: dict | None) -> bool:
+def _is_alive(owner: dict) -> bool:
     """Return whether the holder may be running: only processes of this host can be looked up."""
-    if owner is None:
+    if not HOLDER.keys() <= owner.keys():
         return False
     if owner['host'] != socket.gethostname():
         return True
     try:
         os.kill(owner['pid'], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True
