@@ -5,14 +5,17 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
-from core import UserError
+from core import UserError, printable
 from core.data.dataset import Dataset
 from util import launcher
 
@@ -42,7 +45,10 @@ TORCH_ERRORS = (
 
 
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
-    """Run a script. What the user can fix (UserError, OSError, memory, devices) is one line on stderr and status 1."""
+    """Run a script. Errors are one line on stderr and status 1.
+
+    The line says what the user can fix (UserError, OSError, memory, devices), or where the traceback of a bug is.
+    """
     args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
@@ -57,11 +63,21 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(141)
-        line = explain(error)
-        if line is None:
-            raise
+        line = explain(error) or _report_bug(error)
         is_flag = getattr(error, 'option', None) in vars(args or Namespace())
-        sys.exit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}')
+        raise SystemExit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}') from error
+
+
+def _report_bug(error: Exception) -> str:
+    """Write the traceback to a file, and return the error line that names it."""
+    line = f'this is a bug in the program ({type(error).__name__}: {_last_line(error)})'
+    name = time.strftime(f'crash-%Y%m%d-%H%M%S-{os.getpid()}.txt')
+    for path in (Path('experiments', 'logs', name), Path(name)):
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(''.join(traceback.format_exception(error)), errors='backslashreplace')
+            return f'{line}: please report it with its traceback, which is in {path}'
+    return f'{line}: please report it'
 
 
 def _terminate(process: int, *_) -> None:
@@ -115,7 +131,7 @@ def print_mask_count(dataset: Dataset, domain: str, masked: Collection[str]) -> 
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[-1])
 
 
 def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
