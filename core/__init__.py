@@ -8,6 +8,8 @@ STRIDE = 16  # image pixels per cell of the class maps: every backbone has outpu
 # What moves the cursor or clears the screen of a terminal, breaks lines, reverses the order of letters, or is not text.
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 
+LINE = 1500  # characters of a line of an error
+
 
 def has_control_characters(name: str) -> bool:
     """Return whether a name contains control characters, line separators, overrides of direction, or no text."""
@@ -15,8 +17,12 @@ def has_control_characters(name: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters as escapes; line breaks stay."""
-    return CONTROL.sub(lambda found: found[0] if found[0] == '\n' else ascii(found[0])[1:-1], text)
+    """Return a text with its control characters as escapes and long lines shortened; line breaks stay."""
+    text = CONTROL.sub(lambda found: found[0] if found[0] == '\n' else ascii(found[0])[1:-1], text)
+    lines = (
+        line if len(line) <= LINE else f'{line[: LINE // 2]} ... {line[-LINE // 2 :]}' for line in text.split('\n')
+    )
+    return '\n'.join(lines)
 
 
 class UserError(ValueError):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core import UserError
+from core.data.files import read_bytes
 from core.models.backbones import find_backbone
 from core.models.timm_backbone import PREFIX, TimmBackbone, read_pretrained
 
@@ -111,20 +112,31 @@ def _read_package(name: str) -> dict[str, Tensor]:
     return read_state_dict(path).state
 
 
-def read_torch(path: Path | io.BytesIO) -> object:
+def _is_zipped(file: io.BytesIO) -> bool:
+    """Return whether a file is a zip archive, also a damaged one."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return True
+
+
+def read_torch(path: Path) -> object:
     """Return the content of a file written by torch.save, without unpickling code.
 
     Raises whatever a damaged or foreign file raises; a wrong checksum is a ValueError.
     """
-    if zipfile.is_zipfile(path):  # files of torch before 1.6 are not, and have no checksums
-        with zipfile.ZipFile(path) as archive:
+    return _load(io.BytesIO(read_bytes(path)))
+
+
+def _load(file: io.BytesIO) -> object:
+    if zipfile.is_zipfile(file):  # files of torch before 1.6 are not, and have no checksums
+        with zipfile.ZipFile(file) as archive:
             if archive.testzip() is not None:
                 raise ValueError('wrong checksum')
-    if isinstance(path, io.BytesIO):
-        path.seek(0)
+    file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(file, map_location='cpu', weights_only=True)
 
 
 def read_state_dict(path: Path) -> WeightFile:
@@ -135,13 +147,13 @@ def read_state_dict(path: Path) -> WeightFile:
     naming the file if it is none of these, or if a tensor is not one of weights.
     """
     try:
-        file = io.BytesIO(path.read_bytes())
+        file = io.BytesIO(read_bytes(path))
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     try:
-        content = read_torch(file)
+        content = _load(file)
     except Exception as error:  # whatever a damaged or foreign file raises in the unpickler
-        if not zipfile.is_zipfile(file):  # what it raises then depends on where the damage is
+        if not _is_zipped(file):  # what it raises then depends on where the damage is
             raise UserError(f'{path}: {NOT_ZIPPED}') from None
         raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
     state, meta, form = content, {}, 'a bare state dict'

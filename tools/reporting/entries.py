@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
+from core.data.files import fits
 from tools.reporting import find
 from util import flags
 from util.store import formats
@@ -73,6 +74,7 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
         if not others and name != '*':
             raise
         scored = []
+    scored = [result for result in scored if fits(result, {'experiment_name': str})]
     found = [(result['experiment_name'], result['domain'], result) for result in scored]
     known = {folder for folder, *_ in found}
     for folder in others:

@@ -98,7 +98,8 @@ def format_of(folder: Path) -> Format | None:
 
 def seed_of(result: dict) -> int:
     """Return the seed of a run: an option, else "@seed=N" in its name. Raises UserError if there is neither."""
-    seed = result.get('made_with', {}).get('options', {}).get('seed')
+    options = result.get('made_with', {}).get('options', {})
+    seed = options.get('seed') if fits(options, {'seed': int}) else None
     found = re.search(r'(?:^|@)seed=(\d+)(?:@|$)', result['name'])
     if seed is None and not found:
         raise UserError(f'{result["name"]}: its seed is unknown: neither an option nor "@seed=N" in its name')
