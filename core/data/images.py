@@ -6,6 +6,7 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 
 import hashlib
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -50,6 +51,21 @@ def make_image_id(path: str) -> str:
         end = image_id.encode()[-(ID_LIMIT - 12) :].decode(errors='ignore')
         image_id = f'{digest}__{end}'
     return image_id
+
+
+def find_file(path: Path) -> Path:
+    """Return a path as it is written on the disk: macOS and some archives write 'é' as 'e' and an accent (NFD).
+
+    A path that exists, or that nothing resembles, is returned as it is.
+    """
+    if path.exists() or str(path).isascii() or path == path.parent:
+        return path
+    folder, name = find_file(path.parent), unicodedata.normalize('NFC', path.name)
+    try:
+        alike = (other for other in os.listdir(folder) if unicodedata.normalize('NFC', other) == name)
+        return folder / next(alike, path.name)
+    except OSError:
+        return path
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -277,7 +277,7 @@ TOO_FEW = 'do not add up to 24x32 pixels'
         ({'image_id': [1]}, 'unhashable'),
         ({'category_id': 3}, 'category_id 3 is not in "categories"'),
         ({'image_id': 77}, 'image_id 77 of an annotation is not in "images"'),
-        ({'segmentation': None}, 'must be a list of polygons, or RLE'),
+        ({'segmentation': 'x'}, 'must be a list of polygons, or RLE'),
         ({'segmentation': [1, 2, 3, 4, 5, 6]}, 'a polygon must be a list'),
         ({'segmentation': [[1, 2, 3, 4, 5, 6, 7]]}, 'a polygon must be a list'),
         ({'segmentation': [[1, 2, 3, 4, 5, NAN]]}, 'a polygon must be a list'),
