@@ -80,8 +80,8 @@ def main(args):
                 if size != labels.shape[1:]:
                     labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0].long()
 
-                # The mean of the cross-entropy over the labelled pixels of the whole batch.
-                count = network.total((labels != IGNORE).sum())
+                # The mean of the cross-entropy over the labelled pixels of the whole batch, 0 if there are none.
+                count = network.total((labels != IGNORE).sum()).clamp(min=1)
                 for some in network.micro_batches({**batch, 'labels': labels}):
                     logits = network(some['images'])
                     summed = {'ignore_index': IGNORE, 'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
