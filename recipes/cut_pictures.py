@@ -71,7 +71,7 @@ def prepare(page, args):
         title = box.locator('..').text_content()
         if any(text in title for text in args.hide):
             box.uncheck()
-    missing = page.evaluate(KEEP_CARDS, [image_id.strip() for image_id in args.ids.split(',')])
+    missing = page.evaluate(KEEP_CARDS, flags.names(args.ids))
     if missing:
         raise UserError(f'--ids {missing[0]}: is not in the gallery of {args.page}: pass it to tools.report --ids too')
     return '#cards'

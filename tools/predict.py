@@ -89,7 +89,8 @@ def parse_args(argv=None):
 
     inference = parser.groups['inference']
     parser.add_table(options.SCALES, options.COMPUTING)
-    classes = 'classes to find, comma-separated (default: those predicted, or the tags of --dataset)'
+    quoted = 'quotes around a name that contains one'
+    classes = f'classes to find, separated by commas, {quoted} (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', help=f'classifier: {classes}')
     one = flags.real(0, 1)
     above = 'probability above which a class counts as present in a photograph (default: 0.5)'
@@ -273,7 +274,7 @@ def chosen_labels(args, names):
     if args.classes is None:
         return None
     labels = np.zeros(len(names) - 1, np.float32)
-    for name in map(str.strip, args.classes.split(',')):
+    for name in flags.names(args.classes):
         if name not in names[1:]:
             raise UserError(f'--classes {args.classes}: {args.model} has no {name!r}, only {", ".join(names[1:])}')
         labels[names.index(name) - 1] = 1

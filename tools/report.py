@@ -79,7 +79,7 @@ def make_gallery(args, dataset, entries, steps, counts):
     sources = gallery.find_sources(entries, steps)
     scores = [gallery.score_images(*count) if count else {} for count in counts]
     domains = sorted({entry.domain for entry in entries})
-    wanted = [image_id.strip() for image_id in args.ids.split(',') if image_id.strip()]
+    wanted = flags.names(args.ids)
     chosen, total = [], 0
     for i, domain in enumerate(domains):
         # Choose by the scores of the last stage that was scored on this list.

@@ -66,7 +66,7 @@ def choose_images(args, dataset, sources) -> dict[str, str]:
     for domain in sorted(dataset.lists, key=lambda domain: all(domain not in source.thresholds for source in sources)):
         for image_id in dataset.ids(domain):
             lists.setdefault(image_id, domain)
-    ids = [image_id.strip() for image_id in args.ids.split(',') if image_id.strip()]
+    ids = flags.names(args.ids)
     for image_id in ids:
         if image_id not in lists or not panels.has_output(folder, image_id):
             raise UserError(f'--ids {image_id}: is not an image of the data set that {folder} has a file of')

@@ -12,6 +12,7 @@ alone has it. It says in which group --help lists it, its type, its default, and
 """
 
 import argparse
+import csv
 import math
 import os
 import re
@@ -210,6 +211,12 @@ def scales(text: str) -> str:
 
 def floats(text: str) -> list[float]:
     return [float(part) for part in text.split(',')]
+
+
+def names(text: str) -> list[str]:
+    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'."""
+    cells = next(csv.reader([' '.join(text.splitlines())], skipinitialspace=True), [])
+    return [cell.strip() for cell in cells if cell.strip()]
 
 
 def folder_name(text: str) -> str:
