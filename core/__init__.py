@@ -40,6 +40,10 @@ class UserError(ValueError):
         return _restore, (str(self), self.option)
 
 
+class DataWarning(UserWarning):
+    """What may be wrong in a data set, on one line: util/script.py prints it."""
+
+
 def _restore(message: str, option: str | None) -> UserError:
     error = UserError(message)
     error.option = option

@@ -170,6 +170,10 @@ def check(dataset, num_workers, needs_masks=(), quick=False):
         print_counts(dataset, lists)
         for line in list_warnings(dataset, lists):
             print(f'warning: {line}')
+    broken = [domain for domain, findings in lists.items() if any(f.errors and not f.size for f in findings.values())]
+    if broken and not quick:
+        paths = ' and '.join(dict.fromkeys(str(dataset.list_path(domain)) for domain in broken))
+        print(f'to go on without images that are missing or cannot be read, remove their lines from {paths}')
     if count:
         raise UserError(f'{dataset.root}: {in_words(count)}, listed above')
     if not quick:

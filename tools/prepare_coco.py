@@ -411,7 +411,8 @@ def prepare(args, output):
     write_csv(output, rows)
     counts = [sum(row[-1] == split for row in rows) for split in SPLITS]
     print(f'{output}: {counts[0]} images of train, {counts[1]} of val, {len(names)} classes')
-    objects = [instance.has_outline for split in SPLITS for picture in pictures[split] for instance in picture.instances]
+    drawn = [picture for split in SPLITS for picture in pictures[split]]
+    objects = [instance.has_outline for picture in drawn for instance in picture.instances]
     if not all(objects):
         without = f'{objects.count(False)} of {len(objects)} objects have no outline'
         print(f'warning: {without}: their tags are kept, their boxes are {IGNORE} in the masks', file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import BrokenExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from core import UserError, printable
+from core import DataWarning, UserError, printable
 from core.data.dataset import Dataset
 from util import launcher
 
@@ -53,6 +54,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
     signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
@@ -78,6 +80,14 @@ def _report_bug(error: Exception) -> str:
             path.write_text(''.join(traceback.format_exception(error)), errors='backslashreplace')
             return f'{line}: please report it with its traceback, which is in {path}'
     return f'{line}: please report it'
+
+
+def _show_warning(show_others: Callable, message: Warning, category: type[Warning], *where) -> None:
+    """Print a warning of the data set as one line, without the place in the code; the first process speaks for all."""
+    if not issubclass(category, DataWarning):
+        show_others(message, category, *where)
+    elif launcher.is_main():
+        print(f'warning: {message}', file=sys.stderr)
 
 
 def _terminate(process: int, *_) -> None:

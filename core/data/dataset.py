@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import IGNORE, UserError, has_control_characters
 from core.data import images, voc
-from core.data.entries import parse_classes, parse_palette
+from core.data.entries import look_alikes, parse_classes, parse_palette
 from core.data.lists import open_lists
 from core.data.table import open_table
 
@@ -30,6 +30,8 @@ class Source(Protocol):
     def domains(self) -> tuple[str, ...]: ...
 
     def ids(self, domain: str) -> list[str]: ...
+
+    def list_path(self, domain: str) -> Path: ...
 
     def image_path(self, image_id: str) -> Path: ...
 
@@ -81,8 +83,12 @@ class Dataset:
             )
         ids = self.source.ids(domain)
         if with_images:
-            _check_files([self.image_path(image_id) for image_id in ids])
+            _check_files([self.image_path(image_id) for image_id in ids], self.list_path(domain))
         return ids
+
+    def list_path(self, domain: str) -> Path:
+        """Return the file that lists the images of a list."""
+        return self.source.list_path(domain)
 
     def image_path(self, image_id: str) -> Path:
         return self.source.image_path(image_id)
@@ -127,7 +133,10 @@ class Dataset:
         labels = np.zeros(self.num_classes, np.float32)
         for name in self.source.read_tags(image_id):
             if name not in self.class_names:
-                raise UserError(f'{self.labels_path(image_id)}: {name!r} is not a class of the data set "{self.name}"')
+                alike = next((known for known in self.class_names if look_alikes([known, name])), None)
+                hint = f', but {alike!a} is, and looks the same as {name!a}' if alike else ''
+                where = self.labels_path(image_id)
+                raise UserError(f'{where}: {name!r} is not a class of the data set "{self.name}"{hint}')
             labels[self.class_names.index(name)] = 1
         return labels
 
@@ -193,7 +202,7 @@ class Dataset:
         ids = [image_id for image_id in self.ids(domain) if self.has_mask(image_id)]
         _check_files([self.mask_path(image_id) for image_id in ids])
         if with_images:
-            _check_files([self.image_path(image_id) for image_id in ids])
+            _check_files([self.image_path(image_id) for image_id in ids], self.list_path(domain))
         values = set()
         for image_id in ids:
             values |= set(np.unique(self.read_mask(image_id)).tolist())
@@ -229,10 +238,16 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
     return Dataset(name, class_names, palette, mask_values, root, source)
 
 
-def _check_files(paths: list[Path]) -> None:
-    """Raise UserError naming the first missing file, and what is there under a similar name."""
+def _check_files(paths: list[Path], listed: Path | None = None) -> None:
+    """Raise UserError naming the first missing file, and what is there under a similar name.
+
+    `listed` is the file that lists the images; some of these can be left out.
+    """
     missing = [path for path in paths if not path.is_file()]
     if not missing:
         return
-    first = missing[0]
-    raise UserError(f'{first}: no such file ({len(missing)} of {len(paths)} are missing){voc.similar_names(first)}')
+    first, remedy = missing[0], 'check the folder of the data set'
+    if listed and len(missing) < len(paths):
+        remedy += f', or remove {"its line" if len(missing) == 1 else "their lines"} from {listed} to go on without'
+    count = f'{len(missing)} of {len(paths)} are missing'
+    raise UserError(f'{first}: no such file ({count}){voc.similar_names(first, remedy)}')

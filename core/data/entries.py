@@ -1,10 +1,13 @@
 """Entries of the JSON file of a data set: class names, palette. No torch here: stages 3, 6 and 9 fork."""
 
+import unicodedata
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from core import IGNORE, UserError, has_control_characters
+from core import IGNORE, DataWarning, UserError, has_control_characters
 from core.data import voc
 from core.data.files import load_json
 
@@ -23,7 +26,7 @@ def read_json(path: Path) -> dict:
 
 
 def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
-    """Return the names of the foreground classes. Raises UserError naming the file."""
+    """Return the names of the foreground classes. Raises UserError naming the file; warns of names that look alike."""
     are_names = isinstance(classes, list) and all(
         isinstance(name, str) and name not in ('', 'background') for name in classes
     )
@@ -32,7 +35,19 @@ def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
     wrong = next(filter(has_control_characters, classes), None)
     if wrong is not None:
         raise UserError(f'{path}: the class {wrong!r} contains control characters: rename it', option='dataset')
+    for names in look_alikes(classes):
+        shown = ' and '.join(map(ascii, names))
+        warnings.warn(f'{path}: {shown} are different classes that look the same', DataWarning, stacklevel=2)
     return tuple(classes)
+
+
+def look_alikes(names: Sequence[str]) -> list[list[str]]:
+    """Return the groups of names that differ only in their Unicode form, in blanks or in invisible characters."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        seen = ''.join(c for c in unicodedata.normalize('NFKC', name) if unicodedata.category(c) != 'Cf')
+        groups.setdefault(' '.join(seen.split()), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def parse_palette(path: Path, colours: object) -> np.ndarray:

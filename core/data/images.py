@@ -6,7 +6,6 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 
 import hashlib
 import io
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -54,18 +53,15 @@ def make_image_id(path: str) -> str:
 
 
 def find_file(path: Path) -> Path:
-    """Return a path as it is written on the disk: macOS and some archives write 'é' as 'e' and an accent (NFD).
+    """Return a path as the disk has it: macOS and some archives write 'é' as 'e' and an accent (NFD).
 
-    A path that exists, or that nothing resembles, is returned as it is.
+    A path of which neither form exists is returned as it is.
     """
-    if path.exists() or str(path).isascii() or path == path.parent:
+    if str(path).isascii() or path.exists():
         return path
-    folder, name = find_file(path.parent), unicodedata.normalize('NFC', path.name)
-    try:
-        alike = (other for other in os.listdir(folder) if unicodedata.normalize('NFC', other) == name)
-        return folder / next(alike, path.name)
-    except OSError:
-        return path
+    parent = find_file(path.parent)
+    forms = (parent / unicodedata.normalize(form, path.name) for form in ('NFC', 'NFD'))
+    return next((other for other in forms if other.exists()), path)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -145,7 +141,9 @@ class MaskValues:
         are_colours = all(re.fullmatch('#[0-9a-fA-F]{6}', value) for value in content)
         if not are_colours and not all(re.fullmatch('[0-9]{1,5}', value) for value in content):
             raise ValueError('have only whole numbers or only colours such as "#ff0000" as keys')
-        known = {name: k for k, name in enumerate(('background', *class_names))} | {'ignore': IGNORE}
+        if 'ignore' in class_names and 'ignore' in content.values():
+            raise ValueError('not name "ignore" (ignored pixels), which is also the name of a class: rename the class')
+        known = {'ignore': IGNORE} | {name: k for k, name in enumerate(('background', *class_names))}
         for name in content.values():
             if not isinstance(name, str) or name not in known:
                 raise ValueError(f'name classes, "background" or "ignore", not {name!r}')

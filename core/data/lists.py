@@ -3,10 +3,12 @@
     {"name": "pets", "classes": ["cat", "dog"], "lists": {"train_aug": "train.txt", "train": "train.txt"},
      "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}
 
-List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. Without the last three the
-layout is VOC's. No torch here: stages 3, 6 and 9 import this module and fork.
+List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. "annotations":
+"photos/{id}.xml" in place of "labels" names files in VOC's format. Without these entries the layout is VOC's. No torch
+here: stages 3, 6 and 9 import this module and fork.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +16,9 @@ from core import UserError, has_control_characters
 from core.data import images, table, voc
 from core.data.entries import read_json
 from core.data.files import read_bytes
+from core.data.images import find_file
+
+TEMPLATES = {'images': '.jpg', 'masks': '.png', 'annotations': '.xml'}  # entries that are paths with {id}, and endings
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Lists:
     files: dict[str, Path]
     image_template: str | None = None
     mask_template: str | None = None
+    xml_template: str | None = None
     labels: table.Labels | None = None
 
     @property
@@ -51,21 +57,28 @@ class Lists:
             raise UserError(f'{path}: the list "{domain}" is empty')
         return ids
 
+    def list_path(self, domain: str) -> Path:
+        return self.files[domain]
+
     def image_path(self, image_id: str) -> Path:
-        if self.image_template is None:
-            return voc.image_path(self.root, image_id)
-        return self.root / self.image_template.replace('{id}', image_id)
+        return self._find(self.image_template, voc.image_path, image_id)
 
     def mask_path(self, image_id: str) -> Path:
-        if self.mask_template is None:
-            return voc.mask_path(self.root, image_id)
-        return self.root / self.mask_template.replace('{id}', image_id)
+        return self._find(self.mask_template, voc.mask_path, image_id)
+
+    def _find(self, template: str | None, in_voc: Callable[[Path, str], Path], image_id: str) -> Path:
+        """Return the path by a template, without one by VOC's layout."""
+        if template is None:
+            return find_file(in_voc(self.root, image_id))
+        return find_file(self.root / template.replace('{id}', image_id))
 
     def has_mask(self, image_id: str) -> bool:
         return self.mask_path(image_id).is_file()
 
     def labels_path(self, image_id: str) -> Path:
-        return voc.xml_path(self.root, image_id) if self.labels is None else self.labels.path
+        if self.labels is not None:
+            return self.labels.path
+        return self._find(self.xml_template, voc.xml_path, image_id)
 
     def read_tags(self, image_id: str) -> list[str]:
         """Return the names of the classes of an image. Raises UserError naming the file."""
@@ -86,13 +99,15 @@ def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
         raise UserError(f'{path}: "lists" must name a file for each domain', option='dataset')
     if any(map(has_control_characters, (*lists, *lists.values()))):
         raise UserError(f'{path}: "lists" contains control characters', option='dataset')
-    templates = [entries.get('images'), entries.get('masks')]
-    for name, template in zip(('images', 'masks'), templates, strict=True):
+    templates = [entries.get(name) for name in TEMPLATES]
+    for (name, ending), template in zip(TEMPLATES.items(), templates, strict=True):
         if template is not None and not (isinstance(template, str) and '{id}' in template):
             raise UserError(
-                f'{path}: "{name}" must be a path with {{id}} in it, such as "{name}/{{id}}.png"', option='dataset'
+                f'{path}: "{name}" must be a path with {{id}} in it, such as "{name}/{{id}}{ending}"', option='dataset'
             )
     labels = entries.get('labels')
+    if labels is not None and 'annotations' in entries:
+        raise UserError(f'{path}: has both "labels" and "annotations": keep one', option='dataset')
     if labels is not None and not isinstance(labels, str):
         raise UserError(f'{path}: "labels" must name a CSV file of image or id and classes', option='dataset')
     labels = None if labels is None else table.Labels.read(path.parent / labels)

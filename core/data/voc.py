@@ -30,10 +30,10 @@ def mask_path(root: Path, image_id: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), root) / f'{image_id}.png'
 
 
-def similar_names(missing: Path) -> str:
+def similar_names(missing: Path, remedy: str = 'check the folder of the data set') -> str:
     """Return the end of an error line: files that differ from a missing one in case or extension, or what to do."""
     similar = sorted(path.name for path in missing.parent.glob('*') if path.stem.lower() == missing.stem.lower())
-    return f', but {", ".join(similar[:3])} exists: rename it' if similar else ': check the folder of the data set'
+    return f', but {", ".join(similar[:3])} exists: rename it' if similar else f': {remedy}'
 
 
 def palette() -> np.ndarray:

@@ -62,7 +62,9 @@ def test_without_a_box_the_rest_of_the_image_is_ignored(root):
     np.testing.assert_array_equal(mask, np.where(filled((0, 0, 3, 3)), 2, 255))
 
 
-@pytest.mark.parametrize('box', [[1, 2, 3], [0, 0, -1, 4], [0, 0, float('nan'), 4], [0, 0, 1e300, 4], 'x', [[0, 0, 1, 1]]])
+@pytest.mark.parametrize(
+    'box', [[1, 2, 3], [0, 0, -1, 4], [0, 0, float('nan'), 4], [0, 0, 1e300, 4], 'x', [[0, 0, 1, 1]]]
+)
 def test_wrong_boxes_are_named(root, box, capsys):
     write(root, 'train', content(2017, 'train', [cat([], bbox=box)], (4,)))
     line = fault_of(prepare_coco, ['--data_dir', str(root), '--num_workers', '0'], capsys)

@@ -85,18 +85,17 @@ def test_json_of_the_same_name_fixes_classes_palette_and_name(tmp_path):
     [
         ('', 'needs a header with the columns image and classes'),
         ('image,tags\na.jpg,x\n', 'needs a header with the columns image and classes'),
-        ('image;classes\na.jpg;x\n', 'needs a header with the columns image and classes, separated by commas'),
         ('image,classes\n', 'has no rows'),
         ('image,classes\n,x\n', 'line 2 names no image'),
         ('image,classes\na.jpg,x,y\n', 'line 2 has 3 columns, the header 2 (names with commas need quotes)'),
-        ('image,classes\na.jpg,x\n\na.jpg,y\n', 'a.jpg is in line 2 and again in line 4'),
+        ('image,classes,split\na.jpg,x,\n\na.jpg,y,val\n', 'a.jpg is in line 2 and again in line 4, with another split'),
         ('image,classes\nb/a.jpg,x\nb__a.png,x\n', "b/a.jpg (line 2) and b__a.png (line 3) both have the image id"),
         ('image,classes\na.jpg,x\na.JPG,x\n', "a.jpg (line 2) and a.JPG (line 3) both have the image id 'a'"),
         ('image,classes\n../a.jpg,x\n', "line 2: '../a.jpg' is not a relative path of an image"),
         ('image,classes,mask\na.jpg,x,/m.png\n', "line 2: '/m.png' is not a path relative to --data_dir"),
         ('image,classes,split\na.jpg,x,training\n', "line 2: the split 'training' is not one of train, train_aug, "),
         ('image,classes\na.jpg,\n', 'no row names a class'),
-        ('image,classes\na.jpg,background\n', '"classes" must be 1 to 254 different names, without the background'),
+        ('image,classes\na.jpg,background\n', 'line 2: background is not a class: leave the cell'),
         ('image,classes\n"a\nb.jpg",x\n', "line 2: 'a\\nb.jpg' contains control characters: rename the file"),
     ],
 )  # fmt: skip
@@ -225,8 +224,8 @@ def test_masks_of_one_bit(tmp_path):
 
 def test_repeated_rows_of_labels_are_named(tmp_path):
     (tmp_path / 'train.txt').write_text('a\n')
-    write_csv(tmp_path, 'id,classes\na,cat\na,dog\n')
-    with pytest.raises(UserError, match='labels.csv: a is in line 2 and again in line 3'):
+    write_csv(tmp_path, 'id,classes\na,cat\na,\n')
+    with pytest.raises(UserError, match='labels.csv: a is in line 2 and again in line 3, once without classes'):
         open_dataset(write_json(tmp_path, labels='labels.csv'), tmp_path)
 
 
