@@ -7,6 +7,7 @@ imageio turns grey photographs with an EXIF orientation about the wrong axis.
 import hashlib
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -233,7 +233,7 @@ def _read_row(path: Path, line: int, row: dict[str, str], keys: tuple[str, ...],
 
 
 def _join(path: Path, rows: list[Row], key: Callable[[Row], str]) -> list[Row]:
-    """Return a row for each key, with the classes of all of its rows. Raises UserError if these contradict each other."""
+    """Return a row for each key, with the classes of all its rows. Raises UserError if rows contradict each other."""
     joined: dict[str, Row] = {}
     for row in rows:
         name = key(row)

@@ -152,7 +152,7 @@ def test_how_to_go_on_without_a_missing_image(tmp_path):
         open_text(tmp_path, rows).ids('train', with_images=True)
 
 
-# Annotations beside the images, masks, flags ---------------------------------------------------------------------------
+# Annotations beside the images, masks, flags ------------------------------------------------------------------------
 
 
 def test_annotations_beside_the_images(tmp_path):
