@@ -1,5 +1,6 @@
 """Entry point, error lines and progress of the scripts."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from core import DataWarning, UserError, printable
 from core.data.dataset import Dataset
-from util import launcher
+from util import launcher, signals
 
 SHARED_MEMORY_FULL = 28  # exit code of a data-loading worker that could not send its batch (ENOSPC)
 WORKER_KILLED = 'a data-loading worker was killed (out of memory?): lower --num_workers or --batch_size'
@@ -27,6 +28,7 @@ COMPILE = '--compile: torch.compile does not work here ({}): leave it out'
 TERMINATED = 'stopped by SIGTERM, as torchrun stops all processes when one has ended; run the same command to resume'
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
+SILENT = 'another process has not answered for 2 minutes: check it and the network, then run the same command to resume'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that users meet: a part of the message, and the line to print.
@@ -38,6 +40,7 @@ TORCH_ERRORS = (
     ('ArrayMemoryError', OUT_OF_MEMORY),  # of NumPy in a worker
     ('DefaultCPUAllocator', OUT_OF_MEMORY),
     ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
+    ('imed out waiting', SILENT),
     ('onnection closed by peer', ENDED),
     ('onnection reset by peer', ENDED),
     ('gloo', ENDED),
@@ -49,25 +52,31 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     """Run a script. Errors are one line on stderr and status 1.
 
     The line says what the user can fix (UserError, OSError, memory, devices), or where the traceback of a bug is.
+    However it ends, no process that it has started goes on.
     """
     args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
-    signal.signal(signal.SIGTERM, partial(_terminate, os.getpid()))
+    signals.listen()
+    others = multiprocessing.active_children()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
         main(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit:
+        if launcher.world_size() > 1 and signals.received() == signal.SIGTERM:
+            print(f'{launcher.prefix()}{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
+        raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             sys.exit(141)
         line = explain(error) or _report_bug(error)
         is_flag = getattr(error, 'option', None) in vars(args or Namespace())
         raise SystemExit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}') from error
+    finally:
+        _end_children(others)
 
 
 def _report_bug(error: Exception) -> str:
@@ -90,11 +99,13 @@ def _show_warning(show_others: Callable, message: Warning, category: type[Warnin
         print(f'warning: {message}', file=sys.stderr)
 
 
-def _terminate(process: int, *_) -> None:
-    """Exit normally, so that workers are shut down. Workers that inherit this handler are silent."""
-    if launcher.world_size() > 1 and os.getpid() == process:
-        print(f'{launcher.prefix()}{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
-    sys.exit(143)
+def _end_children(others: list[multiprocessing.Process]) -> None:
+    """Kill the workers that are still there, except some: Python would wait for them, and they for this process."""
+    children = [child for child in multiprocessing.active_children() if child not in others]
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # for torch the death of a loader's worker is an error
+    for child in children:
+        child.kill()
 
 
 def _reader_is_gone() -> bool:
@@ -149,17 +160,14 @@ def progress(items: Iterable, description: str, total: int | None = None, lines:
 
     `lines=False` omits those: a training loop logs its own. Of several processes only the first shows its progress.
     """
-    if not launcher.is_main():
-        yield from items
-        return
     total = len(items) if total is None else total
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=description, total=total, dynamic_ncols=True)
-        return
+    if sys.stderr.isatty() and launcher.is_main():
+        items, lines = tqdm(items, desc=description, total=total, dynamic_ncols=True), False
     start, step = time.time(), max(1, -(-total // 10))
     for i, item in enumerate(items, 1):
+        signals.stop_if_asked()
         yield item
-        if lines and (i % step == 0 or i == total):
+        if lines and launcher.is_main() and (i % step == 0 or i == total):
             left = time_left(time.time() - start, i, total)
             print(f'{description}: {i}/{total}, {time.time() - start:.0f} s{left}', file=sys.stderr, flush=True)
 

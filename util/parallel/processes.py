@@ -3,7 +3,9 @@
 NCCL on GPUs, gloo on CPUs and for what is not on a GPU. What they exchange: docs/method.md, "Several processes".
 """
 
+import os
 import socket
+import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 
@@ -13,12 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from core import UserError
-from util import launcher
+from util import launcher, signals
 from util.parallel.devices import pick_device
 from util.store.fingerprints import Record, versions
 
 PATIENCE = timedelta(minutes=5)  # to wait for the other processes at the start
-TIMEOUT = timedelta(minutes=30)  # of an exchange: a process that dies is noticed at once, one that hangs after this
+READING = timedelta(minutes=60)  # to wait until all have read and hashed their files
+TIMEOUT = timedelta(minutes=2)  # of an exchange: a process that dies is noticed at once, a silent network after this
+OBEDIENCE = 5  # seconds in which a signal ends a process that is meeting the others
+
+_store: dist.Store | None = None
 
 # The group ----------------------------------------------------------------------------------------------------------
 
@@ -30,25 +36,26 @@ def start(device: str, seed: int, record: Record) -> torch.device:
     """
     if not launcher.is_launched():
         return pick_device(device, seed)
-    store = _meet()
-    place = pick_device(device, seed)
-    backend = 'cpu:gloo,cuda:nccl' if place.type == 'cuda' else 'gloo'
-    rank, count = launcher.rank(), launcher.world_size()
-    dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=rank, world_size=count)
+    with signals.obeyed_within(OBEDIENCE):
+        _meet()
+        place = pick_device(device, seed)
+        backend = 'cpu:gloo,cuda:nccl' if place.type == 'cuda' else 'gloo'
+        rank, count = launcher.rank(), launcher.world_size()
+        dist.init_process_group(backend, store=_store, timeout=TIMEOUT, rank=rank, world_size=count)
     check_equal('options', {**record.settings('batch'), 'device': place.type})
     check_equal('versions', versions())
     return place
 
 
-def _meet() -> dist.Store:
+def _meet() -> None:
     """Wait until every process has come to the store of the first one (or of torchrun)."""
+    global _store
     rank, count = launcher.rank(), launcher.world_size()
     try:
         store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
-        store = dist.PrefixStore('puzzle-cam', store)
-        store.set(f'host {rank}', socket.gethostname())
-        store.wait([f'host {i}' for i in range(count)], PATIENCE)
-        return store
+        # torchrun restarts all processes when one fails (--max_restarts), and its store keeps what they had written.
+        _store = dist.PrefixStore(f'puzzle-cam {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+        _wait_for_all('started', PATIENCE)
     except (RuntimeError, ValueError) as error:  # of the network; of an environment that torchrun did not write
         where = 'cannot meet the other processes'
         text = str(error)
@@ -62,6 +69,17 @@ def _meet() -> dist.Store:
         ) from None
 
 
+def _wait_for_all(what: str, patience: timedelta) -> None:
+    """Wait until every process has come here, second by second, so that a signal is heard."""
+    _store.set(f'{what} {launcher.rank()}', '')
+    until = time.monotonic() + patience.total_seconds()
+    for rank in range(launcher.world_size()):
+        while not _store.check([f'{what} {rank}']):
+            if time.monotonic() > until:
+                raise RuntimeError(f'process {rank} has not come')
+            time.sleep(0.1)
+
+
 def end() -> None:
     """Leave the group after a run that went well."""
     if dist.is_initialized():
@@ -72,6 +90,7 @@ def check_equal(name: str, content: dict) -> None:
     """Raise UserError in all processes, naming the first one whose content is not that of process 0."""
     if not dist.is_initialized():
         return
+    _wait_for_all(name, READING)
     found = [None] * launcher.world_size()
     dist.all_gather_object(found, (socket.gethostname(), content))
     first = found[0][1]

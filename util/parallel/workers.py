@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+from util import signals
 from util.script import progress
 
 WAITING_BYTES = 2**30  # of the arrays that wait for a BackgroundWriter, unless a single item has more
@@ -29,7 +30,7 @@ def parallel_map(function: Callable, ids: list[str], num_workers: int, descripti
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
             yield from progress(pool.map(_call, ids, chunksize=chunk), description, len(ids))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end(pool)
             raise
 
 
@@ -38,12 +39,24 @@ def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecu
 
     Stages that fork do not import torch, whose threads do not survive it.
     """
-    return ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
+    with signals.held():
+        pool.submit(int)  # the first task starts all processes
+    return pool
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the workers of a pool at once: what they were writing is written again."""
+    processes = list((pool._processes or {}).values())  # Python 3.14 has pool.kill_workers()
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
 
 
 def _init_worker(function: Callable | None) -> None:
     global _function
     _function = function
+    leave_signals_to_parent()
     exit_with_parent()
 
 
@@ -83,7 +96,6 @@ class BackgroundWriter:
             torch = sys.modules.get('torch')
             assert torch is None or not torch.cuda.is_initialized(), 'fork the workers before a GPU is in use'
             self.pool = _fork_pool(workers)
-            self.pool.submit(int).result()  # the first task starts all processes
         else:
             self.pool = ThreadPoolExecutor(max(1, workers))
         self.limit, self.waiting = 2 * max(1, workers), deque()
@@ -107,4 +119,6 @@ class BackgroundWriter:
             while self.waiting and kind is None:
                 self._wait()
         finally:
+            if self.waiting and isinstance(self.pool, ProcessPoolExecutor):
+                _end(self.pool)
             self.pool.shutdown(cancel_futures=True)

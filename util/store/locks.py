@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from core import UserError
+from util import signals
 from util.store.files import make_folder, temporary_stem, write_json
 from util.store.fingerprints import read_json
 
@@ -35,22 +36,24 @@ def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
     holder = path.with_suffix('.json')
     lock = FileLock(path)
     deadline = time.monotonic() + max(LOCK_PATIENCE, patience)
-    while True:
-        try:
-            lock.acquire(timeout=0.2)
-            break
-        except Timeout:
-            if (_is_alive(read_json(holder, **HOLDER)) and not patience) or time.monotonic() > deadline:
-                raise refusal(path, what) from None
     try:
-        write_json(
-            holder,
-            {'host': socket.gethostname(), 'pid': os.getpid(), 'since': time.strftime('%Y-%m-%d %H:%M:%S')},
-        )
+        while not lock.is_locked:
+            try:
+                with signals.held():
+                    lock.acquire(timeout=0.2)
+            except Timeout:
+                if (_is_alive(read_json(holder, **HOLDER)) and not patience) or time.monotonic() > deadline:
+                    raise refusal(path, what) from None
+        since = time.strftime('%Y-%m-%d %H:%M:%S')
+        write_json(holder, {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since})
         yield
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+        with signals.held():
+            try:
+                if lock.is_locked:
+                    holder.unlink(missing_ok=True)
+            finally:
+                lock.release()
 
 
 def is_held(path: Path) -> bool:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from core import UserError
 from core.data.torch_datasets import EpochSampler
-from util import launcher
+from util import launcher, signals
 from util.parallel import processes
 from util.parallel.devices import keep_freed_memory, release_freed_memory
 from util.parallel.workers import exit_with_parent, leave_signals_to_parent
@@ -43,8 +43,10 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
             release_freed_memory()
+        with signals.held():
+            batches = super().__iter__()  # forks the workers
         try:
-            yield from super().__iter__()
+            yield from batches
         except (ConnectionError, FileNotFoundError, EOFError) as error:
             if not self.num_workers or 'in DataLoader worker' in str(error):  # raised by the data set
                 raise

@@ -3,7 +3,6 @@
 Of several processes, all have a Run, and the first one reads and writes its files.
 """
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from core import UserError
 from core.data.torch_datasets import ImageDataset
-from util import launcher
+from util import launcher, signals
 from util.parallel import processes
 from util.parallel.batch import SharedModel
 from util.script import print_mask_count, progress
@@ -83,7 +82,7 @@ class Run:
         palette = self.dataset.palette[: self.dataset.num_classes + 1].tolist()
         self.meta = {**meta, 'image_size': image_size, 'classes': self.dataset.class_names, 'palette': palette}
         self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
-        self.iteration, self.signal, self.stop = 0, 0, 0
+        self.iteration, self.stop = 0, 0
         self.save_interval, self.overwrite = save_interval, overwrite
         self.loss: Tensor | None = None  # of the batch so far
         self.log = Log(tag, record.options, meta['network'], max(1, int(len(loader) * print_ratio)), self.iterations)
@@ -133,8 +132,7 @@ class Run:
                 raise SystemExit
             stack.enter_context(self.log)
             self._announce()
-            self.handlers = {s: signal.signal(s, self._note_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-            stack.callback(self._restore_handlers)
+            stack.enter_context(signals.held())
             if not self.files.checkpoint.is_file():
                 self.save()  # so models left by a run killed in its first epoch are recognised
             self.stack = stack.pop_all()
@@ -156,13 +154,6 @@ class Run:
 
     def _restore_models(self) -> None:
         self.models.restore(self.network.model, self.iteration % self.per_epoch == 0, **self.meta)
-
-    def _note_signal(self, number, frame) -> None:
-        self.signal = number
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
 
     def epochs(self) -> Iterator[int]:
         """Yield the remaining epochs, counted from 0."""
@@ -204,7 +195,7 @@ class Run:
         self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
 
         # The end of an epoch is saved after its scoring. All processes stop after the same iteration.
-        self.stop = processes.largest(self.signal)
+        self.stop = processes.largest(signals.received())
         if self.iteration % self.per_epoch and (self.stop or self.iteration % self.save_interval == 0):
             self.save()
 
@@ -237,7 +228,7 @@ class Run:
             self.log.finish(self.iteration)
         made_from = {'fingerprint': self.files.fingerprint, 'inputs': self.files.contents}
         self.log.save_curves(**made_from, models=self.models.hashes)
-        self.stop = processes.largest(self.signal)
+        self.stop = processes.largest(signals.received())
         self.save()
 
     def save(self) -> None:

@@ -1,0 +1,76 @@
+"""SIGINT and SIGTERM: heard wherever they come, but never inside of a fork or while a lock changes hands.
+
+A signal raises SystemExit in the main thread, so that locks are left and workers ended. Python loses an exception that
+is raised in some places (hooks of a fork, __del__): `stop_if_asked`, which every progress bar calls, raises it again.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_received = 0  # the last signal that has come
+_held = 0  # how many `held` have been entered
+
+
+def listen() -> None:
+    """Let SIGINT and SIGTERM end this process from now on."""
+    global _received
+    _received = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _hear)
+
+
+def received() -> int:
+    """Return the number of the signal that has come, 0 if none has."""
+    return _received
+
+
+def stop_if_asked() -> None:
+    """Raise SystemExit if a signal has come, unless signals are held."""
+    if _received and not _held:
+        raise SystemExit(128 + _received)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold signals inside: one that comes is acted on at the end."""
+    global _held
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    stop_if_asked()
+
+
+def _hear(number: int, frame: object) -> None:
+    global _received
+    _received = number
+    stop_if_asked()
+
+
+@contextmanager
+def obeyed_within(seconds: float) -> Iterator[None]:
+    """Inside, end the process if a signal has not been heard so many seconds after it came.
+
+    Python hears it between two of its own instructions; a library that waits for another process can keep it from that.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    done = threading.Event()
+
+    def watch() -> None:
+        number = os.read(reader, 1)
+        if number and number[0] in (signal.SIGINT, signal.SIGTERM) and not done.wait(seconds):
+            os._exit(128 + number[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(before)
+        os.close(writer)  # which ends the thread
