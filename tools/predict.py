@@ -23,6 +23,7 @@ the folder that all images have in common, without its extension and with '__' f
 import glob
 import os
 import sys
+from collections import Counter
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -50,7 +51,9 @@ from util.store.locks import locked
 from util.training import options
 from util.training.models import load_for_inference
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+JPEG = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.jp2', '.j2k', '.jpf', '.jpx')
+ENDINGS = (*JPEG, '.png', '.webp', '.avif', '.bmp', '.gif', '.tif', '.tiff')
+UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 OUTPUTS = ('.png', '.npz', '_overlay.png')
 
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
@@ -121,33 +124,62 @@ def parse_args(argv=None):
 # Photographs --------------------------------------------------------------------------------------------------------
 
 
-def expand(argument: str, out: Path) -> tuple[Path, list[Path]]:
-    """Return the folder that an IMAGE argument names, and its images; outputs in a folder below it are left out."""
+def expand(argument: str, out: Path) -> tuple[Path, list[Path], Counter]:
+    """Return the folder that an IMAGE argument names, its images, and how many files were left out by reason."""
     path = Path(argument)
     if path.is_file():
-        return path.parent, [path]
+        if path.suffix.lower() in UNREADABLE:
+            raise UserError(f'{path}: HEIC cannot be read: convert it to JPEG')
+        return path.parent, [path], Counter()
     if path.is_dir():
-        folder = path
-        found = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+        folder, found = path, walk(path)
     else:
         folder = Path(*takewhile(lambda part: not set(part) & set('*?['), path.parent.parts))
-        found = [Path(name) for name in glob.glob(argument, recursive=True)]
-    found = [path for path in found if path.suffix.lower() in ENDINGS and path.is_file()]
+        found = [path for name in glob.glob(argument, recursive=True) if (path := Path(name)).is_file()]
     below, outputs = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
-    if outputs != below:
-        found = [path for path in found if outputs not in Path(os.path.abspath(path)).parents]
-    # Skip hidden files, such as those macOS adds to archives.
-    found = [path for path in found if not any(part.startswith('.') for part in path.relative_to(folder).parts)]
-    if not found:
-        raise UserError(f'{argument}: no image found ({", ".join(ENDINGS)})')
-    return folder, sorted(found)
+    images, left_out = [], Counter()
+    for path in found:
+        if outputs != below and outputs in Path(os.path.abspath(path)).parents:
+            left_out['in --out'] += 1
+        elif any(part.startswith('.') for part in path.relative_to(folder).parts):
+            left_out['hidden'] += 1  # such as those macOS adds to archives
+        elif path.suffix.lower() in UNREADABLE:
+            left_out['HEIC, which cannot be read: convert them to JPEG'] += 1
+        elif path.suffix.lower() not in ENDINGS:
+            left_out['no photographs by their names'] += 1
+        else:
+            images.append(path)
+    if not images:
+        reasons = f'; {count_left_out(left_out)}' if left_out else ''
+        raise UserError(f'{argument}: no image found ({", ".join(ENDINGS)}){reasons}')
+    return folder, sorted(images), left_out
+
+
+def walk(folder: Path) -> list[Path]:
+    """Return the files below a folder. Links to folders are followed once, so that no circle of links is endless."""
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if (path := Path(parent, name)).is_file()]
+    return found
+
+
+def count_left_out(left_out: Counter) -> str:
+    return f'{left_out.total()} files were left out: ' + ', '.join(f'{n} {why}' for why, n in left_out.items())
 
 
 def find_images(arguments: list[str], out: Path) -> dict[str, Path]:
     """Return the path of each image by its id. Raises UserError if an argument names none, or two have the same id."""
     expanded = [expand(argument, out) for argument in arguments]
-    common = os.path.commonpath([os.path.abspath(folder) for folder, _ in expanded])
-    paths = {os.path.abspath(path): path for _, found in expanded for path in found}  # each file once
+    common = os.path.commonpath([os.path.abspath(folder) for folder, *_ in expanded])
+    paths = {os.path.abspath(path): path for _, found, _ in expanded for path in found}  # each file once
+    left_out = sum((reasons for *_, reasons in expanded), Counter())
+    if left_out:
+        print(count_left_out(left_out), file=sys.stderr)
     images = {}
     for absolute, path in paths.items():
         image_id = make_image_id(os.path.relpath(absolute, common))

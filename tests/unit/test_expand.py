@@ -1,0 +1,61 @@
+"""Which files tools.predict takes as photographs, and what it says of the others."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core import UserError
+from core.data.images import read_image
+from support import draw_image
+from tools import predict
+
+
+@pytest.fixture
+def here(in_tmp):
+    (in_tmp / 'photos').mkdir()
+    draw_image(in_tmp / 'photos' / 'a.png')
+    return in_tmp
+
+
+def ids(*arguments) -> list[str]:
+    return list(predict.find_images(list(arguments), predict.Path('out')))
+
+
+def test_links_are_followed_without_going_in_circles(here, capsys):
+    (here / 'elsewhere').mkdir()
+    draw_image(here / 'elsewhere' / 'b.png')
+    os.symlink(here / 'elsewhere', here / 'photos' / 'more')
+    os.symlink(here / 'elsewhere' / 'b.png', here / 'photos' / 'c.png')
+    os.symlink(here / 'photos', here / 'photos' / 'again')
+    os.symlink(here / 'nowhere.png', here / 'photos' / 'gone.png')
+    assert ids('photos') == ['a', 'c', 'more__b']
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('ending', predict.ENDINGS)
+def test_every_ending_can_be_read(here, ending):
+    """The content is what the ending says."""
+    Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(here / 'photos' / f'x{ending.upper()}')
+    assert 'x' in ids('photos')
+    assert read_image(here / 'photos' / f'x{ending.upper()}').size == (24, 16)
+
+
+def test_files_that_are_left_out_are_counted(here, capsys):
+    for name in ('b.HEIC', 'c.heif', 'notes.txt', '.DS_Store', '._a.png', 'd.npz'):
+        (here / 'photos' / name).touch()
+    assert ids('photos') == ['a']
+    line = capsys.readouterr().err
+    assert line.startswith('6 files were left out: ')
+    for part in (
+        '2 HEIC, which cannot be read: convert them to JPEG',
+        '2 no photographs by their names',
+        '2 hidden',
+    ):
+        assert part in line
+    (here / 'photos' / 'a.png').unlink()
+    with pytest.raises(UserError, match=r'photos: no image found \(.*\); 6 files were left out: '):
+        ids('photos')
+    with pytest.raises(UserError, match=r'b.HEIC: HEIC cannot be read: convert it to JPEG'):
+        ids('photos/b.HEIC')
