@@ -121,6 +121,10 @@ class Parser(_Declares, argparse.ArgumentParser):
         return args
 
     def error(self, message: str):
+        if re.search('unrecognized arguments:.*--local[-_]rank', message):  # of python -m torch.distributed.launch
+            message = 'start the processes with torchrun instead of python -m torch.distributed.launch: same flags'
+            if not launcher.is_main():
+                self.exit(2)
         self.exit(2, f'{launcher.prefix()}{self.prog}: error: {message}\n')
 
     @contextmanager

@@ -161,6 +161,9 @@ def read_state_dict(path: Path) -> WeightFile:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             state, meta, form = content[key], content.get('meta', {}), f'a state dict under "{key}"'
             break
+    if isinstance(content, dict) and {'fingerprint', 'state'} <= content.keys():
+        model = path.parent.parent / 'models' / path.name
+        raise UserError(f'{path}: is the checkpoint of a run: pass its model, {model}')
     is_state_dict = isinstance(state, dict) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     )

@@ -15,6 +15,8 @@ METRICS = {'miou': ('mIoU', 'solid'), 'fp': ('FP', 'dash'), 'fn': ('FN', 'dot')}
 # Curves of a training run, in this order, then the others; the weight of a loss and the learning rate come last.
 CURVES = ('mIoU', 'mAP', 'F1', 'loss')
 LAST_CURVES = ('alpha', 'lr')
+# Of axes of classes: else Plotly takes names such as "1" for numbers, and "2024-05-01" for dates.
+CLASSES = {'type': 'category', 'tickmode': 'linear', 'automargin': True}
 LAYOUT = {'margin': {'l': 8, 'r': 12, 't': 16, 'b': 8}, 'showlegend': False}  # legends are HTML
 
 
@@ -23,9 +25,14 @@ def colour_of(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
+def literal(name: str) -> str:
+    """Return a name for a label, in which Plotly reads HTML. It shows &quot; as it is."""
+    return html.escape(name, quote=False)
+
+
 def extra(title: str) -> str:
     """Return the second part of a hover text, in which Plotly would read HTML and %{...}."""
-    return f'<extra>{html.escape(title).replace("%", "&#37;")}</extra>'
+    return f'<extra>{literal(title).replace("%", "&#37;")}</extra>'
 
 
 def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -> go.Figure:
@@ -34,10 +41,10 @@ def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -
     figure = go.Figure()
     for i, column in reversed(columns.items()):
         values, hover = [column[name] for name in names], '%{y}: %{x:.2f} %' + extra(titles[i])
-        figure.add_bar(x=values, y=names, orientation='h', marker_color=colour_of(i), hovertemplate=hover)
+        figure.add_bar(x=values, y=list(map(literal, names)), orientation='h', marker_color=colour_of(i), hovertemplate=hover)
     figure.update_layout(LAYOUT, barmode='group', height=80 + len(names) * (10 + 9 * len(columns)))
     figure.update_xaxes(title_text='IoU, %', range=[0, 100], automargin=True)
-    figure.update_yaxes(automargin=True, tickmode='linear')
+    figure.update_yaxes(CLASSES)
     return figure
 
 
@@ -47,10 +54,11 @@ def chart_errors(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
     figure = go.Figure()
     for j, (what, colour) in enumerate(zip(ERROR_SHARES, SHARE_COLOURS, strict=True)):
         hover = '%{y}: ' + what + ' %{x:.1f} %<extra></extra>'
-        figure.add_bar(x=shares[:, j], y=list(names)[::-1], orientation='h', marker_color=colour, hovertemplate=hover)
+        y = list(map(literal, names))[::-1]
+        figure.add_bar(x=shares[:, j], y=y, orientation='h', marker_color=colour, hovertemplate=hover)
     figure.update_layout(LAYOUT, barmode='stack', height=80 + 22 * len(names))
     figure.update_xaxes(title_text='% of the union', range=[0, 100], automargin=True)
-    figure.update_yaxes(automargin=True, tickmode='linear')
+    figure.update_yaxes(CLASSES)
     return figure
 
 
@@ -62,11 +70,11 @@ def chart_confusion(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
     scale = {'tickvals': np.sqrt(ticks).tolist(), 'ticktext': [f'{tick} %' for tick in ticks], 'thickness': 14}
     heat = {'z': np.sqrt(rows), 'zmin': 0, 'zmax': 10, 'colorscale': 'Viridis', 'colorbar': scale}
     hover = '%{customdata:.1f} % of %{y} is predicted as %{x}<extra></extra>'
-    axes = {'x': list(names), 'y': list(names)[::-1]}
+    axes = {'x': list(map(literal, names)), 'y': list(map(literal, names))[::-1]}
     figure = go.Figure(go.Heatmap(**heat, **axes, customdata=rows, hovertemplate=hover))
     figure.update_layout(LAYOUT, height=150 + 22 * len(names))
-    figure.update_xaxes(title_text='predicted', automargin=True, tickangle=-90, tickmode='linear')
-    figure.update_yaxes(title_text='mask', automargin=True, tickmode='linear')
+    figure.update_xaxes(CLASSES, title_text='predicted', tickangle=-90)
+    figure.update_yaxes(CLASSES, title_text='mask')
     return figure
 
 
@@ -104,7 +112,7 @@ def chart_curve(name: str, tags: Sequence[str], runs: Sequence[dict[str, list]])
             mode = 'lines+markers' if len(points) < 50 else 'lines'
             line, hover = {'color': colour_of(i)}, 'iteration %{x}: %{y:.4g}' + extra(tag)
             figure.add_scatter(x=x, y=y, name=tag, line=line, mode=mode, hovertemplate=hover)
-    figure.update_layout(LAYOUT, title={'text': name, 'font': {'size': 14}}, height=220, margin_t=36)
+    figure.update_layout(LAYOUT, title={'text': literal(name), 'font': {'size': 14}}, height=220, margin_t=36)
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
     return figure

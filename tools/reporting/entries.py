@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 from core import UserError
@@ -60,8 +61,33 @@ def find_entries(rows: list[str]) -> list[Entry]:
     if not found:
         raise UserError(f'{formats.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
-    find.check_comparable([entry.result for entry in entries if entry.result], 'data sets', 'classes')
+    for what, value_of in (('data set', _dataset_of), ('list of classes', _classes_of)):
+        folders = {value: entry.folder for entry in entries[::-1] if (value := value_of(entry))}
+        if len(folders) > 1:
+            shown = ', '.join(f'{folder} of "{value[:40]}"' for value, folder in [*folders.items()][:-3:-1])
+            advice = f'name the outputs of one, such as: python3 -m tools.report {[*folders.values()][-1]}'
+            raise UserError(f'a report is of one {what}, these are of {len(folders)} ({shown}): {advice}')
     return entries
+
+
+def _dataset_of(entry: Entry) -> str | None:
+    """Return the name of the data set that an entry is of, None if what it records cannot be opened any more."""
+    if entry.result:
+        return entry.result['dataset']
+    options = read_args(formats.PREDICTIONS / entry.folder).get('options', {})
+    try:
+        return _name_of(options['dataset'], options['data_dir'])
+    except (KeyError, UserError):
+        return None
+
+
+@cache
+def _name_of(dataset: str, data_dir: str) -> str:
+    return open_dataset(dataset, data_dir).name
+
+
+def _classes_of(entry: Entry) -> str | None:
+    return ', '.join(entry.result['iou']) if entry.result else None
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:

@@ -44,17 +44,19 @@ def _as_json(content: dict) -> dict:
     return json.loads(json.dumps(content))
 
 
-def check_fingerprint(what: Path | str, old: dict, new: dict, defaults: Mapping[str, object]) -> None:
+def check_fingerprint(
+    what: Path | str, old: dict, new: dict, defaults: Mapping[str, object], remedy: str = 'or another name'
+) -> None:
     """Raise UserError listing each difference between the settings of an existing output and the requested ones.
 
-    An option that the older record lacks has its default: the flag came later.
+    An option that the older record lacks has its default: the flag came later. `remedy` is another than --overwrite.
     """
     old = {**{name: value for name, value in _as_json(dict(defaults)).items() if name in new}, **old}
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
         shown = '; '.join(f'{name}: {_short(old.get(name))}, requested {_short(new.get(name))}' for name in names)
         raise UserError(
-            f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, or another name'
+            f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, {remedy}'
         )
 
 

@@ -65,7 +65,10 @@ class RunFiles:
             return None
         what = f'the run of {self.checkpoint}'
         check_contents(what, contents, self.contents, lambda i: self.dataset.image_path(i).name)
-        check_fingerprint(what, old, self.fingerprint, self.record.defaults)
+        remedy = 'or another name'
+        if found and old.get('max_epoch', 0) < self.fingerprint['max_epoch']:
+            remedy += f'; to train on from its backbone, pass --weights {self.models[0]} --tag OTHER'
+        check_fingerprint(what, old, self.fingerprint, self.record.defaults, remedy)
         return state if iteration else None  # saved on starting: everything is as initialised
 
     def save(self, state: dict) -> None:

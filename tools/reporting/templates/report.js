@@ -162,10 +162,12 @@
     const byId = (a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
     if (sort === 'id' || sort === '') found.sort(byId);
     else {
-      const values = found.map(scoreOf).filter((score) => score !== undefined).sort((a, b) => a - b);
+      // Of a class: its images. Those where it is only predicted, all at 0 %, come after them.
+      const isSorted = (card) => scoreOf(card) !== undefined && (!index || card.classes.includes(index));
+      const values = found.filter(isSorted).map(scoreOf).sort((a, b) => a - b);
       const median = values[Math.floor(values.length / 2)];
       const keys = { worst: (s) => s, best: (s) => -s, median: (s) => Math.abs(s - median) };
-      const key = (card) => (scoreOf(card) === undefined ? Infinity : keys[sort](scoreOf(card)));
+      const key = (card) => (isSorted(card) ? keys[sort](scoreOf(card)) : Infinity);
       found = found.map((card) => [key(card), card]).sort((a, b) => (a[0] === b[0] ? byId(a[1], b[1]) : a[0] - b[0])).map((pair) => pair[1]);
     }
     shown = 0;
