@@ -173,10 +173,10 @@ def progress(items: Iterable, description: str, total: int | None = None, lines:
 
 
 def time_left(seconds: float, done: int, total: int) -> str:
-    """Return ', about ... left' for the rest of some work of which a part took so many seconds; '' at its end."""
-    if done >= total:
-        return ''
+    """Return ', about ... left' for the rest of some work of which a part took so many seconds; '' if that is none."""
     left = seconds / done * (total - done)
+    if left < 1:
+        return ''
     if left >= 3600:
         return f', about {left / 3600:.1f} hours left'
     return f', about {left:.0f} s left' if left < 100 else f', about {left / 60:.0f} minutes left'

@@ -201,6 +201,7 @@ def test_progress_says_how_long_the_rest_takes(capsys, monkeypatch):
         (60, 1, 11, ', about 10 minutes left'),
         (3600, 2, 5, ', about 1.5 hours left'),
         (10, 10, 10, ''),
+        (1, 9, 10, ''),  # a ninth of a second
     ],
 )
 def test_time_left(seconds, done, total, line):

@@ -74,7 +74,7 @@ WALK = (
 )
 
 WEIGHTS = 'initial weights of the backbone: imagenet (download), none (random) or a file'
-PARTS = 'parts of a batch that pass through the network one at a time, to save memory; in stage 1 1 or --bn_replicas'
+PARTS = 'parts of a batch that pass through the network one at a time, to save memory (in stage 1: 1 or --bn_replicas)'
 LOGGED = 'interval between lines of the log, as a fraction of an epoch'
 EVERY = 'iterations between checkpoints; each epoch ends with one too'
 STEP = 'images per optimisation step, of all GPUs and processes together'
