@@ -12,7 +12,7 @@ from core.crf import check_installed, crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.models import SEGMENTERS
-from util import flags, script
+from util import crf_flags, flags, script
 from util.parallel.workers import BackgroundWriter
 from util.store import PREDICTION, create_folder
 from util.training import batches_on_device, load_network, options
@@ -23,8 +23,8 @@ def parse_args(argv=None):
     parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_SEGMENTER, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
     names = ('--iteration', '--crf_iteration')
-    parser.groups['inference'].add_argument(*names, type=flags.integer(0), default=10, help=flags.ITERATIONS)
-    parser.add_table(flags.CRF_KERNELS, crf_bilateral='80,13,10')
+    parser.groups['inference'].add_argument(*names, type=flags.integer(0), default=10, help=crf_flags.ITERATIONS)
+    parser.add_table(crf_flags.KERNELS, crf_bilateral='80,13,10')
     return parser.parse_args(argv)
 
 
@@ -45,7 +45,7 @@ def main(args):
     ids = dataset.ids(args.domain, with_images=True)
     segmenter, device, model = load_network(dataset, SEGMENTERS, '--tag', args.tag, **args.pick(options.NETWORK))
 
-    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, flags.crf_kernels(args))
+    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, crf_flags.kernels(args))
     with create_folder(PREDICTION, args.record(), dataset, ids, **inputs) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing
         batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize)

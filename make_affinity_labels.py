@@ -12,13 +12,13 @@ import numpy as np
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import BG_THRESHOLD, FG_THRESHOLD, affinity_label
-from util import flags, script
+from util import crf_flags, flags, script
 from util.store import AFFINITY_LABEL, CAM, create_folder, open_folder
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_table(flags.OUTPUT_FOLDER, flags.LABEL_CRF)
+    parser.add_table(flags.OUTPUT_FOLDER, crf_flags.LABELS)
     data = parser.groups['data']
     folder = 'folder of CAMs of stage 2, such as TAG@train@scale=0.5,1.0,1.5,2.0'
     data.add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
@@ -36,7 +36,7 @@ def make_label(image_id, args, dataset, cams):
     """Return the affinity label (h, w) uint8 of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = cams.read_scores(image_id, image.shape[:2])
-    thresholds, crf = (args.fg_threshold, args.bg_threshold), flags.label_crf(args)
+    thresholds, crf = (args.fg_threshold, args.bg_threshold), crf_flags.label_options(args)
     return affinity_label(image, keys, maps, *thresholds, args.crf_iteration, **crf)
 
 

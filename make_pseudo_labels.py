@@ -14,13 +14,13 @@ import numpy as np
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import PSEUDO_THRESHOLD, pseudo_label
-from util import flags, script
+from util import crf_flags, flags, script
 from util.store import PSEUDO_LABEL, RANDOM_WALK, create_folder, open_folder
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_table(flags.OUTPUT_FOLDER, flags.LABEL_CRF, crf_iteration=1)
+    parser.add_table(flags.OUTPUT_FOLDER, crf_flags.LABELS, crf_iteration=1)
     folder = 'folder of random-walk CAMs of stage 5, such as TAG@train@beta=10@exp_times=8@rw'
     parser.groups['data'].add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
     threshold = "score (0 to 1) above which a pixel is foreground; not part of the output's name: use --overwrite"
@@ -34,7 +34,7 @@ def make_label(image_id, args, dataset, random_walks):
     """Return the pseudo-label (h, w) uint8 of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = random_walks.read_scores(image_id, image.shape[:2])
-    return pseudo_label(image, keys, maps, args.threshold, args.crf_iteration, **flags.label_crf(args))
+    return pseudo_label(image, keys, maps, args.threshold, args.crf_iteration, **crf_flags.label_options(args))
 
 
 def main(args):

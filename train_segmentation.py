@@ -78,7 +78,7 @@ def main(args):
                 labels = batch['masks'].long()
                 size = model.output_size(labels.shape[1:])
                 if size != labels.shape[1:]:
-                    labels = F.interpolate(labels[:, None].float(), size, mode='nearest-exact')[:, 0].long()
+                    labels = F.interpolate(labels[:, None].float(), size, mode='nearest')[:, 0].long()
 
                 # The mean of the cross-entropy over the labelled pixels of the whole batch, 0 if there are none.
                 count = network.total((labels != IGNORE).sum()).clamp(min=1)

@@ -301,6 +301,14 @@ def out_of_memory(error):
 # Output -------------------------------------------------------------------------------------------------------------
 
 
+def colours_of(file):
+    """Return the colours of a model's classes, continued by VOC's; other programs' files may have none."""
+    palette = voc.palette()
+    colours = file.meta.get('palette', palette)[: len(palette)]
+    palette[: len(colours)] = colours
+    return palette
+
+
 def chosen_labels(args, names):
     """Return --classes as labels (C,) multi-hot, None without it."""
     if args.classes is None:
@@ -335,9 +343,7 @@ def main(args):
     file, affinity = open_models(args)
     args = settle_flags(args, file, affinity)
     check_installed(args.crf_iteration)
-    names, palette = ('background', *file.meta['classes']), voc.palette()
-    colours = file.meta.get('palette', palette)[:256]  # other programs' files may have none
-    palette[: len(colours)] = colours
+    names, palette = ('background', *file.meta['classes']), colours_of(file)
     is_classifier = file.meta['network'] == 'Classifier'
 
     # Find the images and, of a data set, their tags.

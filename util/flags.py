@@ -230,27 +230,6 @@ def folder_name(text: str) -> str:
     return text
 
 
-def kernel(widths: int) -> Callable[[str], str]:
-    """Return a flag type: widths and a weight, as text that can be part of a folder's name.
-
-    pydensecrf writes outside of its memory if positions divided by a width leave the range of its integers.
-    """
-
-    def parse(text: str) -> str:
-        try:
-            *sizes, weight = values = floats(text)
-            good = len(sizes) == widths and all(0.1 <= size <= 1e4 for size in sizes) and 0 <= weight <= 1e4
-        except ValueError:
-            good = False
-        if not good:
-            what = 'a width' if widths == 1 else f'{widths} widths'
-            fault = f'{text!r} is not {what} of 0.1 to 10000 and a weight up to 10000, separated by commas'
-            raise argparse.ArgumentTypeError(fault)
-        return ','.join(f'{value:g}' for value in values)
-
-    return parse
-
-
 def shard(text: str) -> str:
     """'i/n', the i-th of n shares, counted from 1; `shares.number_of` gives the numbers."""
     match = re.fullmatch('([0-9]+)/([0-9]+)', text)
@@ -290,27 +269,3 @@ OUTPUT_FOLDER = (  # of the stages that write a file per image
     Flag('run and output', '--shard', shard, None, SHARD, 'share'),
 )
 OUTPUT = ('overwrite', 'repair', 'shard', 'batch_size')  # what `create_folder` takes of their options
-
-GAUSSIAN = 'smoothness term of the CRF: WIDTH,WEIGHT (width in pixels; weight 0: off)'
-BILATERAL = 'colour term of the CRF: WIDTH,COLOUR,WEIGHT (pixels, levels of 0 to 255; weight 0: off)'
-CRF_KERNELS = (
-    Flag('inference', '--crf_gaussian', kernel(1), '3,3', GAUSSIAN),
-    Flag('inference', '--crf_bilateral', kernel(2), '50,5,10', BILATERAL),
-)
-GT_PROB = 'confidence of the CRF in the label of a pixel (0 to 1); lower values let the CRF change more'
-ITERATIONS = 'iterations of the dense CRF (0: no CRF); both names mean the same in every stage'
-LABEL_CRF = (  # of stages 3 and 6
-    Flag('inference', '--crf_iteration --iteration', integer(0), 10, ITERATIONS),
-    Flag('inference', '--gt_prob', real(0.01, 0.99), 0.7, GT_PROB),
-    *CRF_KERNELS,
-)
-
-
-def crf_kernels(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Return the options of `crf_from_probability` in core/crf.py."""
-    return {'gaussian': floats(args.crf_gaussian), 'bilateral': floats(args.crf_bilateral)}
-
-
-def label_crf(args: argparse.Namespace) -> dict:
-    """Return the options of `crf_from_labels` in core/crf.py."""
-    return {'gt_prob': args.gt_prob, **crf_kernels(args)}

@@ -363,3 +363,28 @@ def test_deeplab(demo, in_tmp, monkeypatch, mode, use_gn, smoothing, tested):
     check(
         steps, lambda step, state: deeplab_loss(step, state, mode, use_gn, smoothing), lambda name: True, tested=tested
     )
+
+
+@pytest.mark.parametrize('architecture, stride', [('Seg_Model', 16), ('CSeg_Model', 4)])
+def test_labels_are_resized_to_the_output_by_their_top_left_pixels(demo, in_tmp, monkeypatch, architecture, stride):
+    seen = []
+
+    def batches(self, real=Run.batches):
+        for batch in real(self):
+            seen.append([batch['masks'].long()])
+            yield batch
+
+    def cross_entropy(logits, labels, real=train_segmentation.F.cross_entropy, **options):
+        seen[-1].append(labels)
+        return real(logits, labels, **options)
+
+    monkeypatch.setattr(Run, 'batches', batches)
+    monkeypatch.setattr(train_segmentation.F, 'cross_entropy', cross_entropy)
+    line = f'--dataset {demo}/dataset.json --data_dir {demo} {COMMON} --backbone resnest14_narrow --batch_size 4'
+    line += f' --image_size 32 --min_image_size 32 --max_image_size 64 --label_name {labels_of(demo, in_tmp)}'
+    args = train_segmentation.parse_args(f'{line} --max_epoch 1 --architecture {architecture}'.split())
+    train_segmentation.main(args)
+    assert seen
+    for masks, labels in seen:
+        assert masks.shape == (4, 32, 32)
+        assert torch.equal(labels, masks[:, ::stride, ::stride])

@@ -33,7 +33,7 @@ FORKING = ('make_affinity_labels', 'make_pseudo_labels', 'evaluate', 'tools.prep
 # What they are made of.
 TORCH_FREE = ('core.labels', *(name_of(path) for path in UTIL if path.parent.name == 'store'))
 # Modules of util that know the options of commands; to all others a function's parameters say what it takes.
-KNOW_OPTIONS = ('util/flags.py', 'util/script.py', 'util/training/options.py')
+KNOW_OPTIONS = ('util/flags.py', 'util/crf_flags.py', 'util/script.py', 'util/training/options.py')
 
 
 def parse(path) -> ast.Module:
@@ -100,7 +100,8 @@ def test_util_stays_small():
     lines = {NAMES[path]: len(path.read_text().splitlines()) for path in UTIL}
     why = 'util is read as a whole: split a long module where a reader would, or raise the limit and say why'
     assert {name: count for name, count in lines.items() if count > 300} == {}, why
-    assert sum(lines.values()) < 3300, why
+    # 3,300 at the redesign; the search for outdated outputs, signals and the readers of foreign files took the rest.
+    assert sum(lines.values()) < 3900, why
 
 
 def test_no_module_changes_where_python_looks_for_others():

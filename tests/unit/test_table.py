@@ -88,7 +88,10 @@ def test_json_of_the_same_name_fixes_classes_palette_and_name(tmp_path):
         ('image,classes\n', 'has no rows'),
         ('image,classes\n,x\n', 'line 2 names no image'),
         ('image,classes\na.jpg,x,y\n', 'line 2 has 3 columns, the header 2 (names with commas need quotes)'),
-        ('image,classes,split\na.jpg,x,\n\na.jpg,y,val\n', 'a.jpg is in line 2 and again in line 4, with another split'),
+        (
+            'image,classes,split\na.jpg,x,\n\na.jpg,y,val\n',
+            'a.jpg is in line 2 and again in line 4, with another split',
+        ),
         ('image,classes\nb/a.jpg,x\nb__a.png,x\n', "b/a.jpg (line 2) and b__a.png (line 3) both have the image id"),
         ('image,classes\na.jpg,x\na.JPG,x\n', "a.jpg (line 2) and a.JPG (line 3) both have the image id 'a'"),
         ('image,classes\n../a.jpg,x\n', "line 2: '../a.jpg' is not a relative path of an image"),

@@ -41,7 +41,9 @@ def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -
     figure = go.Figure()
     for i, column in reversed(columns.items()):
         values, hover = [column[name] for name in names], '%{y}: %{x:.2f} %' + extra(titles[i])
-        figure.add_bar(x=values, y=list(map(literal, names)), orientation='h', marker_color=colour_of(i), hovertemplate=hover)
+        figure.add_bar(
+            x=values, y=list(map(literal, names)), orientation='h', marker_color=colour_of(i), hovertemplate=hover
+        )
     figure.update_layout(LAYOUT, barmode='group', height=80 + len(names) * (10 + 9 * len(columns)))
     figure.update_xaxes(title_text='IoU, %', range=[0, 100], automargin=True)
     figure.update_yaxes(CLASSES)

@@ -50,7 +50,6 @@ def start(device: str, seed: int, record: Record) -> torch.device:
 def _meet() -> None:
     """Wait until every process has come to the store of the first one (or of torchrun)."""
     global _store
-    rank, count = launcher.rank(), launcher.world_size()
     try:
         store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
         # torchrun restarts all processes when one fails (--max_restarts), and its store keeps what they had written.

@@ -55,9 +55,7 @@ def check_fingerprint(
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
         shown = '; '.join(f'{name}: {_short(old.get(name))}, requested {_short(new.get(name))}' for name in names)
-        raise UserError(
-            f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, {remedy}'
-        )
+        raise UserError(f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, {remedy}')
 
 
 def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
