@@ -6,6 +6,7 @@ is raised in some places (hooks of a fork, __del__): `stop_if_asked`, which ever
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,14 +36,15 @@ def stop_if_asked() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold signals inside: one that comes is acted on at the end."""
+    """Hold signals inside: one that comes is acted on at the end, unless an exception is on its way already."""
     global _held
     _held += 1
     try:
         yield
     finally:
         _held -= 1
-    stop_if_asked()
+    if sys.exc_info()[0] is None:
+        stop_if_asked()
 
 
 def _hear(number: int, frame: object) -> None:

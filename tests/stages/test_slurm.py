@@ -1,4 +1,4 @@
-"""recipes/slurm/ with stand-ins for sbatch, srun and scontrol, which run the jobs here, one after the other."""
+"""recipes/slurm/ with stand-ins for sbatch, srun, scancel and scontrol, which run the jobs here, one after the other."""
 
 import importlib
 import os
@@ -76,12 +76,21 @@ for task in range(int(first), int(last) + 1) if not failed else ():
     statuses.append(status)
 (state / f'{number}.done').write_text('dependency' if failed else str(max(statuses)))
 """
-# Starts the command once for each node, and hands SIGTERM on.
+# Starts the command once for each node: a step. On SIGTERM it kills the step, as that of Slurm 22.05 does.
 SRUN = r"""
-import os, signal, subprocess, sys
+import os, pathlib, signal, subprocess, sys
 nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(int(os.environ['SLURM_JOB_NUM_NODES']))]
-signal.signal(signal.SIGTERM, lambda *_: [node.terminate() for node in nodes])
+signal.signal(signal.SIGTERM, lambda *_: [node.kill() for node in nodes])
+step = pathlib.Path(os.environ['STATE']) / f'{os.environ["SLURM_JOB_ID"]}.step'
+step.write_text(' '.join(str(node.pid) for node in nodes))
 sys.exit(max(abs(node.wait()) for node in nodes))
+"""
+# Signals the processes of a job's step.
+SCANCEL = r"""
+import os, pathlib, signal, sys
+assert sys.argv[1] == '--signal=TERM'
+for pid in (pathlib.Path(os.environ['STATE']) / f'{sys.argv[2]}.step').read_text().split():
+    os.kill(int(pid), signal.SIGTERM)
 """
 SCONTROL = r"""
 import os, pathlib, sys
@@ -107,7 +116,7 @@ def cluster(tmp_path, demo, monkeypatch) -> dict[str, str]:
         (root / path.name).symlink_to(path)
     shutil.copytree(REPOSITORY / 'recipes/slurm', root / 'recipes/slurm')
     (root / 'tools/environment.sh').write_text('set -euo pipefail\ncd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
-    for name, text in (('sbatch', SBATCH), ('srun', SRUN), ('scontrol', SCONTROL)):
+    for name, text in (('sbatch', SBATCH), ('srun', SRUN), ('scancel', SCANCEL), ('scontrol', SCONTROL)):
         write_program(programs / name, f'#!{sys.executable}\n{text}')
     write_program(programs / 'python', f'#!/bin/sh\nexec {sys.executable} "$@"')
     monkeypatch.chdir(root)
