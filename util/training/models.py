@@ -150,8 +150,9 @@ def load_network(
     changed since.
     """
     file = open_model(tag, flag, networks)
+    meta = file.resolve(dataset, networks, **given)
     outdated = find_outdated([file.path], dataset)
     if outdated:
         raise UserError(outdated)
-    network, place = load_for_inference(file, file.resolve(dataset, networks, **given), device, precision, compile)
+    network, place = load_for_inference(file, meta, device, precision, compile)
     return network, place, file.sha256
