@@ -141,7 +141,8 @@ class Run:
     def __exit__(self, kind, *exception) -> None:
         with self.stack:
             if kind is None:
-                processes.from_main(self._restore_models)  # somebody may have removed them
+                if launcher.is_main():
+                    self._restore_models()  # somebody may have removed them
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
                 processes.end()
 
