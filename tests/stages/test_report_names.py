@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.data.dataset import open_dataset
@@ -48,8 +49,8 @@ def make_page(*more: str) -> Path:
 def test_axes_of_classes_are_categories():
     figures = [
         charts.chart_classes({0: dict.fromkeys(NAMES, 50.0)}, ['x']),
-        charts.chart_errors(charts.np.ones((6, 6)), NAMES),
-        charts.chart_confusion(charts.np.ones((6, 6)), NAMES),
+        charts.chart_errors(np.ones((6, 6)), NAMES),
+        charts.chart_confusion(np.ones((6, 6)), NAMES),
     ]
     for figure in figures:
         assert figure.layout.yaxis.type == 'category'

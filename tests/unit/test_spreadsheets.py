@@ -112,7 +112,7 @@ def test_look_alikes_are_warned_of(tmp_path, other):
         dataset.read_labels('a')
 
 
-# Names on the disk ---------------------------------------------------------------------------------------------------
+# Names on the disk --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('listed, on_disk', [(NFC, NFD), (NFD, NFC)])
