@@ -51,8 +51,8 @@ from util.store.locks import locked
 from util.training import options
 from util.training.models import load_for_inference
 
-JPEG = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.jp2', '.j2k', '.jpf', '.jpx')
-ENDINGS = (*JPEG, '.png', '.webp', '.avif', '.bmp', '.gif', '.tif', '.tiff')
+ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif', '.jpe', '.mpo', '.avif')
+ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx')  # JPEG 2000
 UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 OUTPUTS = ('.png', '.npz', '_overlay.png')
 

@@ -4,7 +4,7 @@
      "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}
 
 List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. "annotations":
-"photos/{id}.xml" in place of "labels" names files in VOC's format. Without these entries the layout is VOC's. No torch
+"photos/{id}.xml" instead of "labels" names files in VOC's format. Without these entries the layout is VOC's. No torch
 here: stages 3, 6 and 9 import this module and fork.
 """
 

@@ -59,3 +59,10 @@ def test_files_that_are_left_out_are_counted(here, capsys):
         ids('photos')
     with pytest.raises(UserError, match=r'b.HEIC: HEIC cannot be read: convert it to JPEG'):
         ids('photos/b.HEIC')
+
+
+def test_classes_with_commas_can_be_chosen():
+    args = predict.flags.Options(classes='dog,"cat, big"', model='m.pth')
+    assert predict.chosen_labels(args, ('background', 'cat, big', 'cow', 'dog')).tolist() == [1, 0, 1]
+    with pytest.raises(UserError, match="m.pth has no 'cat', only cat, big"):
+        predict.chosen_labels(predict.flags.Options(classes='cat, big', model='m.pth'), ('background', 'cat, big'))
