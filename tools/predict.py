@@ -140,13 +140,13 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], Counter]:
     images, left_out = [], Counter()
     for path in found:
         if outputs != below and outputs in Path(os.path.abspath(path)).parents:
-            left_out['in --out'] += 1
+            left_out['in the folder of --out'] += 1
         elif any(part.startswith('.') for part in path.relative_to(folder).parts):
             left_out['hidden'] += 1  # such as those macOS adds to archives
         elif path.suffix.lower() in UNREADABLE:
-            left_out['HEIC, which cannot be read: convert them to JPEG'] += 1
+            left_out['HEIC, which cannot be read (convert them to JPEG)'] += 1
         elif path.suffix.lower() not in ENDINGS:
-            left_out['no photographs by their names'] += 1
+            left_out['not named as photographs'] += 1
         else:
             images.append(path)
     if not images:
@@ -155,21 +155,23 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], Counter]:
     return folder, sorted(images), left_out
 
 
-def walk(folder: Path) -> list[Path]:
-    """Return the files below a folder. Links to folders are followed once, so that no circle of links is endless."""
-    found, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [path for name in names if (path := Path(parent, name)).is_file()]
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    """Return the files below a folder. Links are followed, unless they lead back to a folder `above`."""
+    above, found = above | {os.path.realpath(folder)}, []
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError:
+        return []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+        elif path.is_dir() and os.path.realpath(path) not in above:
+            found += walk(path, above)
     return found
 
 
 def count_left_out(left_out: Counter) -> str:
-    return f'{left_out.total()} files were left out: ' + ', '.join(f'{n} {why}' for why, n in left_out.items())
+    return f'left out: {"; ".join(f"{count} {why}" for why, count in left_out.items())}'
 
 
 def find_images(arguments: list[str], out: Path) -> dict[str, Path]:
