@@ -326,10 +326,14 @@ def write_mask(images, folder, indices, negatives, picture):
     if (drawn or negatives == 'keep') and not path.is_file():
         label = np.zeros(picture.size, np.uint8)
         for instance, rle in drawn:
-            is_known = instance.has_outline and not instance.is_crowd
-            label[coco_mask.decode(rle) == 1] = indices[instance.category] if is_known else IGNORE
+            label[coco_mask.decode(rle) == 1] = indices[instance.category] if is_drawn(instance) else IGNORE
         write_bytes(path, encode_label_map(label, PALETTE))
     return sorted({indices[instance.category] for instance, _ in drawn})
+
+
+def is_drawn(instance):
+    """Return whether the pixels of an instance are those of its class."""
+    return instance.has_outline and not instance.is_crowd
 
 
 def encode_shape(shape, size):
@@ -401,9 +405,13 @@ def prepare(args, output):
     for split, folder in folders.items():
         write = partial(write_mask, root / f'{split}{year}', folder, indices, args.negatives)
         found = parallel_map(write, pictures[split], args.num_workers, f'masks of {split}')
+        # Masks without any class cannot score anything, and the stages would refuse them.
+        has_classes = any(is_drawn(instance) for picture in pictures[split] for instance in picture.instances)
+        if not has_classes:
+            print(f'{split}: no object has an outline, so {output.name} names no masks of this split')
         for picture, classes in zip(pictures[split], found, strict=True):
             if classes or args.negatives == 'keep':
-                mask = mask_path(folder, picture).relative_to(root).as_posix()
+                mask = mask_path(folder, picture).relative_to(root).as_posix() if has_classes else ''
                 tags = ';'.join(names[index - 1] for index in classes)
                 rows.append([f'{split}{year}/{picture.file_name}', tags, mask, split])
 

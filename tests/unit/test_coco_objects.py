@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data.dataset import open_dataset
 from support import fault_of, run_stage
 from support.coco import H, W, annotation, content, filled, make_coco, rectangle, write
 from tools import prepare_coco
@@ -31,7 +32,9 @@ def prepare(root, annotations, images=None):
     run_stage(prepare_coco, ['--data_dir', str(root), '--num_workers', '0'])
     with (root / 'coco2017.csv').open(newline='') as file:
         row = next(row for row in csv.DictReader(file) if row['split'] == 'train')
-    return row['classes'], np.array(Image.open(root / row['mask']))
+    (mask,) = (root / 'masks2017' / 'train').glob('*.png')
+    assert row['mask'] in ('', mask.relative_to(root).as_posix())
+    return row['classes'], np.array(Image.open(mask))
 
 
 def cat(segmentation, **more):
@@ -45,6 +48,15 @@ def test_objects_without_outline_keep_their_tag_and_their_box_is_ignored(root, s
     np.testing.assert_array_equal(mask, 255 * BOXED)
     warned = 'warning: 1 of 3 objects have no outline: their tags are kept, their boxes are 255 in the masks'
     assert warned in capsys.readouterr().err
+
+
+def test_a_split_without_outlines_has_no_masks_to_score(root, capsys):
+    prepare(root, [cat([])])
+    assert 'train: no object has an outline, so coco2017.csv names no masks of this split' in capsys.readouterr().out
+    dataset = open_dataset(root / 'coco2017.csv', root)
+    assert dataset.ids_with_masks('train') == []
+    assert dataset.ids_with_masks('val') == ['val2017__000000000001']
+    assert dataset.read_labels('train2017__000000000004').tolist() == [0, 0, 1]
 
 
 def test_segmentation_may_be_absent(root):
