@@ -6,7 +6,11 @@ import re
 import stat
 from pathlib import Path
 
-HALF_CHARACTER = re.compile(rb'\\u[dD][89abAB]')  # half of a pair of surrogates, which need not have its other half
+HALF_CHARACTER = re.compile(rb'\\u[dD][89a-fA-F]')  # half of a pair of surrogates, whose other half may be missing
+
+
+class NotRegular(OSError):
+    """A FIFO, a socket or a device instead of a file."""
 
 
 def check_regular(path: Path) -> None:
@@ -15,7 +19,7 @@ def check_regular(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, 'Not a regular file', str(path))
+        raise NotRegular(errno.EINVAL, 'Not a regular file', str(path))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""recipes/slurm/ with stand-ins for sbatch, srun, scancel and scontrol, which run the jobs here, one after the other."""
+"""recipes/slurm/ with stand-ins for the commands of Slurm, which run the jobs here, one after the other."""
 
 import importlib
 import os

@@ -106,7 +106,7 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     for folder in others:
         domain = read_args(formats.PREDICTIONS / folder).get('options', {}).get('domain')
         kind = find.format_of(formats.PREDICTIONS / folder)
-        if folder not in known and domain and kind not in (None, *NOT_SCORED):
+        if folder not in known and fits(domain, str) and domain and kind not in (None, *NOT_SCORED):
             found.append((folder, domain, None))
     return found
 
@@ -146,7 +146,8 @@ def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:
 
     `records` are contents of args.json. Raises UserError naming the flag if none has them.
     """
-    recorded = next((record['options'] for record in records if 'dataset' in record.get('options', {})), {})
+    given = [record.get('options') for record in records]
+    recorded = next((found for found in given if fits(found, {'dataset': str, 'data_dir': str})), {})
     options = {name: getattr(args, name) or recorded.get(name) for name in ('dataset', 'data_dir')}
     for name, value in options.items():
         if value is None:

@@ -46,7 +46,7 @@ def read(path: Path) -> dict:
             raise ValueError
         numbers = [content[name] for name in NUMBERS]
         numbers += [value for value in content['iou'].values() if value is not None]
-        if not np.isfinite(numbers).all():
+        if not np.isfinite(np.array(numbers, float)).all():
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
