@@ -2,7 +2,7 @@
 # Table 2 on photographs: the nine stages, trained on train_2007 and scored on train_2007 and val_2007:
 #   D=VOC_ROOT W=IMAGENET_WEIGHTS_OF_NET bash recipes/chain.sh
 # Measured with the defaults on the 632 photographs of 2007: 70 minutes on one core of a shared machine; CAM 35.7, random walk
-# 38.6, pseudo-labels 38.9 % mIoU on train, DeepLabv3+ 29.7 on val (docs/results.md, "4. The chain on photographs").
+# 38.6, pseudo-labels 38.9 % mIoU on train, DeepLabv3+ 29.7 on val (docs/results/chain_photographs.md).
 # Optional variables, with their defaults:
 #   NET=mobilenet_v2                                backbone
 #   LOSS='--loss_option cl'                         flags of stage 1, such as '--loss_option cl_pcl_re --alpha 1'

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,8 +21,9 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin
 from core import IGNORE, UserError, has_control_characters
 from core.data.files import check_regular
 
-# Pillow reads 40 formats, among them some that start other programs. These are the ones that README.md names.
+# Pillow reads 40 formats, among them some that start other programs. These are the ones that docs/datasets.md names.
 FORMATS = ('JPEG', 'PNG', WebPImagePlugin.WebPImageFile.format, 'BMP', TiffImagePlugin.TiffImageFile.format, 'GIF')
+FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))  # AVIF since Pillow 11.3
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # by orientation: Image.Transpose
