@@ -11,9 +11,16 @@ import torch
 from support import chain, made_once, run_stage
 from support.made_outputs import make_experiment
 from tools import make_demo_data
+from util import signals
 
 # pytest-xdist runs one process per core: more threads would only wait for one another.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals_of_their_own(monkeypatch) -> None:
+    """A signal that a test sends to its process is not heard in the next one."""
+    monkeypatch.setattr(signals, '_received', 0)
 
 
 @pytest.fixture(scope='session')

@@ -194,7 +194,7 @@ CASES = [
         '{D}/JPEGImages/train_00000.jpg: * (1 of 12 are missing): check the folder of the data set',
     ),
     (write(JPEG, ''), 'cams', '', '{D}/JPEGImages/train_00000.jpg: not a readable image'),
-    (cut(JPEG), 'pseudo', '', '{random_walks}: 1 image changed (train_00000.jpg); run inference_rw.py again'),
+    (cut(JPEG), 'pseudo', '', '{cams}: 1 image changed (train_00000.jpg); run inference_classification.py again'),
     (write(JPEG, 'no JPEG'), 'cls', '', '{D}/JPEGImages/train_00000.jpg: not a readable image'),
     (
         picture(JPEG, np.zeros((9, 7, 3))),

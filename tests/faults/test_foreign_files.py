@@ -29,7 +29,7 @@ from support.coco import write as write_coco
 from tools import prepare_coco
 from tools.importing import unpickle
 from tools.importing.unpickle import KNOWN, read_arrays
-from util import flags
+from util import crf_flags, flags
 from util.store.fingerprints import read_args, read_inputs, read_json
 
 # CAMs of the published code -----------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_photographs_are_turned_by_their_orientation_alone(tmp_path, name):
     assert image_size(tmp_path / 'a.jpg') == ((32, 24) if is_turned else (24, 32))
 
 
-@pytest.mark.parametrize('kind', ['EPS', 'PPM', 'TGA', 'PCX', 'ICO', 'SPIDER', 'DDS', 'AVIF', 'JPEG2000', 'PDF'])
+@pytest.mark.parametrize('kind', ['EPS', 'PPM', 'TGA', 'PCX', 'ICO', 'SPIDER', 'DDS', 'PDF'])
 def test_formats_that_no_document_names_are_refused(tmp_path, kind):
     """Whatever the name of the file; EPS would start another program."""
     Image.new('F' if kind == 'SPIDER' else 'RGB', (32, 24)).save(tmp_path / 'a', kind)
@@ -344,7 +344,7 @@ def masks_of(root, segmentation):
     """Return the line or the classes of the image that has an annotation of a shape."""
     entries = content(2017, 'train', [annotation(4, 90, segmentation, 10)], (4,))
     _, pictures = prepare_coco.read_annotations(write_coco(root, 'train', entries), root / 'train2017')
-    return prepare_coco.write_mask(root, {7: 1, 90: 2, 2: 3}, 'keep', pictures[0])
+    return prepare_coco.write_mask(root / 'train2017', root, {7: 1, 90: 2, 2: 3}, 'keep', pictures[0])
 
 
 def test_polygons_far_outside_are_clipped(tmp_path):
@@ -381,7 +381,7 @@ def test_large_run_lengths_take_no_memory(counts):
 )
 def test_widths_that_crash_the_crf(widths, text):
     with pytest.raises(argparse.ArgumentTypeError, match='of 0.1 to 10000 and a weight up to 10000'):
-        flags.kernel(widths)(text)
+        crf_flags.kernel(widths)(text)
 
 
 def test_numbers_beyond_single_precision():

@@ -186,7 +186,7 @@ def records(folder):
         read_args(Path('experiments/predictions/a'))
         read_inputs(Path('experiments/predictions/a'))
         provenance.trace({'a': 'CAM'})
-        hashes._read_cache()
+        hashes.file_hashes({'a': Path('experiments/lock.json')})
         locks.refusal(Path('experiments/lock.lock'), 'x')
         Path('experiments/results/a@train.json').write_bytes(content)
         attempt(find_entries, [])
@@ -261,9 +261,8 @@ def coco(folder):
         names, found = prepare_coco.read_annotations(path, root / 'train2017')
         indices = {number: index for index, number in enumerate(names, 1)}
         for picture in found:
-            if picture.size[0] * picture.size[1] < 1 << 24:  # otherwise it is not the image's
-                prepare_coco.write_mask(folder / 'masks', indices, 'keep', picture)
-                (folder / 'masks' / f'{Path(picture.file_name).stem}.png').unlink()
+            prepare_coco.write_mask(root / 'train2017', folder / 'masks', indices, 'keep', picture)
+            (folder / 'masks' / f'{Path(picture.file_name).stem}.png').unlink()
 
     entries = content(2017, 'train', TRAIN, (1, 4, 5, 6))
     assert (H, W) == (24, 32)

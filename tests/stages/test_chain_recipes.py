@@ -106,7 +106,7 @@ def test_rounding_of_files(copy, capsys):
 @pytest.mark.parametrize('name, folder', [('cls', CAMS), ('aff', RANDOM_WALKS)])
 def test_rounding_of_another_model_is_refused(copy, name, folder):
     torch.save({key: value + 1 for key, value in state_of(name).items()}, f'experiments/models/{name}.pth')
-    with pytest.raises(UserError, match=rf'{folder} exists with different settings \(model'):
+    with pytest.raises(UserError, match=rf'{folder}: experiments/models/{name}.pth changed; run '):
         rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS]))
 
 

@@ -219,10 +219,21 @@ def test_nothing_is_made_again_if_nothing_changed(copy, capsys):
         assert 'run already finished' in capsys.readouterr().out
 
 
+def forget_training(folder) -> None:
+    for path in (folder / 'experiments/data').glob('*.json'):
+        path.unlink()
+
+
 def test_corrected_tag(copy, capsys):
+    """Stage 1 comes first. Models without a record are taken as they are: then only that image is computed again."""
     write_csv({**TAGS, 'cmyk.jpg': 'sofa'})
     with pytest.raises(UserError, match=r'cls.pth: labels of 1 image changed \(cmyk.jpg\): pass --overwrite'):
         run('cls')
+    again = r'models/cls.pth: labels of 1 image changed \(cmyk.jpg\); run train_classification_with_puzzle.py again'
+    for name in ('cams', 'labels', 'walks', 'pseudo', 'seg'):
+        with pytest.raises(UserError, match=again):
+            run(name)
+    forget_training(copy)
     for name in ('labels', 'walks'):
         with pytest.raises(UserError, match=r'labels of 1 image changed \(cmyk.jpg\); run inference_classification.py'):
             run(name)
@@ -244,6 +255,11 @@ def test_exchanged_photograph(copy, capsys):
     Image.new('RGB', (40, 44), 'red').save(copy / 'photos/old.bmp')
     with pytest.raises(UserError, match=r'cls.pth: 1 image changed \(old.bmp\): pass --overwrite to regenerate it'):
         run('cls')
+    with pytest.raises(
+        UserError, match=r'cls.pth: 1 image changed \(old.bmp\); run train_classification_with_puzzle.py'
+    ):
+        run('cams')
+    forget_training(copy)
     for name in ('labels', 'walks'):
         with pytest.raises(UserError, match=r'1 image changed \(old.bmp\); run inference_classification.py again'):
             run(name)

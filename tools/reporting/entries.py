@@ -75,9 +75,11 @@ def _dataset_of(entry: Entry) -> str | None:
     if entry.result:
         return entry.result['dataset']
     options = read_args(formats.PREDICTIONS / entry.folder).get('options', {})
+    if not fits(options, {'dataset': str, 'data_dir': str}):
+        return None
     try:
         return _name_of(options['dataset'], options['data_dir'])
-    except (KeyError, UserError):
+    except UserError:
         return None
 
 
