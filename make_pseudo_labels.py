@@ -41,8 +41,7 @@ def main(args):
     check_installed(args.crf_iteration)
     dataset = open_dataset(args.dataset, args.data_dir)
     ids = dataset.ids(args.domain, with_images=True)
-    kind = RANDOM_WALK
-    random_walks = open_folder(kind, args.experiment_name, '--experiment_name', dataset, ids)
+    random_walks = open_folder(RANDOM_WALK, args.experiment_name, '--experiment_name', dataset, ids)
     inputs = {'maps': random_walks, **args.pick(flags.OUTPUT)}
     with create_folder(PSEUDO_LABEL, args.record(), dataset, ids, **inputs) as labels:
         made_of = {'args': args, 'dataset': dataset, 'random_walks': random_walks}

@@ -316,7 +316,7 @@ def chosen_labels(args, names):
     if args.classes is None:
         return None
     labels = np.zeros(len(names) - 1, np.float32)
-    for name in flags.names(args.classes):
+    for name in flags.names(args.classes) or ['']:
         if name not in names[1:]:
             raise UserError(f'--classes {args.classes}: {args.model} has no {name!r}, only {", ".join(names[1:])}')
         labels[names.index(name) - 1] = 1

@@ -14,7 +14,7 @@ class NotRegular(OSError):
 
 
 def check_regular(path: Path) -> None:
-    """Raise OSError if there is no file, or a folder, a FIFO, a socket or a device: to open these may wait for ever."""
+    """Raise OSError unless a path leads to a file: opening a FIFO, a socket or a device may wait for ever."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
