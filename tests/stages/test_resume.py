@@ -268,7 +268,7 @@ def test_stale_inputs_of_inputs_are_refused(demo, experiments, capsys):
     again(demo, 'pseudo')
     again(demo, 'cams', '--overwrite', '--resize', 'torch')
     assert 'maps: ' in refused(demo, 'affinity_labels', capsys)
-    assert 'cams: ' in refused(demo, 'random_walk', capsys)
+    assert 'changed; run make_affinity_labels.py again' in refused(demo, 'random_walk', capsys)
 
 
 def test_train_and_train_aug_share_a_folder(demo, experiments):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -78,7 +79,8 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
             # Shards hash at the same time. A disk that cannot be written leaves the cache as it is.
             with suppress(OSError), locked(CACHE.with_name('.files.lock'), str(CACHE), BRIEF_PATIENCE):
                 write_json(CACHE, {**read_json(CACHE), **new})
-    return {image_id: hashes[image_id] for image_id in paths}
+    # Equal hashes are one string, known or not, so that the bytes of a checkpoint do not depend on the cache.
+    return {image_id: sys.intern(hashes[image_id]) for image_id in paths}
 
 
 def _short_hash(name: str) -> str:
