@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,13 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def signals_of_their_own(monkeypatch) -> None:
-    """A signal that a test sends to its process is not heard in the next one."""
-    monkeypatch.setattr(signals, '_received', 0)
+def signals_of_their_own() -> Iterator[None]:
+    """Tests call the main functions of scripts, and send signals to their process; the next test does not hear them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals.listen()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope='session')

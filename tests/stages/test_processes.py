@@ -32,7 +32,7 @@ from support.chain import commands
 from support.networks import Tiny, labels_of, synchronise_on_cpus
 from support.programs import SERVER, free_port, held, refusal
 from tools import check_dataset, predict
-from util import launcher, script
+from util import launcher, script, signals
 from util.parallel import batch, processes
 from util.store.fingerprints import Record
 from util.training.loaders import gather_rows, ordered_loader, training_loader
@@ -121,6 +121,7 @@ def train(name: str, line: str, stop: int | None = None, overflow: int | None = 
     `overflow`, gradients of the last process are not finite in that iteration.
     """
     trainer, steps, runs = SCRIPTS[name], [], []
+    signals.listen()
     is_last = launcher.rank() == launcher.world_size() - 1
 
     def backward(run, loss, real=Run.backward):
