@@ -33,7 +33,7 @@ def parse_args(argv=None):
 
 
 def make_label(image_id, args, dataset, cams):
-    """Return the affinity label (h, w) uint8 of an image."""
+    """Return the affinity label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = cams.read_scores(image_id, image.shape[:2])
     thresholds, crf = (args.fg_threshold, args.bg_threshold), crf_flags.label_options(args)

@@ -31,7 +31,7 @@ def parse_args(argv=None):
 
 
 def make_label(image_id, args, dataset, random_walks):
-    """Return the pseudo-label (h, w) uint8 of an image."""
+    """Return the pseudo-label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = random_walks.read_scores(image_id, image.shape[:2])
     return pseudo_label(image, keys, maps, args.threshold, args.crf_iteration, **crf_flags.label_options(args))
