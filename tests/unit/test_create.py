@@ -208,12 +208,16 @@ def test_overwrite_removes_outputs_and_keeps_other_files(in_tmp):
 def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
     options = {'iteration': 1, 'crf_gaussian': '3,3', 'crf_bilateral': '50,5,10'}
     create = partial(created, kind, ['a', 'b', 'c'], **options)
-    with create() as folder:
+
+    def write(ids):
         if kind is CAM:
-            fill(folder, IDS)
+            fill(folder, ids)
         else:
-            for image_id in IDS:
+            for image_id in ids:
                 folder.write_label(image_id, np.full((4, 5), 20, np.uint8))
+
+    with create() as folder:
+        write(IDS)
     path = folder.file('b')
     path.write_bytes(path.read_bytes()[:50])
     with create() as folder:
@@ -221,6 +225,7 @@ def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
     capsys.readouterr()
     with create(repair=True) as folder:
         assert folder.missing == {'b', 'c'}
+        write(['b', 'c'])
     line, summary = capsys.readouterr().out.splitlines()
     assert line.startswith(f'regenerating: {path}: ')
     assert summary == f'3 {kind.title}s in {folder.path}, 2 of them new'

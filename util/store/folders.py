@@ -105,7 +105,7 @@ class Folder:
     def summary(self) -> str:
         lost = sum(not self.file(image_id).is_file() for image_id in self.ids)
         counts = f'{len(self.ids) - lost} {self.kind.title}s in {self.path}, {len(self.missing) - lost} of them new'
-        return counts + (f', {lost} are missing: run the same command again' if lost else '')
+        return counts + (f', {lost} missing: run the same command again' if lost else '')
 
 
 def open_folder(
