@@ -54,7 +54,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     The line says what the user can fix (UserError, OSError, memory, devices), or where the traceback of a bug is.
     However it ends, no process that it has started goes on.
     """
-    args = parse_args()
+    args, process = parse_args(), os.getpid()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
     signals.listen()
@@ -66,7 +66,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
         main(args)
         sys.stdout.flush()
     except SystemExit:
-        if launcher.world_size() > 1 and signals.received() == signal.SIGTERM:
+        if launcher.world_size() > 1 and signals.received() == signal.SIGTERM and os.getpid() == process:
             print(f'{launcher.prefix()}{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
         raise
     except Exception as error:

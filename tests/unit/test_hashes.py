@@ -9,7 +9,7 @@ import pytest
 
 from core import UserError
 from util.store import hashes
-from util.store.hashes import digest, file_hash, file_hashes, label_hashes, list_hash, weights_hash
+from util.store.hashes import digest, file_hash, file_hashes, label_hashes, list_hash
 
 
 def test_digest_does_not_depend_on_the_order():
@@ -17,17 +17,14 @@ def test_digest_does_not_depend_on_the_order():
     assert digest({'a': 1, 'b': 2}) != digest({'a': 2, 'b': 1})
 
 
-def test_hashes_of_files_lists_and_weights(tmp_path):
+def test_hashes_of_files_and_lists(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / 'a').write_bytes(content)
     assert file_hash(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
-    assert weights_hash(str(tmp_path / 'a')) == file_hash(tmp_path / 'a')
-    assert (weights_hash('imagenet'), weights_hash('none')) == ('imagenet', 'none')
     assert list_hash(['a', 'b']) != list_hash(['b', 'a'])
     assert list_hash(['a', 'b']) != list_hash(['ab'])
-    for missing in (lambda: file_hash(tmp_path / 'b'), lambda: weights_hash(str(tmp_path / 'b'))):
-        with pytest.raises(UserError, match=r'b: cannot be read \(No such file or directory\)'):
-            missing()
+    with pytest.raises(UserError, match=r'b: cannot be read \(No such file or directory\)'):
+        file_hash(tmp_path / 'b')
 
 
 def test_unchanged_files_are_read_once(in_tmp, monkeypatch):

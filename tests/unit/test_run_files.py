@@ -13,7 +13,7 @@ from util.store.fingerprints import Record
 from util.training.files import RunFiles
 
 DATASET = SimpleNamespace(image_path=lambda image_id: Path(f'{image_id}.jpg'))
-SETTINGS = {'lr': 0.1, 'labels': '1234'}
+SETTINGS = {'lr': 0.1, 'labels': '1234', 'max_epoch': 2}
 CONTENTS = {'images': {'a': '11', 'b': '22'}}
 
 

@@ -391,7 +391,10 @@ def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
     """--paired A B --classes: the rows are A and B."""
     iou = {'background': 80.0, 'cat': 40.0}
     result = {'miou': 60.0, 'fp': 20.0, 'fn': 20.0, 'images': 6, 'all_background_miou': 10.0, 'threshold': 0.3}
-    results_of = {name: [{**result, 'name': name, 'miou': miou, 'iou': iou}] for name, miou in (('a', 60), ('b', 62))}
+    results_of = {
+        name: [{**result, 'name': name, 'experiment_name': name, 'miou': miou, 'iou': iou}]
+        for name, miou in (('a', 60), ('b', 62))
+    }
     monkeypatch.setattr(summarize.find, 'find', results_of.__getitem__)
     monkeypatch.setattr(summarize.find, 'check_comparable', lambda runs: None)
     monkeypatch.setattr(summarize.find, 'check_mean', lambda runs: None)

@@ -101,7 +101,7 @@ def test_model_file_of_this_repository(tmp_path):
     torch.manual_seed(1)
     classifier = Classifier(NARROW, 3)
     save_model(classifier, tmp_path / 'tag.pth', **META)
-    state, meta, _ = read_state_dict(tmp_path / 'tag.pth')
+    state, meta, *_ = read_state_dict(tmp_path / 'tag.pth')
     assert same_state(state, classifier.state_dict())
     assert meta == META
     model = narrow(2)
