@@ -20,11 +20,8 @@ from util.training import batches_on_device, load_network, options
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_SEGMENTER, domain='val')
+    parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_SEGMENTER, crf_flags.PREDICTIONS, domain='val')
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 7')
-    names = ('--iteration', '--crf_iteration')
-    parser.groups['inference'].add_argument(*names, type=flags.integer(0), default=10, help=crf_flags.ITERATIONS)
-    parser.add_table(crf_flags.KERNELS, crf_bilateral='80,13,10')
     return parser.parse_args(argv)
 
 

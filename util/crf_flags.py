@@ -40,6 +40,11 @@ LABELS = (  # of stages 3 and 6
     flags.Flag('inference', '--gt_prob', flags.real(0.01, 0.99), 0.7, GT_PROB),
     *KERNELS,
 )
+PREDICTIONS = (  # of stage 8
+    flags.Flag('inference', '--iteration --crf_iteration', flags.integer(0), 10, ITERATIONS),
+    KERNELS[0],
+    KERNELS[1]._replace(default='80,13,10'),
+)
 
 
 def kernels(args: argparse.Namespace) -> dict[str, list[float]]:
