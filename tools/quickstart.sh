@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline on a drawn data set:  [SEED=0] bash tools/quickstart.sh
-# It takes 15 minutes on 2 CPU cores (measured), after the installation. It ends with
+# It takes 10 minutes on 2 CPU cores (measured; NOTES.md, 2026-11-30), after the installation. It ends with
 # tables (README has them for SEED=0) and experiments/report.html.
 # Each command below is a stage of the README with other flags: a small network, from scratch, on small scenes. No ImageNet
 # weights exist for it, so stages 4 and 7 start from the classifier of stage 1 instead (--weights).
