@@ -40,17 +40,24 @@ def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecu
     Stages that fork do not import torch, whose threads do not survive it.
     """
     pool = ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
-    with signals.held():
-        pool.submit(int)  # the first task starts all processes
+    try:
+        with signals.held():
+            pool.submit(int)  # the first task starts all processes
+    except BaseException:
+        _end(pool)
+        raise
     return pool
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
     """End the workers of a pool at once: what they were writing is written again."""
     processes = list((pool._processes or {}).values())  # Python 3.14 has pool.kill_workers()
+    thread = pool._executor_manager_thread
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.kill()
+    if thread is not None:
+        thread.join(5)  # it closes a pipe to which Python would write on exit
 
 
 def _init_worker(function: Callable | None) -> None:
