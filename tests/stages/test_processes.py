@@ -53,6 +53,7 @@ def serve(rank: int, count: int, pipe) -> None:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
         os.environ.update(MASTER_ADDR='localhost', MASTER_PORT=str(port))
         os.chdir(folder)
+        signals.listen()  # a test before may have sent one
         try:
             pipe.send((function(*arguments), None))
         except BaseException:
