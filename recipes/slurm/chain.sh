@@ -2,8 +2,8 @@
 # Submit the nine stages to Slurm: trainers under torchrun, stages 2, 3, 5, 6 and 8 as job arrays, each after the one it reads:
 #   D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh
 #   DRY_RUN=1 D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh          # prints the commands instead of submitting them
-# Estimated for VOC on 4 GPUs of 10 TFLOP/s and 16 cores: 4 hours (docs/scaling.md, "2. Where the time goes"). The tests run it
-# with stand-ins for Slurm; nothing was run on several GPUs.
+# Estimated for VOC on 4 GPUs of 10 TFLOP/s and 16 cores: 4 hours (docs/scaling.md, "2. Where the time goes"). It ran on one
+# node of Slurm 22.05 without a GPU (docs/running.md), and in the tests with stand-ins for Slurm; never on several GPUs.
 # Optional variables, with their defaults:
 #   DATASET=data/voc2012.json DOMAIN=train_aug     data set, and the list that is labelled
 #   NAME=VOC NET=resnest101 W=imagenet             first part of every tag, backbone, --weights; a file if nodes are offline
