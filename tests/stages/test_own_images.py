@@ -328,7 +328,7 @@ def test_the_commands_of_the_page(in_tmp):
 
     draw_image(in_tmp / 'new/cat.png', (64, 48), seed=9)
     page = (REPOSITORY / 'docs/own_images.md').read_text().split('then lead to masks:', 1)[1]
-    five, _, later = page.partition('**Photographs without tags.**')
+    five, _, later = page.partition('## Photographs without tags')
     commands = five.split('```')[1] + later.split('```')[1]
     smaller = (
         ('--architecture mobilenet_v2', '--architecture mobilenet_v2 --weights none'),
