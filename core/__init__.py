@@ -5,7 +5,8 @@ import re
 IGNORE = 255  # label of pixels left out of losses and scores: VOC's void border, unsure affinity labels, padding
 STRIDE = 16  # image pixels per cell of the class maps: every backbone has output stride 16
 
-# What moves the cursor or clears the screen of a terminal, breaks lines, reverses the order of letters, or is not text.
+# Characters that move a terminal's cursor, clear its screen, break lines or reverse the order of letters, or are not
+# text.
 CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 
 LINE = 1500  # characters of a line of an error
@@ -28,8 +29,8 @@ def printable(text: str) -> str:
 class UserError(ValueError):
     """Invalid user input. The one-line message names the value or file and the remedy, without control characters.
 
-    `option` is the flag whose value is wrong: the message begins with its name, before which scripts that have this
-    flag put the dashes.
+    `option` is the flag whose value is wrong. The message begins with its name; scripts that have this flag add the
+    dashes.
     """
 
     def __init__(self, message: str, option: str | None = None):
@@ -41,7 +42,7 @@ class UserError(ValueError):
 
 
 class DataWarning(UserWarning):
-    """What may be wrong in a data set, on one line: util/script.py prints it."""
+    """A possible fault of a data set, on one line. util/script.py prints it."""
 
 
 def _restore(message: str, option: str | None) -> UserError:

@@ -104,7 +104,7 @@ def affinity_labels(label: Tensor, path_index: PathIndex, num_classes: int) -> t
     """Return the label of each pair: (..., h, w) integers -> bg_pos, fg_pos, neg, bool (..., directions, sources).
 
     bg_pos: both background; fg_pos: equal and not background; neg: different. A pair with an end at 255 is in none of
-    them. num_classes is the number of foreground classes; a larger label other than 255 raises UserError.
+    the three. num_classes is the number of foreground classes; a larger label other than 255 raises UserError.
     """
     label = torch.as_tensor(label)
     if ((label > num_classes) & (label != IGNORE) | (label < 0)).any():
@@ -123,8 +123,8 @@ def affinity_labels(label: Tensor, path_index: PathIndex, num_classes: int) -> t
 def count_pairs(edges: Tensor, masks: Tensor, path_index: PathIndex, num_classes: int) -> Tensor:
     """Count the pairs of edge maps and masks, both (N, h, w), by label and affinity: (2, len(THRESHOLDS) + 1) int64.
 
-    Row 0 counts pairs of one class, row 1 pairs of different classes, pairs with an end at 255 neither. The column is
-    the number of THRESHOLDS that the affinity exceeds.
+    Row 0 counts pairs of one class, row 1 pairs of different classes. Pairs with an end at 255 are not counted. The
+    column is the number of THRESHOLDS that the affinity exceeds.
     """
     counts = edges.new_zeros(PAIR_COUNTS, dtype=torch.int64)
     thresholds = edges.new_tensor(THRESHOLDS)
@@ -137,7 +137,7 @@ def count_pairs(edges: Tensor, masks: Tensor, path_index: PathIndex, num_classes
 
 
 def pair_scores(counts: Tensor) -> dict[str, float]:
-    """Return scores in [0, 1] of counts of `count_pairs`; NaN where there is nothing to divide by.
+    """Return scores in [0, 1] from counts of `count_pairs`; NaN for a denominator of 0.
 
     Precision and recall of pairs across a boundary (affinity at most 0.5) and of affine pairs (above 0.5), and the
     average precision of boundaries over THRESHOLDS.

@@ -36,11 +36,11 @@ def multi_scale_maps(classifier: nn.Module, images: list[Tensor]) -> tuple[Tenso
 
 
 def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """Sum the class maps of `multi_scale_maps` over scales; the CAMs are those that `multi_scale_cam` returns."""
+    """Sum the class maps of `multi_scale_maps` over scales. Returns the CAMs as `multi_scale_cam` does."""
     h, w = size
     rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
     image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
-    if not len(image_of):  # images of background alone
+    if not len(image_of):  # no image shows a class
         return [(labels.new_zeros(0, *strided_size(size)), labels.new_zeros(0, h, w))] * len(labels)
     cam, hr_cam = (maps[0].new_zeros(len(image_of), *shape) for shape in (strided_size(size), size))
     for scaled in maps:

@@ -40,7 +40,7 @@ def cams_of(
 
 
 def image_edges(affinity_net: nn.Module, pixels: Tensor, min_size: int) -> Tensor:
-    """Return the edges (N, h/4, w/4) in [0, 1] of images (N, h, w, 3) uint8; smaller ones are padded to min_size."""
+    """Return the edges (N, h/4, w/4) in [0, 1] of images (N, h, w, 3) uint8; smaller images are padded to min_size."""
     return predict_edges(affinity_net, normalize(pixels), min_size)
 
 

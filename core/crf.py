@@ -2,8 +2,8 @@
 
 A Gaussian kernel is given as (sxy, weight), a bilateral one as (sxy, srgb, weight).
 
-No torch here: stages 3 and 6 import this module and fork. pydensecrf is built by a C++ compiler, so it may be missing:
-everything without iterations works then too.
+No torch here: stages 3 and 6 import this module and fork. pydensecrf has to be compiled, so it may be missing. Then
+calls with 0 iterations still work.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ TOGETHER = 2**25
 
 
 def check_installed(iterations: int) -> None:
-    """Raise UserError with the command that installs pydensecrf if so many iterations need it and it is missing."""
+    """Raise UserError with the command that installs pydensecrf if it is missing and `iterations` is above 0."""
     if iterations and FAULT:
         remedy = f'install it (a C++ compiler is needed) or pass --crf_iteration 0: {INSTALL}'
         raise UserError(f'the dense CRF needs pydensecrf ({FAULT}): {remedy}')
@@ -57,10 +57,10 @@ def crf_from_probability(
 def crf_from_label(
     image: np.ndarray, label: np.ndarray, num_labels: int, iterations: int = 10, **options
 ) -> np.ndarray:
-    """Refine a label map believed with probability gt_prob: image (h, w, 3) uint8, label (h, w) in 0..num_labels-1.
+    """Refine a label map (h, w) of 0..num_labels-1, right with probability gt_prob; image (h, w, 3) uint8.
 
-    The options are those of `crf_from_labels`. Returns (h, w) in label's dtype. The label is returned unchanged for 0
-    iterations and for num_labels 1 (an image without foreground).
+    `options` are keyword arguments of `crf_from_labels`. Returns (h, w) in label's dtype. The label is returned
+    unchanged for 0 iterations and for num_labels 1 (an image without foreground).
     """
     return crf_from_labels(image, [label], num_labels, iterations, **options)[0]
 
@@ -86,7 +86,7 @@ def crf_from_labels(
         if probability is None or _has_tie(probability):
             probability = crf.infer(_unary(label, num_labels, gt_prob), iterations)
         refined.append(probability.argmax(0).astype(label.dtype))
-        del probability  # not to be held while the next one is made
+        del probability  # free it before the next one is computed
     return refined
 
 
@@ -103,14 +103,14 @@ class _CRF:
         self.crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], num_labels)
         sxy, weight = gaussian
         self.crf.addPairwiseGaussian(sxy=sxy, compat=weight)
-        image = np.require(image, requirements=('C', 'W'))  # pydensecrf refuses read-only arrays
+        image = np.require(image, requirements=('C', 'W'))  # pydensecrf rejects read-only arrays
         sxy, srgb, weight = bilateral
         self.crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=weight)
 
     def infer(self, unary: np.ndarray, iterations: int) -> np.ndarray:
         """Return (labels, h, w) probabilities from unary energies (labels, h*w)."""
         self.crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
-        # Equal to crf.inference bit for bit, which holds one more array of this size.
+        # Bit for bit the result of crf.inference, which holds one more array of this size.
         matrix, *scratch = self.crf.startInference()
         for _ in range(iterations):
             self.crf.stepInference(matrix, *scratch)

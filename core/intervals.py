@@ -2,7 +2,7 @@
 
 Over images: the percentile interval of the bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
 chapter 13). Images are drawn with replacement, as many as there are, and scored together. Two runs on the same images
-are compared on the same draws, so that what makes an image hard for both cancels. Over seeds: Student's t.
+are compared on the same draws, so images that are hard for both runs cancel out. Over seeds: Student's t.
 
 `counts` are T, P and TP of each image and class, (N, C, 3); see core.metrics.class_counts.
 """

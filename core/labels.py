@@ -22,7 +22,7 @@ def affinity_label(
     iterations: int = 10,
     **crf,
 ) -> np.ndarray:
-    """Return the affinity label (h, w): a class, background 0, or 255 where the maps are not sure of either.
+    """Return the affinity label (h, w): a class, background 0, or 255 where the maps are undecided.
 
     image (h, w, 3) uint8, maps (K, h, w) of the classes keys[1:]; `crf` are options of core.crf.crf_from_labels.
     Source: IRNet, section 3.2; docs/method.md, "Affinity labels".

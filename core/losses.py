@@ -58,7 +58,7 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 def reconstruction_loss(
     maps: Tensor, merged: Tensor, labels: Tensor, re_loss: str = 'L1_Loss', option: str = 'masking'
 ) -> Tensor:
-    """L_re (equation 4): distance between the class maps of the image and those merged from its tiles.
+    """L_re (equation 4): distance between the class maps of the image and the maps merged from its tiles.
 
     maps, merged (N, C, h, w); labels (N, C) multi-hot. option 'masking': absent classes count as zeros in the mean over
     N, C, h, w (published); 'selection': the mean over each image's present classes, then over the images that have any;

@@ -18,7 +18,7 @@ def present_keys(labels: np.ndarray) -> np.ndarray:
 
 
 def normalize_rw(rw: np.ndarray, by: str = 'joint') -> np.ndarray:
-    """Divide random-walk CAMs (K, h, w) by their largest value: one for all classes ('joint'), or one each ('class').
+    """Divide random-walk CAMs (K, h, w) by their maximum: over all classes ('joint'), or of each class ('class').
 
     'joint' follows the published code. With 'class', the weaker of two classes can pass the threshold too
     (docs/method.md, "Random walk").

@@ -9,7 +9,7 @@ import numpy as np
 
 from core import IGNORE, UserError
 
-MAX_THRESHOLDS = 255  # the number that a score exceeds is kept in a byte
+MAX_THRESHOLDS = 255  # the number of thresholds that a score exceeds is kept in a byte
 
 
 def list_thresholds(start: float, end: float, step: float) -> list[float]:
@@ -123,7 +123,7 @@ class ThresholdSweep:
         if wrong.any():
             raise UserError(f'target contains class {target[wrong].max()}, the classes are 0 to {self.num_classes - 1}')
 
-        # Work on bands of rows that stay in the cache: half the time of the whole image at once.
+        # Work on bands of rows that stay in the cache: half the time of processing the whole image at once.
         for y in range(0, len(target), 32):
             self._count(maps[:, y : y + 32], keys, target[y : y + 32])
 
@@ -191,10 +191,10 @@ def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
 
 
 def summarize_sweep(total: np.ndarray, thresholds: Sequence[float | None], names: tuple[str, ...]) -> dict:
-    """Return the scores of counts (thresholds, target, prediction): those at the best threshold, and all.
+    """Return the scores of counts (thresholds, target, prediction): at the best threshold, and at all of them.
 
-    In percent: the entries of `summarize` at the threshold of the highest mIoU, its `confusion`, the mIoU of predicting
-    background everywhere, and the scores at all `thresholds`.
+    All in percent: the entries of `summarize` at the threshold of the highest mIoU, its `confusion`, the mIoU of
+    predicting background everywhere, and the scores at all `thresholds`.
     """
     rows = [{'threshold': t, **summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
     best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
@@ -247,8 +247,8 @@ def error_shares(confusion: np.ndarray) -> np.ndarray:
     """Return the parts of each class's union of mask and prediction: counts (target, prediction) -> (C, 5).
 
     The columns are ERROR_SHARES and add up to 1; NaN for a class that does not occur. A class is missed where the
-    background is predicted, and too much where the mask is background. The background's own errors are those of the
-    objects, so it has only the last two.
+    background is predicted, and too much where the mask is background. For the background these two are errors of the
+    objects, so it has only the last two columns.
     """
     counts = np.asarray(confusion, np.float64)
     both = np.diag(counts)

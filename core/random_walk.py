@@ -24,7 +24,7 @@ class _Pattern(NamedTuple):
 
 
 def _pattern(h: int, w: int, radius: int, device: torch.device) -> _Pattern:
-    """Return the pattern of a size of map; those of small maps are kept for the next map of that size."""
+    """Return the pattern of an (h, w) map. Patterns of small maps are cached for the next map of that size."""
     return (_kept_pattern if h * w <= KEPT_PIXELS else _build_pattern)(h, w, radius, device)
 
 
@@ -50,9 +50,9 @@ _kept_pattern = functools.lru_cache(maxsize=4)(_build_pattern)
 
 
 def _pair_affinities(edge: Tensor, radius: int, beta: float) -> tuple[Tensor, PathIndex]:
-    """Return the affinities (directions + 1, sources) of an edge map, those of the last row 1.
+    """Return the affinities (directions + 1, sources) of an edge map; the last row is all ones.
 
-    Padding with edges makes every pixel of the map a source and lets no affinity lead across its border.
+    Padding with edges makes every pixel of the map a source, and makes the affinity 0 across its border.
     """
     padded = _pad(edge.double(), radius, 1.0)
     index = PathIndex(radius, padded.shape)

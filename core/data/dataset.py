@@ -1,8 +1,8 @@
 """A data set: its classes and lists, and the image, image-level label and mask of an id.
 
-Stages ask `Dataset` and know no layout. Where the files of an id are is the business of its source, one for each kind
-of file that --dataset takes: `Lists` for JSON (core/data/lists.py), `Table` for CSV (core/data/table.py). A new kind is
-a new source and a row in KINDS. No torch: stages 3, 6 and 9 import this module and fork.
+Stages use `Dataset`, which is independent of the layout. Its source finds the files of an id. There is one source for
+each kind of file that --dataset accepts: `Lists` for JSON (core/data/lists.py), `Table` for CSV (core/data/table.py). A
+new kind is a new source and a row in KINDS. No torch: stages 3, 6 and 9 import this module and fork.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from core.data.entries import look_alikes, parse_classes, parse_palette
 from core.data.lists import open_lists
 from core.data.table import open_table
 
-BATCH_PIXELS = 2**22  # of the images of a batch for inference, such as four of 1024x1024
+BATCH_PIXELS = 2**22  # pixels of a batch for inference, such as four images of 1024x1024
 KINDS = {'.json': open_lists, '.csv': open_table}
 
 
@@ -56,9 +56,9 @@ class Dataset:
     source: Source
 
     def __getstate__(self) -> dict:
-        """Leave out the source, which can be a large table: what is pickled only reads and writes label maps.
+        """Leave out the source, which can be a large table: a pickled data set only reads and writes label maps.
 
-        Data-loading workers and those of util.parallel.parallel_map are forked, and so inherit it.
+        Data-loading workers and the workers of util.parallel.parallel_map are forked, so they inherit the source.
         """
         return {**self.__dict__, 'source': None}
 
@@ -126,7 +126,7 @@ class Dataset:
         return images.read_image(self.image_path(image_id))
 
     def read_labels(self, image_id: str) -> np.ndarray:
-        """Return the image-level label, (C,) float32 multi-hot; all zeros for an image of background alone.
+        """Return the image-level label, (C,) float32 multi-hot; all zeros for an image without classes.
 
         Raises UserError naming the file if it is missing or names an unknown class.
         """
@@ -166,7 +166,7 @@ class Dataset:
             labels = self.read_all_labels(ids)
             if labels.any():
                 return 'val', ids, labels
-        except UserError:  # no such list, or without images or labels, which nothing else needs
+        except UserError:  # the list is missing or lacks images or labels, and nothing else needs it
             pass
         domain = 'train' if 'train' in self.lists else 'train_aug'
         ids = self.ids(domain, with_images=True)
@@ -187,15 +187,15 @@ class Dataset:
         return images.encode_label_map(label, self.palette)
 
     def has_mask(self, image_id: str) -> bool:
-        """Return whether there is a mask, or the data set names one."""
+        """Return whether a mask exists or is named by the data set."""
         return self.source.has_mask(image_id)
 
     def ids_with_masks(self, domain: str, with_images: bool = False) -> list[str]:
         """Return the ids of a list that have a mask, [] for an unknown list.
 
         Raises UserError if a mask that the data set names is missing, with_images also if an image is, or if no mask
-        contains an object: masks are read until one does. Masks of 0 and 255 are written by many tools for two classes;
-        here 255 means ignore, so that every score on them would be meaningless.
+        contains an object: masks are read until one does. Many tools write 0 and 255 for two classes. Here 255 means
+        ignore, so scores on such masks would be meaningless.
         """
         if domain not in self.lists:
             return []
@@ -239,9 +239,9 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
 
 
 def _check_files(paths: list[Path], listed: Path | None = None) -> None:
-    """Raise UserError naming the first missing file, and what is there under a similar name.
+    """Raise UserError naming the first missing file, and files with a similar name.
 
-    `listed` is the file that lists the images; some of these can be left out.
+    `listed` is the file that lists the images, if images may be left out.
     """
     missing = [path for path in paths if not path.is_file()]
     if not missing:

@@ -1,6 +1,6 @@
 """Drawing: heat maps, masks and labels over images, and grids of them. All pictures are (h, w, 3) uint8 RGB.
 
-A layer is what lies over an image: (h', w', 4) uint8 RGBA of any resolution, each pixel opaque or transparent.
+A layer is drawn over an image: (h', w', 4) uint8 RGBA of any resolution, each pixel opaque or transparent.
 """
 
 import math
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core import UserError
 
-NO_CHARACTER = '\U0010ffff'  # in no font: drawn as what a font shows for a character that it lacks
+NO_CHARACTER = '\U0010ffff'  # in no font: drawn as the sign for a missing character
 
 
 def heatmap_layer(score: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def overlay_mask(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np
 
 
 def open_font(path: Path | None = None) -> ImageFont.FreeTypeFont:
-    """Return the font of a file or of a name such as DejaVuSans.ttf, by default Pillow's own, which has ASCII only.
+    """Return the font of a file or of a name such as DejaVuSans.ttf; by default Pillow's font, which has only ASCII.
 
     Raises UserError naming the file.
     """
@@ -84,7 +84,7 @@ def caption(
     placed, x, y = [], 0, 0
     for line_words in filter(None, (words, [(word, None) for word in note.split()])):
         for text, colour in line_words:
-            while colour is None and len(text) > 1 and font.getlength(text) > w:  # break what no line can hold
+            while colour is None and len(text) > 1 and font.getlength(text) > w:  # a long word
                 end = next(n for n in range(len(text) - 1, 0, -1) if n == 1 or font.getlength(text[:n]) <= w)
                 x, y = (0, y + line) if x else (x, y)
                 placed.append((0, y, w, text[:end], None))

@@ -51,7 +51,7 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
 
 
 def parse_palette(path: Path, colours: object) -> np.ndarray:
-    """Return VOC's palette (256, 3) uint8, its first colours replaced by those of the data set, if not None."""
+    """Return VOC's palette (256, 3) uint8, its first colours replaced by the data set's `palette` unless it is None."""
     palette = voc.palette()
     if colours is None:
         return palette

@@ -1,7 +1,7 @@
 """Reading and writing of pictures and of masks. No torch here: stages 3, 6 and 9 import this module and fork.
 
-Pillow reads photographs itself rather than through imageio, because its images go on to Pillow's resizing, and because
-imageio turns grey photographs with an EXIF orientation about the wrong axis.
+Photographs are read by Pillow rather than imageio, because Pillow also resizes them, and because imageio turns grey
+photographs with an EXIF orientation about the wrong axis.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from PIL import Image, TiffImagePlugin, WebPImagePlugin
 from core import IGNORE, UserError, has_control_characters
 from core.data.files import check_regular
 
-# Pillow reads 40 formats, among them some that start other programs. These are the ones that docs/datasets.md names.
+# Pillow reads 40 formats, among them some that start other programs. Only the formats that docs/datasets.md names are
+# allowed.
 FORMATS = ('JPEG', 'PNG', WebPImagePlugin.WebPImageFile.format, 'BMP', TiffImagePlugin.TiffImageFile.format, 'GIF')
 FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))  # AVIF since Pillow 11.3
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
@@ -37,8 +38,8 @@ warnings.filterwarnings('ignore', module=r'PIL\.')  # about metadata that is not
 def make_image_id(path: str) -> str:
     """Return the image id of a relative path: its folders and name joined by '__', without the extension.
 
-    Too long a path keeps its end, after ten digits of its hash. Raises UserError if the path is empty, absolute, leaves
-    its folder or contains control characters.
+    A path that is too long is shortened to ten digits of its hash and its end. Raises UserError if the path is empty,
+    absolute, leaves its folder or contains control characters.
     """
     parts = PurePosixPath(path.replace('\\', '/')).parts
     if has_control_characters(path):
@@ -58,7 +59,7 @@ def make_image_id(path: str) -> str:
 def find_file(path: Path) -> Path:
     """Return a path as the disk has it: macOS and some archives write 'é' as 'e' and an accent (NFD).
 
-    A path of which neither form exists is returned as it is.
+    If neither form exists, the path is returned unchanged.
     """
     if str(path).isascii() or path.exists():
         return path
@@ -71,7 +72,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Return (h, w) of the upright image from its header. Raises UserError naming the file."""
     with _opened(path, 'image') as image:
         if image.format == 'TIFF':
-            image.load()  # Pillow turns these upright itself
+            image.load()  # Pillow itself turns these upright
         size = image.height, image.width
         return size[::-1] if _orientation(image) >= 5 else size
 
@@ -90,7 +91,7 @@ def read_image(path: Path) -> Image.Image:
 
 @contextmanager
 def _opened(path: Path, what: str) -> Iterator[Image.Image]:
-    """Open a picture. Raises UserError naming the file, whatever a damaged file raises in Pillow, here or inside."""
+    """Open a picture. Raises UserError naming the file for any error that Pillow raises, here or inside the context."""
     try:
         check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
@@ -107,14 +108,14 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
 
 
 def _check_memory(path: Path, image: Image.Image) -> None:
-    """Raise UserError if an image is larger than what the system has left to decode it."""
+    """Raise UserError if decoding an image would take more memory than the system has left."""
     pixels = image.width * image.height
     if pixels < MANY_PIXELS:
         return
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
         available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
-    except (OSError, StopIteration):  # another system than Linux
+    except (OSError, StopIteration):  # not Linux
         return
     if pixels * PIXEL_BYTES > available:
         need, left = (f'{count / 1e9:.1f} GB' for count in (pixels * PIXEL_BYTES, available))
@@ -125,7 +126,7 @@ def _check_memory(path: Path, image: Image.Image) -> None:
 
 @dataclass(frozen=True)
 class MaskValues:
-    """What the pixels of ground-truth masks mean where they are not class indices: grey or palette values, or colours.
+    """What the pixels of masks mean if they are not class indices: grey or palette values, or colours.
 
     A colour is the number 0xrrggbb.
     """
@@ -213,7 +214,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 if there is none or it cannot be read. Other metadata does not count."""
     try:
         value = image.getexif().get(ORIENTATION)
-    except Exception:  # whatever damaged metadata raises
+    except Exception:  # damaged metadata can raise anything
         return 1
     return value if value in TURNS else 1
 

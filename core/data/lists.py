@@ -23,7 +23,7 @@ TEMPLATES = {'images': '.jpg', 'masks': '.png', 'annotations': '.xml'}  # entrie
 
 @dataclass(frozen=True)
 class Lists:
-    """Where the files of an id are. Without templates and table the layout is VOC's."""
+    """The files of an id. Without templates and table the layout is VOC's."""
 
     root: Path
     files: dict[str, Path]
@@ -67,7 +67,7 @@ class Lists:
         return self._find(self.mask_template, voc.mask_path, image_id)
 
     def _find(self, template: str | None, in_voc: Callable[[Path, str], Path], image_id: str) -> Path:
-        """Return the path by a template, without one by VOC's layout."""
+        """Return the path from a template, or from VOC's layout if there is none."""
         if template is None:
             return find_file(in_voc(self.root, image_id))
         return find_file(self.root / template.replace('{id}', image_id))

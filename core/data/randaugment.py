@@ -50,8 +50,8 @@ class RandAugment:
             v = int(torch.randint(1, 10, ()))
             if torch.rand(()) < 0.5:
                 image = OPERATIONS[names[i]](image, v)
-        image = image.copy()  # the identity returned the caller's
+        image = image.copy()  # the identity returns the caller's image
         left, top = (int(max(0, float(torch.rand(())) * side - SQUARE / 2)) for side in image.size)
-        # Both ends are drawn, so the square has 17 pixels per side where the border does not cut it.
+        # The first and the last row and column are included: 17 pixels per side unless the border cuts the square.
         ImageDraw.Draw(image).rectangle((left, top, left + SQUARE, top + SQUARE), fill=(0, 0, 0))
         return image

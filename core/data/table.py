@@ -4,13 +4,13 @@
     pets/rex.jpg,dog;sofa,masks/rex.png,train
     garden/empty.png,,,val
 
-Paths are relative to the root folder, classes are joined by ';'. An image without classes is one of background alone.
+Paths are relative to the root folder, classes are joined by ';'. An image without classes is a negative example.
 Rows of one image, such as one for each object, are joined. The header says whether columns are separated by ',', ';' or
 tabs; in a file with ';', classes may be joined by ','.
-Images of the split `train` are learned from and scored, those of `train_aug` only learned from; without splits all are
-`train`. A first line '# classes: cat;dog' fixes names and order of the classes; otherwise they are those that occur,
-sorted. Other entries (core/data/dataset.py) are in a JSON file of the same name next to it. No torch here: stages 3,
-6 and 9 import this module and fork.
+Images of the split `train` are trained on and scored, images of `train_aug` are only trained on; without splits all are
+`train`. A first line '# classes: cat;dog' fixes the names and order of the classes; otherwise the names that occur are
+sorted. Other entries (core/data/dataset.py) are in a JSON file of the same name next to it. No torch here: stages 3, 6
+and 9 import this module and fork.
 """
 
 import csv
@@ -27,7 +27,7 @@ from core.data.images import find_file, make_image_id
 
 SPLITS = {'train': ('train_aug', 'train'), 'train_aug': ('train_aug',), 'val': ('val',), 'test': ('test',)}
 FIXED = '# classes:'
-COLUMNS = ('image', 'id', 'classes', 'mask', 'split')  # others are not read
+COLUMNS = ('image', 'id', 'classes', 'mask', 'split')  # other columns are ignored
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Table:
         return find_file(self.root / mask) if mask else None
 
     def has_mask(self, image_id: str) -> bool:
-        """Return whether a mask is named, whose file may be missing nevertheless."""
+        """Return whether the row names a mask, even if its file is missing."""
         return bool(self.rows[image_id].mask)
 
     def labels_path(self, image_id: str) -> str:
@@ -184,9 +184,9 @@ def _parse(path: Path, lines: list[str], keys: tuple[str, ...]) -> tuple[list[Ro
 
 
 def _read_head(lines: list[str]) -> tuple[str, list[str] | None, int]:
-    """Return the separator of the columns, the classes of a first line that fixes them, and the place of the header."""
+    """Return the separator of the columns, the classes of a first line that fixes them, and the index of the header."""
     delimiter, fixed, start = '', '', 0
-    if lines and lines[0].lower().startswith('sep='):  # of Excel
+    if lines and lines[0].lower().startswith('sep='):  # Excel writes it
         delimiter, start = lines[0][4:5], 1
     if start < len(lines) and lines[start].lstrip('" ').lower().startswith(FIXED):
         fixed, start = lines[start], start + 1

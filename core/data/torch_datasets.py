@@ -16,10 +16,10 @@ from core.data.transforms import Pipeline, ResizeMask, TopLeftCrop, rescale, tra
 class ImageDataset:
     """Samples for training and scoring: dicts of `images` and, on request, `labels` (C,) and `masks` (h, w).
 
-    `transform(image, mask, seed)` turns an RGB image and a mask (or None) into what the loader stacks. A key is a
-    position or a pair (epoch, position); augmentation is seeded by (seed, epoch, position), independent of the worker.
-    `read_mask(image_id, size)` returns the mask, of which every `mask_stride`-th pixel is taken; `labels` (N, C) are
-    those of the ids, and `domain` the list that they are from.
+    `transform(image, mask, seed)` turns an RGB image and a mask (or None) into the items that the loader stacks. A key
+    is a position or a pair (epoch, position). Augmentation is seeded by (seed, epoch, position), independent of the
+    worker. `read_mask(image_id, size)` returns the mask, and every `mask_stride`-th of its pixels is used. `labels`
+    (N, C) are the labels of the ids, and `domain` is the list that contains the ids.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ def tagged_images(dataset: Dataset, image_size: int, resize: str) -> ImageDatase
 
 
 def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
-    """Return the ground-truth masks of the first samples for pictures, None where there is none that can be read."""
+    """Return the ground-truth masks of the first samples, to be drawn; None if a mask is missing or unreadable."""
     masks, dataset = [], samples.dataset
     for image_id in samples.ids[:count]:
         try:
@@ -112,8 +112,8 @@ def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
 class MultiScaleDataset:
     """Batches for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) uint8 per scale]).
 
-    They are those of the list (Dataset.batches), so results do not depend on earlier runs. Batches without any id of
-    `wanted` are left out.
+    The batches are the same as for the whole list (Dataset.batches), so results do not depend on earlier runs. Batches
+    without any id of `wanted` are left out.
     """
 
     def __init__(
@@ -139,10 +139,9 @@ class MultiScaleDataset:
 
 
 class EpochSampler(Sampler):
-    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` sets where the next pass begins.
+    """Keys (epoch, position) in an order drawn from (seed, epoch) alone; `start` sets the first key of the next pass.
 
-    Of `count` processes the one numbered `rank` gets its share of every batch of batch_size images, without the
-    incomplete last batch.
+    Process `rank` of `count` gets its share of every batch of batch_size images. The incomplete last batch is dropped.
     """
 
     def __init__(self, length: int, seed: int, batch_size: int = 1, rank: int = 0, count: int = 1):

@@ -187,7 +187,7 @@ class ResizeMask:
 
 
 def whole_image_pipeline(size: int, backend: str = 'pillow') -> Pipeline:
-    """Return what fits an image into size x size: resized by its longer side, at the top left of the canvas."""
+    """Return a pipeline that scales an image by its longer side and puts it at the top left of a size x size canvas."""
     return Pipeline(RandomResizeLong(size, size, backend), TopLeftCrop(size))
 
 
@@ -200,7 +200,8 @@ def training_pipeline(
 ) -> Pipeline:
     """Return the augmentation of the trainers: random longer side, flip, colours, random crop.
 
-    `augmentations` are names of AUGMENTATIONS. A mask goes through the same crops, and to mask_size if it is given.
+    `augmentations` are names of AUGMENTATIONS. A mask is cropped in the same way, and then resized to mask_size if it
+    is given.
     """
     operations = [
         RandomResizeLong(*longer_side, backend),

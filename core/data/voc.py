@@ -31,7 +31,7 @@ def mask_path(root: Path, image_id: str) -> Path:
 
 
 def similar_names(missing: Path, remedy: str = 'check the folder of the data set') -> str:
-    """Return the end of an error line: files that differ from a missing one in case or extension, or what to do."""
+    """Return the end of an error line: files that differ from a missing one in case or extension, or the remedy."""
     similar = sorted(path.name for path in missing.parent.glob('*') if path.stem.lower() == missing.stem.lower())
     return f', but {", ".join(similar[:3])} exists: rename it' if similar else f': {remedy}'
 

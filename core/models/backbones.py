@@ -1,23 +1,24 @@
 """The registry of backbones: a table of names, classes, their arguments and where their ImageNet weights come from.
 
-A backbone is a module whose forward takes images normalised with the ImageNet mean and deviation, which it converts if
-it was trained on others (core/models/renormalise.py), and returns five feature maps at strides 4, 4, 8, 16 and 16 (stem
-after the max pool, layer1 to layer4), of ceil(side / stride) rows and columns for images of any size. It has
+A backbone is a module whose forward takes images normalised with the ImageNet mean and standard deviation. It converts
+them if it was trained with other values (core/models/renormalise.py). It returns five feature maps at strides 4, 4, 8,
+16 and 16 (stem after the max pool, layer1 to layer4), of ceil(side / stride) rows and columns for images of any size.
+It has
 
-- `channels`, those of the five maps;
-- `stages()`, the modules of each of the five, without parameters where a map is that of the stage before. A classifier
-  with --mode fix freezes the first three.
+- `channels`, the number of channels of each map;
+- `stages()`, the modules of each stage, without parameters where a stage repeats the map of the previous one. A
+  classifier with --mode fix freezes the first three.
 
-It draws no random numbers: without dropout and stochastic depth the parts of a batch (--micro_batches, several
-processes) give the result of the whole one. The same holds for norms over the batch only if they are BatchNorm.
+It must not draw random numbers. Without dropout and stochastic depth, the parts of a batch (--micro_batches, several
+processes) give the result of the whole batch. Of the norms over a batch, only BatchNorm is supported in this way.
 
-All parameters of a backbone learn at the learning rate, those of the network around it at ten times that rate. A
-parameter whose name ends in `bias` has twice the rate and no weight decay; all others are decayed, also the scales of
-norms and layer scale (core/models/optim.py).
+All parameters of a backbone are trained at the learning rate, all parameters of the network around it at ten times the
+learning rate. A parameter whose name ends in `bias` has twice the learning rate and no weight decay. All others are
+decayed, including the scales of norms and layer scale (core/models/optim.py).
 
-To add one, write such a module and add a row to the table; tests/test_backbones.py then tests it. A network of the
-authors' code (tools/importing/published.py) is recognised by the names and shapes of the tensors of every row, so no
-two rows may agree in all of them. Networks of timm need no row (core/models/timm_backbone.py).
+To add a backbone, write such a module and add a row to the table; tests/unit/test_backbones.py then tests it. The
+import of a network of the authors' code (tools/importing/published.py) finds its row by the names and shapes of all
+tensors, so no two rows may agree in all of them. Networks of timm need no row (core/models/timm_backbone.py).
 """
 
 from typing import NamedTuple

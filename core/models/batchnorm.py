@@ -1,4 +1,4 @@
-"""BatchNorm: folded into convolutions for inference, and normalising without moving its running statistics."""
+"""BatchNorm: folding it into convolutions for inference, and normalising without updating its running statistics."""
 
 import inspect
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _fold(module: nn.Module) -> nn.Module:
     try:
         if _takes_one_tensor(module):
             return fuse(module)
-    except Exception:  # its forward cannot be traced, for instance because it depends on the input's shape
+    except Exception:  # forward cannot be traced, for instance because it depends on the input's shape
         pass
     for name, child in module.named_children():
         setattr(module, name, _fold(child))
@@ -43,8 +43,8 @@ def _takes_one_tensor(module: nn.Module) -> bool:
 def running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Inside, training BatchNorm normalises by its batch as usual but does not update the running statistics.
 
-    It updates copies. Without any, fewer tensors would be saved for the backward pass, which torch.utils.checkpoint
-    takes for another function.
+    It updates copies instead. Without copies, fewer tensors would be saved for the backward pass, and
+    torch.utils.checkpoint would report another function.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]

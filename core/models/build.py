@@ -11,7 +11,7 @@ def build_network(meta: dict) -> Network:
     """Return the network that metadata describe, with random weights.
 
     Reads `network` (Classifier, AffinityNet or one of SEGMENTERS), `backbone`, `classes` (names, without the
-    background) and, where they are given, `mode` and `use_gn`. Raises UserError for names that do not exist here.
+    background) and, if they are given, `mode` and `use_gn`. Raises UserError for names that do not exist here.
     """
     network, backbone, mode = meta['network'], meta['backbone'], meta.get('mode', 'fix')
     if network == 'AffinityNet':

@@ -46,7 +46,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, low: Tensor) -> Tensor:
         low = self.low(low)
         x = torch.cat([F.interpolate(x, low.shape[2:], mode='bilinear', align_corners=True), low], 1)
-        del low  # without gradients, memory is free as soon as nothing refers to it
+        del low  # without gradients, memory is freed as soon as nothing refers to it
         return self.classify(self.fuse(x))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.models.renormalise import Renormalise
 
-# Kernel, repeats, stride, expansion and channels of each group of blocks. The stride is that of its first block.
+# Kernel, repeats, stride, expansion and channels of each group of blocks. The stride is the stride of its first block.
 GROUPS = (
     (3, 1, 1, 1, 16),
     (3, 2, 2, 6, 24),
@@ -66,7 +66,7 @@ class MBConv(nn.Module):
 class EfficientNetLite(nn.Module):
     """Images (N, 3, H, W) -> five feature maps. width and depth multiply channels and repeats of the groups.
 
-    It was trained on pixels of mean 0.5 and deviation 0.5, and converts images normalised as all others here are.
+    It was trained on pixels with mean 0.5 and standard deviation 0.5, so it converts the normalised images first.
     """
 
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""Model files: what trained networks are, with their weights, read without unpickling code.
+"""Model files: weights of trained networks and their description, read without unpickling code.
 
 A file holds {'model': state dict, 'meta': metadata}; files of other programs have a state dict alone.
 """
@@ -21,9 +21,9 @@ from core.models.weights import IMPORT, PUBLISHED, read_state_dict
 TRAINERS = {'Classifier': 'train_classification_with_puzzle.py', 'AffinityNet': 'train_affinitynet.py'}
 TRAINERS |= dict.fromkeys(SEGMENTERS, 'train_segmentation.py')
 
-# What a flag that describes a network says of it. Stages 2 and 5 know the network, so --architecture is its backbone.
+# The entry that each flag sets. In stages 2 and 5 the network is fixed, so --architecture names its backbone.
 ENTRIES = {'architecture': 'network', 'backbone': 'backbone', 'mode': 'mode', 'use_gn': 'use_gn'}
-# The published values, where neither flag nor file says more: `mode` does not affect inference, and all files of
+# The published values, if neither the flag nor the file has one: `mode` does not affect inference, and all files of
 # DeepLabv3+ with metadata have `use_gn`.
 UNRECORDED = {'mode': 'fix', 'use_gn': True}
 
@@ -69,8 +69,8 @@ class ModelFile:
         """Return the metadata to build the network from, completed by flags.
 
         given: the values of the flags that describe the network (ENTRIES), None for those that were not passed. Raises
-        UserError if the file is not of these networks, a flag contradicts it, neither says what is needed, or the data
-        set has other classes.
+        UserError if the file contains another network, a flag contradicts it, an entry is in neither, or the data set
+        has other classes.
         """
         self.check_network(networks)
         self.check_classes(dataset)
@@ -131,7 +131,7 @@ def _are_colours(value: object) -> bool:
         return False
 
 
-# Entries of the metadata that are used, and what they must be.
+# The entries of the metadata that are used, and their types.
 _VALID = {
     'network': _is_name,
     'backbone': _is_name,

@@ -12,7 +12,7 @@ from core.models.backbones import build_backbone
 from core.models.batchnorm import fold_batchnorm
 
 MODES = ('normal', 'fix')
-# Of the images of one pass at inference, such as four of 640x640 at scale 2 and their mirror images.
+# Pixels of one pass at inference, such as four images of 640x640 at scale 2 and their mirror images.
 PASS_PIXELS = 2**24
 
 
@@ -36,7 +36,7 @@ class Network(nn.Module):
     def __call__(self, x: Tensor, *args, **kwargs):
         if self.half is None:
             return super().__call__(x, *args, **kwargs)
-        # Autocast is thread-local, and nn.DataParallel runs replicas in threads: so enter it here.
+        # Autocast is thread-local, and nn.DataParallel runs replicas in threads, so it is entered here.
         with torch.autocast(x.device.type, self.half):
             outputs = super().__call__(x, *args, **kwargs)
         return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
@@ -59,9 +59,9 @@ class Network(nn.Module):
 
 
 def run_with_mirror_images(function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
-    """Return function(images and then their mirror images), from as many passes as PASS_PIXELS asks for.
+    """Return function(images and then their mirror images), computed in passes of at most PASS_PIXELS.
 
-    An image is not divided, so one at a time bounds the memory of large ones.
+    A single image is not divided.
     """
     count = max(1, PASS_PIXELS // (images.shape[2] * images.shape[3]))
     if 2 * len(images) <= count:

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import PolynomialLR
 def parameter_groups(model: nn.Module, lr: float, wd: float) -> list[dict]:
     """Return groups: backbone weights lr with decay, biases 2 lr without; new weights 10 lr with, biases 20 lr without.
 
-    'Weight' includes those of norm layers. Frozen parameters are left out. New is whatever is not in model.backbone.
+    'Weight' includes the scales of norm layers. Frozen parameters are left out. Everything outside model.backbone is
+    new.
     """
     groups: dict[str, list] = {'backbone.weight': [], 'backbone.bias': [], 'new.weight': [], 'new.bias': []}
     for name, parameter in model.named_parameters():

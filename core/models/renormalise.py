@@ -1,4 +1,4 @@
-"""Images as all backbones receive them, for a network that was trained with another mean and deviation."""
+"""Conversion of normalised images for a network that was trained with another mean and standard deviation."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from core.data.transforms import MEAN, STD
 
 
 class Renormalise(nn.Module):
-    """Images normalised with the ImageNet mean and deviation -> the same images with `mean` and `std`.
+    """Images normalised with the ImageNet mean and standard deviation -> the same images with `mean` and `std`.
 
     persistent: both are part of the state dict, as `scale` and `shift`.
     """

