@@ -9,7 +9,7 @@ from util import flags
 def kernel(widths: int) -> Callable[[str], str]:
     """Return a flag type: widths and a weight, as text that can be part of a folder's name.
 
-    pydensecrf writes outside of its memory if positions divided by a width leave the range of its integers.
+    pydensecrf writes outside its memory if a position divided by a width exceeds its integers.
     """
 
     def parse(text: str) -> str:
@@ -34,13 +34,13 @@ KERNELS = (
     flags.Flag('inference', '--crf_bilateral', kernel(2), '50,5,10', BILATERAL),
 )
 GT_PROB = 'confidence of the CRF in the label of a pixel (0 to 1); lower values let the CRF change more'
-ITERATIONS = 'iterations of the dense CRF (0: no CRF); both names mean the same in every stage'
-LABELS = (  # of stages 3 and 6
+ITERATIONS = 'iterations of the dense CRF (0: no CRF); both names work in every stage'
+LABELS = (  # stages 3 and 6
     flags.Flag('inference', '--crf_iteration --iteration', flags.integer(0), 10, ITERATIONS),
     flags.Flag('inference', '--gt_prob', flags.real(0.01, 0.99), 0.7, GT_PROB),
     *KERNELS,
 )
-PREDICTIONS = (  # of stage 8
+PREDICTIONS = (  # stage 8
     flags.Flag('inference', '--iteration --crf_iteration', flags.integer(0), 10, ITERATIONS),
     KERNELS[0],
     KERNELS[1]._replace(default='80,13,10'),

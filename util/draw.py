@@ -13,7 +13,7 @@ from core.data.dataset import Dataset
 from core.data.torch_datasets import ImageDataset, ground_truth
 
 ROWS = 8
-WIDTH = 160  # at least, of a picture
+WIDTH = 160  # minimum width of a picture
 
 
 def draw_rows(
@@ -25,7 +25,7 @@ def draw_rows(
     """Return a grid of the first images of a batch: a row of the image, its label map of each title, its heat maps.
 
     Maps are of any resolution. An image may lack a label map (None). A heat map is a title, scores (h, w) in [0, 1] and
-    the index of their class, 0 if they are not of one.
+    the index of their class, or 0 if they belong to no class.
     """
     label_maps = {title: maps.cpu().numpy() if isinstance(maps, Tensor) else maps for title, maps in label_maps.items()}
     rows = []
@@ -44,7 +44,7 @@ def draw_rows(
 def draw_cams(samples: ImageDataset, batch: dict, maps: Tensor) -> np.ndarray:
     """Return a grid of the first images: image, ground truth, the CAMs of its labels.
 
-    `batch` is the first one of the samples, with labels (N, C), and maps (N, C, h, w) its class maps.
+    `batch` is the first batch of samples, with labels (N, C); maps (N, C, h, w) are its class maps.
     """
     cams = make_cam(maps.float()).cpu().numpy()
     heatmaps = [
@@ -57,7 +57,7 @@ def draw_cams(samples: ImageDataset, batch: dict, maps: Tensor) -> np.ndarray:
 def _captioned(dataset: Dataset, picture: np.ndarray, title: str, classes: Sequence[int]) -> np.ndarray:
     """Return a picture, enlarged by a whole factor if it is small, over its title and class names.
 
-    Names of which Pillow's own font lacks a character are shown as numbers.
+    If Pillow's own font lacks a character of a name, its number is shown instead.
     """
     factor = max(1, math.ceil(WIDTH / picture.shape[1]))
     picture, font = picture.repeat(factor, 0).repeat(factor, 1), drawing.open_font()

@@ -1,11 +1,11 @@
 """Command-line flags: the parser, the types of values, and the flags of data, outputs and the CRF. No torch.
 
-A flag is declared in one place: a row of a table that several scripts share, or an `add_argument` in the script that
-alone has it. It says in which group --help lists it, its type, its default, and what it affects:
+A flag is declared in one place: a row of a table that several scripts share, or an `add_argument` in the only script
+that has it. The declaration gives its group in --help, its type, its default, and what it affects:
 
-    'result'     what the stage computes (unless said otherwise): a finished output of another value is not this one
-    a title      only the output of this format (util/store/formats.py), of a stage that writes several
-    'input'      where something is whose content identifies it: the data, a model
+    'result'     what the stage computes (the default): another value makes another output
+    a title      only the output of this format (util/store/formats.py), in a stage that writes several
+    'input'      the path of something that its content identifies: the data, a model
     'batch'      how a batch is divided, the same in all processes: memory and rounding
     'share'      which share of the work this command does
     'speed'      only speed, rounding, or what is kept and printed
@@ -41,14 +41,14 @@ class Flag(NamedTuple):
     affects: str = 'result'
 
 
-LARGEST = 1e38  # of the numbers of single precision
-REQUIRED = ...  # default of a flag that must be passed
+LARGEST = 1e38  # the range of single precision
+REQUIRED = ...  # the default of a required flag
 
 
 class Options(argparse.Namespace):
     """The options of a command, and how each was declared."""
 
-    __slots__ = ('declared',)  # beside the options, which are in __dict__
+    __slots__ = ('declared',)  # not in __dict__, which holds the options
 
     def record(self) -> Record:
         """Return what an output records of its command."""
@@ -56,12 +56,12 @@ class Options(argparse.Namespace):
         return Record(vars(self), affects, {action.dest: action.default for action in self.declared})
 
     def pick(self, names: Sequence[str]) -> dict[str, object]:
-        """Return the values of those of some options that the command has."""
+        """Return the values of these options, except options that the command does not have."""
         return {name: vars(self)[name] for name in names if name in self}
 
 
 class _Declares:
-    """A container of flags whose actions remember what they affect."""
+    """A container of flags whose actions record what they affect."""
 
     def add_argument(self, *names, affects: str = 'result', **options) -> argparse.Action:
         action = super().add_argument(*names, **options)
@@ -112,7 +112,7 @@ class Parser(_Declares, argparse.ArgumentParser):
         return options
 
     def _check(self, args: Options) -> Options:
-        """Check what does not go with several processes or shards."""
+        """Reject what cannot be combined with several processes or shards."""
         shares = any(action.affects in ('batch', 'share') for action in self._actions)
         if launcher.world_size() > 1 and not shares:
             self.error('cannot share its work among processes: start it with python3 instead of torchrun')
@@ -138,7 +138,7 @@ class Parser(_Declares, argparse.ArgumentParser):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        """Add '(required)' or the default; switches are off, and an optional positional says what its absence means."""
+        """Add '(required)' or the default, except to switches (off) and optional positionals (their help says it)."""
         if action.required and action.option_strings:
             return f'{action.help} (required)'
         default = action.default
@@ -250,9 +250,9 @@ VOC = str(REPOSITORY / 'data' / 'voc2012.json')
 VOC_ROOT = '../VOCdevkit/VOC2012'  # where tools.prepare_voc --out .. puts it
 LISTED = 'data set: CSV (one row per image: path, classes) or JSON (class names and lists of ids)'
 DATASET = (Flag('data', '--dataset', str, VOC, LISTED, 'input'),)
-LAYOUT = 'folder that the paths of the data set are relative to; of VOC, the folder that contains JPEGImages'
+LAYOUT = 'folder that the paths of the data set are relative to; for VOC, the folder that contains JPEGImages'
 DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'))
-NUM_WORKERS = 'extra processes that load images (stages 3, 6 and 9: that compute); 0: none'
+NUM_WORKERS = 'extra processes that load images (in stages 3, 6 and 9: that compute); 0: none'
 WORKERS = (Flag('data', '--num_workers', integer(0), min(4, cpu_count()), NUM_WORKERS, 'speed'),)
 OVERWRITE = (
     Flag('run and output', '--overwrite', None, False, 'remove existing output of this name and start over', 'speed'),
@@ -260,7 +260,7 @@ OVERWRITE = (
 DOMAIN = 'list of the data set to process, such as train_aug, train, val or test'
 REPAIR = 'read all existing files and recompute the damaged ones'
 SHARD = 'i/n: process every n-th image (or batch), starting with the i-th (i from 1 to n); run all n, in any order'
-OUTPUT_FOLDER = (  # of the stages that write a file per image
+OUTPUT_FOLDER = (  # stages that write a file per image
     *DATA,
     Flag('data', '--domain', str, 'train_aug', DOMAIN, 'input'),
     *WORKERS,
@@ -268,4 +268,4 @@ OUTPUT_FOLDER = (  # of the stages that write a file per image
     Flag('run and output', '--repair', None, False, REPAIR, 'speed'),
     Flag('run and output', '--shard', shard, None, SHARD, 'share'),
 )
-OUTPUT = ('overwrite', 'repair', 'shard', 'batch_size')  # what `create_folder` takes of their options
+OUTPUT = ('overwrite', 'repair', 'shard', 'batch_size')  # the options that `create_folder` takes

@@ -1,4 +1,4 @@
-"""Which process of how many this is: what torchrun says in the environment. No torch."""
+"""The number of this process and of all processes, from torchrun's environment variables. No torch."""
 
 import os
 
@@ -24,10 +24,10 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is the first process: the one that prints, and of trainers the only one that writes files."""
+    """Return whether this is the first process, which prints and, in a trainer, writes the files."""
     return rank() == 0
 
 
 def prefix() -> str:
-    """Return the beginning of a line about an error: which of several processes prints it."""
+    """Return the beginning of an error line: which of several processes prints it."""
     return f'process {rank()} of {world_size()}: ' if world_size() > 1 else ''

@@ -51,16 +51,17 @@ TORCH_ERRORS = (
 def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) -> None:
     """Run a script. Errors are one line on stderr and status 1.
 
-    The line says what the user can fix (UserError, OSError, memory, devices), or where the traceback of a bug is.
-    However it ends, no process that it has started goes on.
+    The line names what the user can fix (UserError, OSError, memory, devices), or the file with the traceback of a bug.
+    However the script ends, none of the processes that it started keeps running.
     """
     args, process = parse_args(), os.getpid()
     if not launcher.is_main():
-        sys.stdout = open(os.devnull, 'w')  # the first process speaks for all
+        sys.stdout = open(os.devnull, 'w')  # only the first process prints
     signals.listen()
     others = multiprocessing.active_children()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
-    # An error in a thread (TensorBoard's, on a full disk) is one line too; whoever waits for the thread ends the stage.
+    # An error in a thread (TensorBoard's, on a full disk) is also one line; the thread that waits for it ends the
+    # stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
     try:
         main(args)
@@ -92,7 +93,7 @@ def _report_bug(error: Exception) -> str:
 
 
 def _show_warning(show_others: Callable, message: Warning, category: type[Warning], *where) -> None:
-    """Print a warning of the data set as one line, without the place in the code; the first process speaks for all."""
+    """Print a warning of the data set as one line, without the place in the code; only the first process prints it."""
     if not issubclass(category, DataWarning):
         show_others(message, category, *where)
     elif launcher.is_main():
@@ -100,16 +101,16 @@ def _show_warning(show_others: Callable, message: Warning, category: type[Warnin
 
 
 def _end_children(others: list[multiprocessing.Process]) -> None:
-    """Kill the workers that are still there, except some: Python would wait for them, and they for this process."""
+    """Kill the remaining workers, except some. Otherwise Python would wait for them, and they for this process."""
     children = [child for child in multiprocessing.active_children() if child not in others]
     if children:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # for torch the death of a loader's worker is an error
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error if a worker of a loader dies
     for child in children:
         child.kill()
 
 
 def _reader_is_gone() -> bool:
-    """Return whether stdout is a pipe that nobody reads any more (... | head), and then drop what is still to print."""
+    """Return whether stdout is a pipe that nobody reads any more (... | head); if so, drop the remaining output."""
     try:
         print(flush=True)
         return False
@@ -121,7 +122,7 @@ def _reader_is_gone() -> bool:
 def explain(error: Exception) -> str | None:
     """Return the error line for the user, or None for a bug in the program."""
     if isinstance(error, UserError):
-        # From a data loader's worker it arrives as a traceback whose last line is the message.
+        # An error of a data loader's worker arrives as a traceback whose last line is the message.
         return _last_line(error).removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
     if isinstance(error, OSError):
         return _last_line(error)
@@ -139,7 +140,7 @@ def explain(error: Exception) -> str | None:
 
 
 def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
-    """Print a warning with a count if there are such images."""
+    """Print a warning with the number of these images, if there are any."""
     if image_ids:
         print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
 
@@ -158,7 +159,8 @@ def _last_line(error: Exception) -> str:
 def progress(items: Iterable, description: str, total: int | None = None, lines: bool = True) -> Iterator:
     """Iterate with a tqdm bar or, if stderr is not a terminal, a plain line at every tenth of the way.
 
-    `lines=False` omits those: a training loop logs its own. Of several processes only the first shows its progress.
+    `lines=False` omits the lines, because a training loop logs its own. Of several processes only the first one shows
+    its progress.
     """
     total = len(items) if total is None else total
     if sys.stderr.isatty() and launcher.is_main():
@@ -173,7 +175,7 @@ def progress(items: Iterable, description: str, total: int | None = None, lines:
 
 
 def time_left(seconds: float, done: int, total: int) -> str:
-    """Return ', about ... left' for the rest of some work of which a part took so many seconds; '' if that is none."""
+    """Return ', about ... left' for work of which a part took some seconds, or '' if no time is left."""
     left = seconds / done * (total - done)
     if left < 1:
         return ''

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: heard wherever they come, but never inside of a fork or while a lock changes hands.
+"""SIGINT and SIGTERM: handled everywhere except inside a fork or while a lock changes hands.
 
 A signal raises SystemExit in the main thread, so that locks are left and workers ended. Python loses an exception that
 is raised in some places (hooks of a fork, __del__): `stop_if_asked`, which every progress bar calls, raises it again.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _received = 0  # the last signal that has come
-_held = 0  # how many `held` have been entered
+_held = 0  # depth of nested `held`
 
 
 def listen() -> None:
@@ -36,7 +36,7 @@ def stop_if_asked() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold signals inside: one that comes is acted on at the end, unless an exception is on its way already."""
+    """Hold signals inside: a signal takes effect at the end, unless an exception is already being raised."""
     global _held
     _held += 1
     try:
@@ -55,9 +55,9 @@ def _hear(number: int, frame: object) -> None:
 
 @contextmanager
 def obeyed_within(seconds: float) -> Iterator[None]:
-    """Inside, end the process if a signal has not been heard so many seconds after it came.
+    """Inside, end the process if a signal is not handled within some seconds.
 
-    Python hears it between two of its own instructions; a library that waits for another process can keep it from that.
+    Python handles signals between its own instructions, which a library that waits for another process can delay.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

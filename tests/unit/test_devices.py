@@ -106,7 +106,7 @@ def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch):
     assert current == [1, 1]
     assert count_devices(4, chosen[-1]) == 1
     assert pick_device('cpu') == torch.device('cpu')
-    with pytest.raises(UserError, match='^--device cuda:0: under torchrun each process takes a GPU of its own'):
+    with pytest.raises(UserError, match='^--device cuda:0: under torchrun each process takes its own GPU'):
         pick_device('cuda:0')
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(UserError, match='^--nproc_per_node: process 1 of this node has no GPU, 1 are visible'):

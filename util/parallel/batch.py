@@ -2,8 +2,8 @@
 
 A batch has `batch_size` images. The processes of torchrun have equal shares of it; a process passes its share through
 the network in chunks, one after the other, each of which its GPUs (nn.DataParallel) may divide again. Whatever the
-division, the losses and gradients are those of the whole batch, and random numbers are drawn for the whole batch. Only
-BatchNorm in training sees what is normalised together: `norm_groups` says in how many groups a batch is normalised.
+division, the losses and gradients equal the losses and gradients of the whole batch, and random numbers are drawn for
+the whole batch. Only BatchNorm in training depends on the division: a batch is normalised in `norm_groups` groups.
 """
 
 import warnings
@@ -29,15 +29,14 @@ from util.script import progress
 
 
 class SharedModel:
-    """A network in training, whose batches are shared. `model` is the network itself.
+    """A network in training whose batches are shared. `model` is the network itself.
 
-    whole_batch: what `Run.batches` gives, and what the network returns, is the whole batch in every process, so that a
-        loss may mix its images (stage 1); a process runs its share in `chunks` and the others' outputs are gathered.
-        Otherwise a process has its share alone, and `micro_batches` cuts that into chunks whose losses add up.
-    bn_replicas: the groups in which a whole batch is normalised where BatchNorm trains.
-    micro_batches: the chunks in which a batch passes through the network for less memory; with whole_batch nothing but
-        the inputs and outputs of a chunk is kept, and the backward pass repeats its forward pass.
-    sync_bn: BatchNorm normalises the whole batch, over all processes.
+    whole_batch: `Run.batches` yields, and the network returns, the whole batch in every process, so a loss may mix its
+    images (stage 1). A process runs its share in `chunks`, and the outputs of the other processes are gathered.
+    Otherwise a process has only its share, and `micro_batches` cuts it into chunks whose losses add up. bn_replicas:
+    the groups in which a whole batch is normalised where BatchNorm trains. micro_batches: the chunks in which a batch
+    passes through the network, to save memory. With whole_batch only the inputs and outputs of a chunk are kept, and
+    the backward pass repeats its forward pass. sync_bn: BatchNorm normalises the whole batch, over all processes.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class SharedModel:
         self.chunks = max(1, groups // (num_devices * count if whole_batch else count))
         self.norm_groups = 1 if sync_bn else self.chunks * num_devices * count
 
-        # Swap the layers that have to know of the whole batch, and move the network to its device.
+        # Swap the layers that depend on the whole batch, and move the network to its device.
         self.dropouts = _share_dropout(model) if count * self.chunks > 1 and not whole_batch else []
         if sync_bn:
             _synchronise(model, device)
@@ -73,7 +72,7 @@ class SharedModel:
         if compile:
             compile_in_place(model)
 
-        # Wrap it: what repeats a pass is inside of what adds up gradients.
+        # Wrap it: the repeated pass is inside the sum of the gradients.
         self.runner = _Recomputed(model) if whole_batch and micro_batches > 1 else model
         if num_devices > 1:
             self.runner = nn.DataParallel(self.runner, device_ids=list(range(num_devices)))
@@ -81,7 +80,7 @@ class SharedModel:
             self.runner = _distribute(self.runner, device)
 
     def __call__(self, images: Tensor, **options) -> Tensor | tuple[Tensor, ...]:
-        """Return what the network returns of a batch in training; see above which images are in it."""
+        """Return the network's outputs for a batch in training; see above for the images that it contains."""
         if not self.whole_batch:  # a chunk of `micro_batches`
             return self._run(images, first=self.chunk == 0, **options)
         chunks = processes.own(images).chunk(self.chunks)
@@ -89,21 +88,21 @@ class SharedModel:
         return tuple(processes.gather(torch.cat(output)) for output in zip(*outputs, strict=True))
 
     def _run(self, images: Tensor, first: bool, **options) -> Tensor | tuple[Tensor, ...]:
-        """Run a chunk. As under nn.DataParallel, only the first of a batch moves BatchNorm's running statistics."""
+        """Run a chunk. As under nn.DataParallel, only a batch's first chunk updates BatchNorm's running statistics."""
         with nullcontext() if first and launcher.is_main() else running_statistics_kept(self.model):
             return self.runner(images, **options)
 
     def receive(self, batch: dict) -> dict:
-        """Return a batch of this process's loader on the device, its images normalised and as they came (`crops`).
+        """Return a batch of this process's loader on the device, its images both normalised and as loaded (`crops`).
 
-        With whole_batch, those of all processes.
+        With whole_batch, return the images of all processes.
         """
         batch = self._to_device(batch)
         return _normalised(processes.gather(batch) if self.whole_batch else batch)
 
     @torch.no_grad()
     def infer(self, loader: DataLoader, description: str, **options) -> Iterator[tuple[dict, Tensor | tuple]]:
-        """Yield each batch of a loader, prepared as by `receive`, and what the network returns of it in evaluation."""
+        """Yield each batch of a loader, prepared as by `receive`, and the network's outputs in evaluation mode."""
         self.model.eval()
         for batch in progress(loader, description):
             batch = _normalised(self._to_device(batch))
@@ -117,7 +116,8 @@ class SharedModel:
     def micro_batches(self, batch: dict) -> Iterator[dict]:
         """Yield the chunks of this process's share of a batch; run each one, and its backward pass, inside the loop.
 
-        All draw the same random numbers and take their own. Gradients are added over the processes after the last one.
+        All processes draw the same random numbers and use their part. Gradients are added over the processes after the
+        last chunk.
         """
         random = _random_state() if self.chunks > 1 else None
         for chunk in range(self.chunks):
@@ -132,16 +132,16 @@ class SharedModel:
                 yield {name: _chunk(value, self.chunks, chunk) for name, value in batch.items()}
 
     def total(self, value: Tensor) -> Tensor:
-        """Return the sum over the whole batch of a value of what this process has of it."""
+        """Return the sum over the whole batch of a value that this process computed on its share."""
         return value if self.whole_batch else self.add(value)
 
     def add(self, value: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """Return the sum over the processes, of counts in the batches that each of them has of a list."""
+        """Return the sum over the processes of the counts in their batches of a list."""
         return processes.add(value)
 
 
 class _Recomputed(nn.Module):
-    """Keeps nothing of a forward pass, which the backward pass repeats: of several chunks only one has its graph."""
+    """Keeps nothing of a forward pass, because the backward pass repeats it: only one chunk at a time has a graph."""
 
     def __init__(self, network: Network):
         super().__init__()
@@ -151,14 +151,14 @@ class _Recomputed(nn.Module):
         if not torch.is_grad_enabled():
             return self.network(images, **options)
 
-        def contexts():  # of the first and of the repeated pass: only the first one moves the running statistics
+        def contexts():  # first and repeated pass: only the first one updates the running statistics
             return nullcontext(), running_statistics_kept(self.network)
 
         return checkpoint(self.network, images, use_reentrant=False, context_fn=contexts, **options)
 
 
 class _SharedDropout(nn.Dropout):
-    """Dropout of a chunk of a batch: its mask is cut out of the mask of the whole batch, whatever the split.
+    """Dropout of a chunk of a batch: its mask is cut out of the mask of the whole batch, however it is divided.
 
     Every chunk must begin with the same state of the random numbers.
     """
@@ -176,7 +176,7 @@ class _SharedDropout(nn.Dropout):
 
 
 def _share_dropout(model: nn.Module) -> list[_SharedDropout]:
-    """Make the network's Dropout cut its masks from those of the whole batch; return these layers."""
+    """Make the network's Dropout cut its masks out of the masks of the whole batch; return these layers."""
     dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     for module in dropouts:
         module.__class__ = _SharedDropout
@@ -184,9 +184,9 @@ def _share_dropout(model: nn.Module) -> list[_SharedDropout]:
 
 
 def _synchronise(model: nn.Module, device: torch.device) -> None:
-    """Make BatchNorm train on the statistics of the whole batch; one process alone does already.
+    """Make BatchNorm train on the statistics of the whole batch; a single process already does.
 
-    Parameters and the names of the state dict stay. Raises UserError on CPUs, which torch's layer does not know.
+    Parameters and the names of the state dict stay. Raises UserError on CPUs, which torch's layer does not support.
     """
     if launcher.world_size() == 1:
         return
@@ -195,14 +195,14 @@ def _synchronise(model: nn.Module, device: torch.device) -> None:
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if isinstance(module, nn.SyncBatchNorm) and hasattr(module, 'act'):
-            # timm's BatchNorm applies the activation too, of which the new layer knows nothing.
+            # timm's BatchNorm also applies the activation, which the new layer does not.
             module.register_forward_hook(lambda norm, _, output: norm.act(output))
 
 
 def _distribute(module: nn.Module, device: torch.device) -> DistributedDataParallel:
     """Sum the gradients of the processes, where DistributedDataParallel would take their mean."""
     ids = [device] if device.type == 'cuda' else None
-    with warnings.catch_warnings():  # torch 2.14 has another name for an option, which torch 2.6 does not know
+    with warnings.catch_warnings():  # torch 2.14 renamed an option; torch 2.6 has only the old name
         warnings.simplefilter('ignore', FutureWarning)
         distributed = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
     distributed.register_comm_hook(None, _sum_gradients)

@@ -15,9 +15,9 @@ HALVES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def pick_device(name: str, seed: int | None = None) -> torch.device:
-    """Return a device; 'auto' is the GPUs if there are any, else the CPU. With a seed, also seed every generator.
+    """Return a device; 'auto': the GPUs if there are any, otherwise the CPU. With a seed, also seed every generator.
 
-    Under torchrun a GPU is that of the process. Raises UserError if the device cannot be used.
+    Under torchrun each process gets its own GPU. Raises UserError if the device cannot be used.
     """
     if seed is not None:
         seed_everything(seed)
@@ -41,17 +41,17 @@ def _own_gpu(name: str) -> str:
     """Return the GPU of this process of torchrun, and make it the current one."""
     own, visible = launcher.local_rank(), torch.cuda.device_count()
     if name != 'cuda':
-        raise UserError(f'--device {name}: under torchrun each process takes a GPU of its own: leave it out')
+        raise UserError(f'--device {name}: under torchrun each process takes its own GPU: leave it out')
     if own >= visible:
         raise UserError(f'--nproc_per_node: process {own} of this node has no GPU, {visible} are visible: lower it')
-    torch.cuda.set_device(own)  # for NCCL and pinned memory, which would otherwise take memory of GPU 0
+    torch.cuda.set_device(own)  # NCCL and pinned memory would otherwise take memory of GPU 0
     return f'cuda:{own}'
 
 
 def count_devices(count: int, device: torch.device) -> int:
     """Return how many devices divide `count` images or groups of them: the largest number of visible GPUs that does.
 
-    It is 1 for 'cuda:1' (so for each process of torchrun) and the CPU.
+    It is 1 for the CPU and for 'cuda:1', and so for each process of torchrun.
     """
     visible = torch.cuda.device_count() if device.type == 'cuda' and device.index is None else 1
     return max(number for number in range(1, visible + 1) if count % number == 0)
@@ -105,8 +105,8 @@ def glibc() -> ctypes.CDLL | None:
 def keep_freed_memory() -> None:
     """Keep freed memory in malloc for the next layer or image.
 
-    By default glibc returns large blocks to the system and gets them back zeroed, with a page fault per 4 kB: a third
-    of the time of a training step of mobilenet_v2 on 8 images of 512 pixels.
+    By default glibc returns large blocks to the system and gets them back zeroed, with a page fault per 4 kB. That is a
+    third of the time of a training step of mobilenet_v2 on 8 images of 512 pixels.
     """
     if library := glibc():
         m_trim_threshold, m_mmap_max = -1, -4  # malloc.h

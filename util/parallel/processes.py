@@ -1,6 +1,6 @@
-"""The processes of torchrun: how they meet, exchange, add up and agree. One process is the special case.
+"""The processes of torchrun: how they meet, exchange, add up and agree. A single process needs none of this.
 
-NCCL on GPUs, gloo on CPUs and for what is not on a GPU. What they exchange: docs/method.md, "Several processes".
+NCCL on GPUs, gloo on CPUs and for data outside GPUs. What they exchange: docs/method.md, "Several processes".
 """
 
 import os
@@ -21,7 +21,7 @@ from util.store.fingerprints import Record, versions
 
 PATIENCE = timedelta(minutes=5)  # to wait for the other processes at the start
 READING = timedelta(minutes=60)  # to wait until all have read and hashed their files
-TIMEOUT = timedelta(minutes=2)  # of an exchange: a process that dies is noticed at once, a silent network after this
+TIMEOUT = timedelta(minutes=2)  # of an exchange: a dead process is noticed at once, a silent network after this
 OBEDIENCE = 5  # seconds in which a signal ends a process that is meeting the others
 
 _store: dist.Store | None = None
@@ -52,10 +52,10 @@ def _meet() -> None:
     global _store
     try:
         store, _, _ = next(dist.rendezvous('env://', timeout=PATIENCE))
-        # torchrun restarts all processes when one fails (--max_restarts), and its store keeps what they had written.
+        # torchrun restarts all processes when one fails (--max_restarts), and its store keeps their entries.
         _store = dist.PrefixStore(f'puzzle-cam {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
         _wait_for_all('started', PATIENCE)
-    except (RuntimeError, ValueError) as error:  # of the network; of an environment that torchrun did not write
+    except (RuntimeError, ValueError) as error:  # the network, or variables that torchrun did not set
         where = 'cannot meet the other processes'
         text = str(error)
         if 'EADDRINUSE' in text or 'address already in use' in text.lower():
@@ -69,7 +69,7 @@ def _meet() -> None:
 
 
 def _wait_for_all(what: str, patience: timedelta) -> None:
-    """Wait until every process has come here, second by second, so that a signal is heard."""
+    """Wait until every process has come here, one second at a time, so that signals are handled."""
     _store.set(f'{what} {launcher.rank()}', '')
     until = time.monotonic() + patience.total_seconds()
     for rank in range(launcher.world_size()):
@@ -80,13 +80,13 @@ def _wait_for_all(what: str, patience: timedelta) -> None:
 
 
 def end() -> None:
-    """Leave the group after a run that went well."""
+    """Leave the group after a successful run."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def check_equal(name: str, content: dict) -> None:
-    """Raise UserError in all processes, naming the first one whose content is not that of process 0."""
+    """Raise UserError in all processes, naming the first one whose content differs from process 0."""
     if not dist.is_initialized():
         return
     _wait_for_all(name, READING)
@@ -107,7 +107,7 @@ def check_equal(name: str, content: dict) -> None:
 
 
 class _Gather(torch.autograd.Function):
-    """The shares of all processes in order. Its gradient is the share of this process: the others compute theirs."""
+    """The shares of all processes in order. The gradient covers the share of this process; others compute theirs."""
 
     @staticmethod
     def forward(ctx, share: Tensor) -> Tensor:
@@ -122,9 +122,9 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(value: Tensor | tuple | dict) -> Tensor | tuple | dict:
-    """Return what all processes have, joined along the first dimension: tensors, or tuples or a dict of them.
+    """Return the tensors of all processes, joined along the first dimension: a tensor, or a tuple or dict of tensors.
 
-    The gradient flows to the share of this process alone.
+    The gradient flows only to the share of this process.
     """
     if not dist.is_initialized():
         return value
@@ -137,7 +137,7 @@ def gather(value: Tensor | tuple | dict) -> Tensor | tuple | dict:
 
 
 def own(whole: Tensor) -> Tensor:
-    """Return the share of this process, a contiguous one of a batch of all."""
+    """Return the share of this process, a contiguous part of a batch."""
     return whole.chunk(launcher.world_size())[launcher.rank()] if dist.is_initialized() else whole
 
 
@@ -154,20 +154,20 @@ def largest(value: int) -> int:
     """Return the largest value of all processes."""
     if not dist.is_initialized():
         return value
-    found = torch.tensor(value)  # on the CPU: a GPU need not be waited for
+    found = torch.tensor(value)  # on the CPU, so that no GPU has to be waited for
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 
 def copy_from_main(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the first process."""
+    """Overwrite tensors with the tensors of the first process."""
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def from_main(function: Callable[[], object]) -> object:
-    """Return what a function returns in the first process, the only one that calls it.
+    """Call a function in the first process only, and return its result in all processes.
 
     A UserError is raised in all processes.
     """

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from util import signals
 from util.script import progress
 
-WAITING_BYTES = 2**30  # of the arrays that wait for a BackgroundWriter, unless a single item has more
+WAITING_BYTES = 2**30  # bytes of the arrays that wait for a BackgroundWriter, unless a single item is larger
 
 
 def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
@@ -26,7 +26,7 @@ def parallel_map(function: Callable, ids: list[str], num_workers: int, descripti
         return
     with _fork_pool(num_workers, function) as pool:
         try:
-            # Hand out a few ids at a time; of a short list single ones, so that no worker waits for another's last.
+            # Hand out a few ids at a time, but single ids of a short list, so that no worker waits long for another.
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
             yield from progress(pool.map(_call, ids, chunksize=chunk), description, len(ids))
         except BaseException:
@@ -57,7 +57,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
     for process in processes:
         process.kill()
     if thread is not None:
-        thread.join(5)  # it closes a pipe to which Python would write on exit
+        thread.join(5)  # it closes a pipe that Python would write to on exit
 
 
 def _init_worker(function: Callable | None) -> None:
@@ -72,7 +72,7 @@ def _call(image_id: str) -> object:
 
 
 def leave_signals_to_parent() -> None:
-    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers send them to every process of a command.
+    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers signal every process of a command.
 
     A second SIGTERM ends the worker, so that the parent can stop one that hangs.
     """
@@ -91,7 +91,7 @@ def exit_with_parent() -> None:
 
 
 class BackgroundWriter:
-    """Background workers: `submit` returns at once unless too much is waiting.
+    """Background workers: `submit` returns at once unless too much work is waiting.
 
     Threads for writing files (numpy and zlib release the GIL), processes for work in Python or pydensecrf. Processes
     are forked here, so create the writer before torch starts threads or a GPU. Exceptions surface at a later `submit`

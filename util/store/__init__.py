@@ -1,4 +1,4 @@
-"""What lies under experiments/: formats, folders, arrays, fingerprints, files, locks, results. No torch."""
+"""The files under experiments/: formats, folders, arrays, fingerprints, files, locks, results. No torch."""
 
 from util.store.create import create_folder
 from util.store.folders import open_folder

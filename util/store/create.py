@@ -1,4 +1,4 @@
-"""How a stage creates its output folder, or resumes it: locked, with a record of what it was made from."""
+"""How a stage creates its output folder, or resumes it: locked, with a record of its inputs."""
 
 import sys
 import time
@@ -36,17 +36,17 @@ def create_folder(
     batch_size: int | None = None,
     **inputs: str | dict[str, str] | Folder,
 ) -> Iterator[Folder]:
-    """Create or resume the output folder of a stage, and hold a lock inside: of the folder, or of a share of it.
+    """Create or resume the output folder of a stage, and hold the lock of the folder or of a share inside.
 
-    With a shard or under torchrun, the folder that is returned has the ids of this process alone (util/store/shares.py;
-    batch_size is what keeps images together), and other processes of the same command write theirs at the same time.
+    With a shard or under torchrun, the folder has only the ids of this process (util/store/shares.py; batch_size keeps
+    the images of a batch together). Other processes of the same command write their images at the same time.
 
-    `inputs` are hashes, dicts of a hash by image id, and folders of earlier stages; the images are always an input.
+    `inputs` are hashes, dicts with a hash per image id, and folders of earlier stages; the images are always an input.
     args.json in the folder holds the format, the fingerprint (options, classes and inputs), all options, the versions
-    and the seconds of the commands that wrote files; inputs.json holds the hashes by image id. The same command resumes
-    where it was stopped, and regenerates the files of images whose inputs have changed. Other settings raise UserError
-    if there are outputs, unless `overwrite` removes them first. `repair` reads every existing file and regenerates
-    those that are damaged. Prints a summary at the end.
+    and the seconds of the commands that wrote files; inputs.json holds the hashes by image id. The same command
+    resumes, and regenerates the files of images whose inputs have changed. Other settings raise UserError if there are
+    outputs, unless `overwrite` removes the outputs first. `repair` reads every existing file and regenerates the
+    damaged ones. Prints a summary at the end.
     """
     begun = time.monotonic()
     share = divide(dataset, ids, shard, batch_size)
@@ -68,7 +68,7 @@ def create_folder(
             existing = set(folder.ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}
         if folder.missing:
-            with records_locked():  # another share may have written them meanwhile
+            with records_locked():  # another share may have written them in the meantime
                 _record(folder, record, settings, _read_settings(folder, settings, record) or old)
         try:
             yield folder
@@ -82,9 +82,9 @@ def create_folder(
 
 
 def _read_settings(folder: Folder, settings: dict, record: Record) -> dict:
-    """Return args.json if there are outputs, {} if there are none, which protects nothing.
+    """Return args.json if there are outputs, {} if there are none: an empty folder may be reused.
 
-    Raises UserError if it is not valid, or of another format or other settings than the requested ones.
+    Raises UserError if it is invalid, or if its format or settings differ from the requested ones.
     """
     if not any(folder.path.glob(f'*{folder.kind.suffix}')):
         return {}
@@ -102,8 +102,8 @@ def _read_settings(folder: Folder, settings: dict, record: Record) -> dict:
 def _record(folder: Folder, record: Record, settings: dict, old: dict) -> None:
     """Write args.json; the options and versions of earlier commands become its history.
 
-    The fingerprint of earlier commands stays, so that what was made from the folder still belongs to it when options
-    have come that it lacks.
+    The fingerprint of earlier commands stays, so outputs that were made from the folder remain valid when new options
+    are added.
     """
     new = {
         'format': folder.kind.title,
@@ -128,7 +128,7 @@ def _add_seconds(folder: Folder, seconds: float) -> None:
 
 
 def _check_written(folder: Folder) -> None:
-    """Raise UserError if somebody has removed the folder, and with it its record, while files were written."""
+    """Raise UserError if the folder and its record were removed while files were written."""
     if folder.missing and not read_args(folder.path):
         gone = sum(not folder.file(image_id).is_file() for image_id in folder.ids)
         raise UserError(
@@ -140,7 +140,7 @@ def _check_written(folder: Folder) -> None:
 def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
     """Remove the files of images whose inputs have changed, then record the inputs by name and image id.
 
-    Those of a list are in its order, `ids`, whichever of its shares comes first.
+    The ids of a list are in the order of the list (`ids`), whichever share writes first.
     """
     path, old = folder.path / 'inputs.json', read_inputs(folder.path)
     for line in list_changes(old, hashes, folder.image_name):

@@ -1,6 +1,6 @@
-"""Whether an output is still what its inputs are now, back to images, labels and models. No torch.
+"""Whether an output still matches its current inputs, back to images, labels and models. No torch.
 
-A folder records what it was made from in args.json and inputs.json, a model in data/{tag}.json of its run.
+A folder records its inputs in args.json and inputs.json, a model in data/{tag}.json of its run.
 """
 
 import os
@@ -25,13 +25,13 @@ SCRIPTS = (
     'train_segmentation.py',
     'inference_segmentation.py',
 )
-TRAINERS = {'Classifier': SCRIPTS[0], 'AffinityNet': SCRIPTS[3]}  # by network; any other is of stage 7
-# The option that names a folder which was read, by the name of this input.
+TRAINERS = {'Classifier': SCRIPTS[0], 'AffinityNet': SCRIPTS[3]}  # by network; all others are of stage 7
+# The option that names an input folder, by the name of the input.
 FOLDERS = {'maps': 'experiment_name', 'cams': 'cam_dir', 'labels': 'label_name'}
 
 
 class Output(NamedTuple):
-    """A folder or model file, and the record of what it was made from."""
+    """A folder or model file, and the record of its inputs."""
 
     path: Path
     script: str
@@ -40,12 +40,12 @@ class Output(NamedTuple):
     inputs: dict[str, dict[str, str]]  # hashes by input and image id
 
     def folders(self) -> dict[str, Path]:
-        """Return the folders that it was made from by the name of the input."""
+        """Return its input folders by the name of the input."""
         parent, named = Path(self.options.get('pred_dir') or PREDICTIONS), self.fingerprint.keys() & FOLDERS.keys()
         return {name: parent / self.options[FOLDERS[name]] for name in named if self.options.get(FOLDERS[name])}
 
     def models(self) -> dict[str, Path]:
-        """Return the model that it was made from, or its --weights, by the name of the input."""
+        """Return its input model, or its --weights, by the name of the input."""
         tag, weights = self.options.get('model_name') or self.options.get('tag'), self.options.get('weights')
         found = {'model': tag and model_path(tag), 'weights_file': weights and Path(weights)}
         no_file = (None, 'none', 'imagenet')
@@ -53,12 +53,12 @@ class Output(NamedTuple):
 
 
 def identity(folder: Path, ids: Collection[str] | None = None) -> str:
-    """Return a hash of all that a folder records about the files of these ids, by default of all."""
+    """Return a hash of everything that a folder records about the files of these ids, by default of all ids."""
     return digest({'fingerprint': read_args(folder).get('fingerprint'), 'inputs': _some(read_inputs(folder), ids)})
 
 
 def digests(inputs: Mapping[str, Mapping[str, str]], ids: Iterable[str]) -> dict[str, str]:
-    """Return a hash of what each image's file was made from (`read_inputs`), '' where that is unknown."""
+    """Return a hash of the inputs of each image's file (`read_inputs`), '' if they are unknown."""
     made_from = {image_id: [hashes.get(image_id, '') for hashes in inputs.values()] for image_id in ids}
     return {image_id: digest(hashes)[:16] if any(hashes) else '' for image_id, hashes in made_from.items()}
 
@@ -66,12 +66,13 @@ def digests(inputs: Mapping[str, Mapping[str, str]], ids: Iterable[str]) -> dict
 def find_outdated(
     outputs: Iterable[Path], dataset: Dataset | None = None, ids: Collection[str] | None = None
 ) -> str | None:
-    """Return a line that names what has changed since one of the outputs was made, and the first stage to run again.
+    """Return a line with the changes since one of the outputs was made, and the first stage to run again.
 
-    `outputs` are folders, of which the files of `ids` matter (default: all), and model files. The images and labels of
-    a folder are those of `dataset` if it has them, otherwise of the data set that the folder records; a model has the
-    recorded one. What is not recorded, or does not exist any more, is not a change: a deleted folder, a model file of
-    another program or one that was copied to another name, an image that was added or removed. None: nothing changed.
+    `outputs` are model files and folders; of a folder only the files of `ids` matter (default: all). The images and
+    labels of a folder come from `dataset` if it has them, otherwise from the data set that the folder records; a model
+    uses the recorded one. Inputs that are not recorded or no longer exist do not count as changed: a deleted folder, a
+    model file that came from another program or was copied to another name, an image that was added or removed. None:
+    nothing has changed.
     """
     search = _Search(dataset)
     found = [change for path in outputs for change in search.visit(path, ids)]
@@ -79,7 +80,7 @@ def find_outdated(
 
 
 class _Search:
-    """Goes from outputs to all that they were made from. Each file is hashed, and each label read, at most once."""
+    """Follows outputs back to all their inputs. Each file is hashed, and each label is read, at most once."""
 
     def __init__(self, dataset: Dataset | None):
         self.dataset = dataset
@@ -104,7 +105,7 @@ class _Search:
             yield SCRIPTS.index(output.script), line
 
     def changes(self, output: Output) -> Iterator[str]:
-        """Yield what changed: models, folders that have other settings now, and what is known by image."""
+        """Yield the changes: models, folders with other settings, and changes by image."""
         now = {}
         for name, path in output.models().items():
             found = file_hashes({'': path})['']
@@ -127,7 +128,7 @@ class _Search:
         yield from list_changes(output.inputs, now, lambda i: (_path(dataset, 'images', i) or Path(i)).name)
 
     def dataset_of(self, output: Output) -> Dataset | None:
-        """Return the data set that an output was made from, None if none of its images exists."""
+        """Return the data set of an output, None if none of its images exists."""
         place = output.options.get('dataset'), output.options.get('data_dir')
         if place not in self.opened:
             try:
@@ -136,7 +137,7 @@ class _Search:
             except (UserError, OSError, TypeError):
                 self.opened[place] = None
         order = [self.dataset, self.opened[place]]
-        if output.path.suffix == '.pth':  # perhaps trained on another data set, whose images are gone
+        if output.path.suffix == '.pth':  # perhaps trained on another data set whose images no longer exist
             own = self.dataset is not None and output.fingerprint.get('classes') == list(self.dataset.class_names)
             order = [self.opened[place], self.dataset if own else None]
         for dataset in order:
@@ -146,7 +147,7 @@ class _Search:
         return None
 
     def hashes(self, dataset: Dataset, name: str, ids: Collection[str]) -> dict[str, str]:
-        """Return what images, masks or image-level labels are now, '' where it is unknown."""
+        """Return the current hashes of images, masks or image-level labels, '' if unknown."""
         known = self.known.setdefault((id(dataset), name), {})
         new = [image_id for image_id in ids if image_id not in known]
         if name == 'labels':
@@ -179,7 +180,7 @@ def read_model(path: Path, known: str = '') -> Output | None:
 
 
 def _some(inputs: dict[str, dict[str, str]], ids: Collection[str] | None) -> dict[str, dict[str, str]]:
-    """Return the hashes of some ids, None: of all."""
+    """Return the hashes of some ids; None: of all."""
     if ids is None:
         return inputs
     return {name: {i: hashes[i] for i in ids if i in hashes} for name, hashes in inputs.items()}
@@ -190,7 +191,7 @@ def _about(dataset: Dataset | None) -> tuple:
 
 
 def _path(dataset: Dataset | None, name: str, image_id: str) -> Path | None:
-    """Return the path of a mask or image, None if the data set does not know it."""
+    """Return the path of a mask or image, None if the data set does not contain it."""
     try:
         return dataset and (dataset.mask_path if name == 'masks' else dataset.image_path)(image_id)
     except (UserError, KeyError):

@@ -19,7 +19,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with temporary.open('wb') as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # on the disk before it gets its name, in case the machine goes down
+            os.fsync(file.fileno())  # written to disk before it gets its name, in case the machine crashes
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f'cannot be written: {error.strerror or error}', str(path)) from None
@@ -43,9 +43,9 @@ def make_folder(path: Path) -> None:
 
 
 def check_output(path: Path | None, flag: str) -> None:
-    """Create the folder of a file that is written later. Raises UserError naming the flag if that would fail.
+    """Create the folder of a file that is written later. Raises UserError naming the flag if that is impossible.
 
-    None is a flag that was not given.
+    None: the flag was not given.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""Fingerprints: the options and inputs behind an output, and where a folder records them. Equal ones, equal results."""
+"""Fingerprints: the options and inputs behind an output, as folders record them. Equal ones mean equal results."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from typing import NamedTuple
 from core import UserError
 from core.data.files import fits, load_json
 
-# Types of the entries of args.json that are read.
+# The types of the entries of args.json.
 ARGS = {'format': str, 'fingerprint': dict, 'options': dict, 'versions': dict, 'history': list, 'seconds': float}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
 
 
 class Record(NamedTuple):
-    """The options of a command, with what each affects (util/flags.py) and its default."""
+    """The options of a command, what each option affects (util/flags.py), and its default."""
 
     options: dict[str, object]
     affects: dict[str, str]
     defaults: dict[str, object]
 
     def settings(self, *outputs: str) -> dict:
-        """Return the options that affect the result, or one of these outputs alone, as JSON has them."""
+        """Return the options that affect the result or one of these outputs, as JSON values."""
         wanted = {'result', *outputs}
         return _as_json({name: value for name, value in self.options.items() if self.affects.get(name) in wanted})
 
@@ -36,7 +36,7 @@ class Record(NamedTuple):
 
 
 def fingerprint(record: Record, *outputs: str, **inputs) -> dict:
-    """Return the settings of a record and what identifies the inputs."""
+    """Return the settings of a record and the identity of its inputs."""
     return {**record.settings(*outputs), **_as_json(inputs)}
 
 
@@ -49,7 +49,8 @@ def check_fingerprint(
 ) -> None:
     """Raise UserError listing each difference between the settings of an existing output and the requested ones.
 
-    An option that the older record lacks has its default: the flag came later. `remedy` is another than --overwrite.
+    An option that the older record lacks has its default, because the flag is newer. `remedy` is the alternative to
+    --overwrite.
     """
     old = {**{name: value for name, value in _as_json(dict(defaults)).items() if name in new}, **old}
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
@@ -71,7 +72,7 @@ def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[
 
 
 def list_changes(old: dict, new: dict, file_name: Callable[[str], str]) -> list[str]:
-    """Return texts such as 'labels of 1 image changed (cat.jpg)'. What either side does not know is not a change."""
+    """Return texts such as 'labels of 1 image changed (cat.jpg)'. Hashes that one side lacks are not a change."""
     texts = []
     for name in new:
         ids = changed_ids(old.get(name, {}), new[name])

@@ -26,7 +26,7 @@ class Folder:
     def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
         self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
         self.missing: set[str] = set()
-        self.identity = ''  # of a folder that was opened for reading
+        self.identity = ''  # set when the folder is opened for reading
 
     def __getstate__(self) -> dict:
         """Leave out the lists of ids: worker processes read and write single files."""
@@ -42,15 +42,15 @@ class Folder:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the options and inputs behind the folder, whose inputs are hashes in turn."""
+        """Hash of the options and inputs behind the folder; the inputs are hashes themselves."""
         return digest(self.record.get('fingerprint', {}))
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return a hash of what each image's file was made from, '' where inputs.json does not say."""
+        """Return a hash of the inputs of each image's file, '' if inputs.json has none."""
         return digests(read_inputs(self.path), ids)
 
     def check_unchanged(self) -> None:
-        """Raise UserError if the folder was made again, or files of its ids were, since it was opened for reading."""
+        """Raise UserError if the folder or files of its ids were written again since it was opened for reading."""
         if self.identity and self.identity != identity(self.path, self.ids):
             raise UserError(f'{self.path}: was written again while it was read: run the same command once more')
 
@@ -66,7 +66,7 @@ class Folder:
         return arrays.read_maps(self.file(image_id), name, self.dataset.num_classes, size)
 
     def read_scores(self, image_id: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys (K+1,) and the scores (K, h, w) of an image of the size (h, w) from which its label is made."""
+        """Return keys (K+1,) and the scores (K, h, w) that the label of an image of the size (h, w) is made from."""
         if self.kind == RANDOM_WALK:
             keys, rw = self.read_maps(image_id, 'rw', strided_size(size))
             return keys, upsample_rw(rw, size)
@@ -117,11 +117,11 @@ def open_folder(
     parent: str | Path = PREDICTIONS,
     unrecorded: Format | None = None,
 ) -> Folder:
-    """Open the output of an earlier stage for reading; if `kind` is None, of the kind that its args.json says.
+    """Open the output of an earlier stage for reading; its args.json says which, if `kind` is None.
 
     `unrecorded` is the kind of a folder without args.json. Raises UserError naming the flag, the file and the script to
     run if the folder or the file of an id is missing, if args.json says that it contains something else, if its first
-    file is damaged or of another format, or if what it was made from has changed since.
+    file is damaged or of another format, or if its inputs have changed since.
     """
     path = Path(parent) / name
     check_name(path, flag)
@@ -136,7 +136,7 @@ def open_folder(
     if found not in (None, kind):
         raise UserError(f'{flag} {name}: contains {found.title}s: name a folder of {kind.title}s ({kind.script})')
     folder = Folder(kind, path, dataset, ids)
-    folder.identity = identity(path, ids)  # before its files are looked for
+    folder.identity = identity(path, ids)  # before looking for its files
     missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
     if missing:
         count = f'{len(missing)} of {len(ids)} are missing'
@@ -150,7 +150,7 @@ def open_folder(
 
 
 def _remedy(kind: Format | None, path: Path) -> str:
-    """Return what to do about a missing file: import the CAMs of the authors' code, or run the stage (or say it)."""
+    """Return the remedy for a missing file: import the CAMs of the authors' code, or run the stage."""
     published = path.with_name(f'{path.name.removesuffix(kind.suffix if kind else "")}.npy')
     if published.is_file():
         return f"{published} is of the authors' code: import its folder with python3 -m tools.import_published"
@@ -160,9 +160,10 @@ def _remedy(kind: Format | None, path: Path) -> str:
 def identify_inputs(
     dataset: Dataset, ids: Sequence[str], inputs: dict[str, str | dict[str, str] | Folder]
 ) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return what identifies the inputs of an output: hashes by name, and hashes by name and image id.
+    """Return the identity of the inputs of an output: hashes by name, and hashes by name and image id.
 
-    An input is a hash, a dict of a hash by image id, or the folder of an earlier stage; the images are always one.
+    An input is a hash, a dict with a hash per image id, or the folder of an earlier stage; the images are always an
+    input.
     """
     single = {name: value for name, value in inputs.items() if isinstance(value, str)}
     by_image = {'images': file_hashes({image_id: dataset.image_path(image_id) for image_id in ids})}

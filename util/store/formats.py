@@ -1,6 +1,6 @@
 """The kinds of output folders under experiments/predictions/, and the names of files under experiments/.
 
-To add a kind, add a row to FORMATS. Its title is recorded in args.json of a folder, by which the folder is recognised.
+To add a kind, add a row to FORMATS. A folder is recognised by the title in its args.json.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Format(NamedTuple):
     folder: str  # template of the folder's name: options of the stage, and {split}
     maps: tuple[str, ...] = ()
     by_class: bool = True  # maps are (K, h, w) of the classes in `keys`; otherwise (h, w)
-    optional: tuple[str, ...] = ()  # options that the name has before its last part if they are not at their defaults
+    optional: tuple[str, ...] = ()  # options in the name, before its last part, unless at their defaults
 
     @property
     def suffix(self) -> str:

@@ -1,4 +1,4 @@
-"""Hashes of files, labels and lists: what identifies the inputs of an output."""
+"""Hashes of files, labels and lists, which identify the inputs of an output."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ CACHE = Path('experiments') / 'cache' / 'files.json'
 
 
 def digest(content: dict) -> str:
-    """Return the sha256 of a fingerprint: what identifies an output folder for the stages that read it."""
+    """Return the sha256 of a fingerprint, which identifies an output folder for the stages that read it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,10 +76,10 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
                 if value:
                     new[name] = [*stamp, value]
         if launcher.is_main():
-            # Shards hash at the same time. A disk that cannot be written leaves the cache as it is.
+            # Shards hash at the same time. If the disk cannot be written, the cache is not updated.
             with suppress(OSError), locked(CACHE.with_name('.files.lock'), str(CACHE), BRIEF_PATIENCE):
                 write_json(CACHE, {**read_json(CACHE), **new})
-    # Equal hashes are one string, known or not, so that the bytes of a checkpoint do not depend on the cache.
+    # Equal hashes become one string, so that the bytes of a checkpoint do not depend on the cache.
     return {image_id: sys.intern(hashes[image_id]) for image_id in paths}
 
 

@@ -14,13 +14,13 @@ from util import signals
 from util.store.files import make_folder, temporary_stem, write_json
 from util.store.fingerprints import read_json
 
-HOLDER = {'host': str, 'pid': int, 'since': str}  # what is written next to a lock file
-BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but which hundreds of processes may want
-LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet let go
+HOLDER = {'host': str, 'pid': int, 'since': str}  # content of the file next to a lock file
+BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but by hundreds of processes in turn
+LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet released it
 
 
 def lock_path(path: Path) -> Path:
-    """Return the lock file of a file that is not in a folder of its own."""
+    """Return the lock file of a file that shares its folder with others."""
     return path.with_name(f'.{temporary_stem(path)}.lock')
 
 
@@ -28,9 +28,9 @@ def lock_path(path: Path) -> Path:
 def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
     """Hold the lock file `path` inside; raises UserError naming the holder if another process has it.
 
-    With `patience`, wait for so many seconds first: for locks that are only held briefly. The system releases the lock
-    when the process ends, however it ends. On network file systems without locks, filelock falls back to a file that
-    names its owner.
+    Wait up to `patience` seconds first, for locks that are only held briefly. The system releases the lock when the
+    process ends, even if it crashes. On network file systems without locks, filelock falls back to a file that names
+    its owner.
     """
     make_folder(path.parent)
     holder = path.with_suffix('.json')
@@ -70,7 +70,7 @@ def is_held(path: Path) -> bool:
 
 
 def refusal(path: Path, what: str) -> UserError:
-    """Return the error about an output that the holder of a lock file is writing."""
+    """Return the error for an output that is being written, naming the holder of its lock file."""
     owner = read_json(path.with_suffix('.json'), **HOLDER)
     who = (
         f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
@@ -81,7 +81,7 @@ def refusal(path: Path, what: str) -> UserError:
 
 
 def _is_alive(owner: dict) -> bool:
-    """Return whether the holder may be running: only processes of this host can be looked up."""
+    """Return whether the holder may be running. Only processes of this host can be checked."""
     if not HOLDER.keys() <= owner.keys():
         return False
     if owner['host'] != socket.gethostname():

@@ -1,9 +1,9 @@
-"""Scores of output folders: pixel counts against masks, and the results that evaluate.py writes of them.
+"""Scores of output folders: pixel counts against masks, and the result files of evaluate.py.
 
 experiments/results/{name}.json holds the scores, {name}.npz the pixel counts of every image:
     ids         (N,) text
     thresholds  (thresholds,) float64; empty for label maps, whose counts have one row
-    images      (entries,) which of the ids; an entry is an image and a class in its mask or its predictions
+    images      (entries,) index into ids; an entry is an image and a class in its mask or its predictions
     classes     (entries,) 0 is the background
     counts      (entries, thresholds, 3), T, P and TP as the smallest unsigned integers that fit
 {name}.tgz is the upload for the VOC test server.
@@ -31,7 +31,7 @@ from util.store.formats import result_path
 from util.store.hashes import digest, file_hashes
 from util.store.locks import lock_path, locked
 
-BEST, GIVEN = 'best on these masks', 'given'  # how the threshold of a result was chosen
+BEST, GIVEN = 'best on these masks', 'given'  # how the threshold was chosen
 
 
 def read_prediction(folder: Folder, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -94,8 +94,8 @@ def write(
 ) -> dict:
     """Write a result, and return the content of its JSON file.
 
-    content: what was scored and its scores, to which the data set, a hash of the masks of the ids, how the threshold
-    was chosen, and the versions are added. by_image: of each image its K classes, and T, P and TP (thresholds, K, 3).
+    content: the output and its scores. The data set, a hash of the masks of the ids, how the threshold was chosen, and
+    the versions are added. by_image: for each image its K classes, and T, P and TP (thresholds, K, 3).
     """
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
     masks = digest(file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids}))
@@ -129,7 +129,7 @@ def write_csv(path: Path, content: dict) -> None:
 
 
 def format_threshold(threshold: float | None) -> str:
-    """Return a threshold with two decimals, or as many as it has; '-' for that of label maps."""
+    """Return a threshold with at least two decimals; '-' for label maps, which have none."""
     if threshold is None:
         return '-'
     return f'{threshold:.2f}' if threshold == round(threshold, 2) else f'{threshold:g}'

@@ -1,4 +1,4 @@
-"""Shares of a list, of --shard and of the processes of torchrun: which images are whose, and who may write at once."""
+"""Shares of a list for --shard and torchrun: the images of each process, and which processes may write together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,12 +14,12 @@ from util.store.locks import BRIEF_PATIENCE, is_held, locked, refusal
 
 
 class Share(NamedTuple):
-    """The images of this process, and which share of how many they are."""
+    """The images of this process, with the number of its share and the number of shares."""
 
     ids: Sequence[str]
     index: int
     count: int
-    division: list[list[str]]  # what is shared out: the batches of the whole list
+    division: list[list[str]]  # the batches of the whole list, which are shared
 
     @property
     def label(self) -> str:
@@ -27,12 +27,12 @@ class Share(NamedTuple):
         return f'shard {self.index + 1}/{self.count}: ' if self.count > 1 else ''
 
     def pick(self, value: object) -> object:
-        """Return a dict by image id without the images of the others; anything else as it is."""
+        """Return a dict by image id without the images of other shares; anything else unchanged."""
         return {image_id: value[image_id] for image_id in self.ids} if isinstance(value, dict) else value
 
     @contextmanager
     def claimed(self, folder: Path, settings: dict) -> Iterator[Callable[[], AbstractContextManager]]:
-        """Hold the lock of a folder inside, or of a share of it; return what locks its records for a moment.
+        """Hold the lock of a folder or of a share inside; yield the function that locks its records briefly.
 
         Shares of one command (settings and division of the list are the same) are written side by side. Raises
         UserError naming the process if another command writes the folder, or another process this share. Leftovers of
@@ -63,9 +63,9 @@ class Share(NamedTuple):
 
 
 def number_of(shard: str | None) -> tuple[int, int]:
-    """Return which share of a list this process has, from 0, and of how many.
+    """Return the number of this process's share, from 0, and the number of shares.
 
-    `shard` is i/n of --shard, from 1, or None; the processes of torchrun divide such a share among them.
+    `shard` is i/n of --shard, from 1, or None; the processes of torchrun divide a shard further.
     """
     number, count = map(int, (shard or '1/1').split('/'))
     return (number - 1) * launcher.world_size() + launcher.rank(), count * launcher.world_size()
@@ -74,8 +74,8 @@ def number_of(shard: str | None) -> tuple[int, int]:
 def divide(dataset: Dataset, ids: Sequence[str], shard: str | None = None, batch_size: int | None = None) -> Share:
     """Return the share of a list that this process has.
 
-    Images that pass through a network in one batch (batch_size) stay together, so that all shares make the bytes of one
-    process.
+    Images that pass through a network in one batch (batch_size) stay together, so that all shares together write the
+    same bytes as one process.
     """
     index, count = number_of(shard)
     if count == 1:
@@ -86,9 +86,9 @@ def divide(dataset: Dataset, ids: Sequence[str], shard: str | None = None, batch
 
 
 def _check_others(folder: Path, own: Path | None = None) -> int:
-    """Return how many other shares of the command of `own` are being written; remove the lock files of killed ones.
+    """Return how many other shares of the command of `own` are being written; remove lock files of killed processes.
 
-    Raises UserError if there is one of another command.
+    Raises UserError if another command is writing.
     """
     count = 0
     for path in sorted(folder.glob('.*.*of*.lock')):

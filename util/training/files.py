@@ -1,4 +1,4 @@
-"""The files of a training run: claimed by one process; its checkpoint, refused if it is of another run."""
+"""The files of a training run, claimed by one process, and its checkpoint, rejected if it belongs to another run."""
 
 import shutil
 from contextlib import ExitStack
@@ -33,9 +33,10 @@ class RunFiles:
             raise UserError(f'--tag {self.tag}: .last and .best mark the other epoch of a run: choose another tag')
 
     def claim(self, stack: ExitStack, overwrite: bool) -> dict | None:
-        """Lock the files, and with `overwrite` remove them; return the checkpoint to resume from, if there is one.
+        """Lock the files, and with `overwrite` remove them; return the checkpoint to resume from, or None.
 
-        Raises UserError naming what differs if there is one of other options or inputs, or models without one.
+        Raises UserError naming the differences if the checkpoint has other options or inputs, or if models have no
+        checkpoint.
         """
         lock = self.checkpoint.with_name(f'.{self.tag}.lock')
         stack.enter_context(locked(lock, f'the run {self.tag}'))
@@ -47,7 +48,7 @@ class RunFiles:
         return self._read()
 
     def _read(self) -> dict | None:
-        """Return the checkpoint if it has progress. A run that has saved neither that nor a model protects nothing."""
+        """Return the checkpoint if it has progress. A run without progress and without a model may be replaced."""
         found = next((path for path in self.models if path.is_file()), None)
         if not self.checkpoint.is_file():
             if found:
@@ -69,7 +70,7 @@ class RunFiles:
         if found and old.get('max_epoch', 0) < self.fingerprint['max_epoch']:
             remedy += f'; to train on from its backbone, pass --weights {self.models[0]} --tag OTHER'
         check_fingerprint(what, old, self.fingerprint, self.record.defaults, remedy)
-        return state if iteration else None  # saved on starting: everything is as initialised
+        return state if iteration else None  # saved at the start: everything is as initialised
 
     def save(self, state: dict) -> None:
         """Write the checkpoint."""

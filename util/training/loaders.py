@@ -36,7 +36,7 @@ class _Loader(DataLoader):
             pin_memory=device.type == 'cuda',
             multiprocessing_context='fork' if num_workers else None,
             worker_init_fn=init_worker,
-            generator=torch.Generator(),  # seeds the workers, so that the default generator is not advanced
+            generator=torch.Generator(),  # seeds the workers without advancing the default generator
             **options,
         )
 
@@ -48,18 +48,18 @@ class _Loader(DataLoader):
         try:
             yield from batches
         except (ConnectionError, FileNotFoundError, EOFError) as error:
-            if not self.num_workers or 'in DataLoader worker' in str(error):  # raised by the data set
+            if not self.num_workers or 'in DataLoader worker' in str(error):  # the data set raised it
                 raise
-            # A batch is fetched through a socket of its worker, which has ended. torch's handler of SIGCHLD raises an
-            # error that says how: wait for it.
+            # A batch is fetched through a socket of its worker, which has ended. torch's SIGCHLD handler raises an
+            # error with the reason: wait for it.
             time.sleep(5)
             raise OSError(WORKER_KILLED) from None
 
 
 def init_worker(worker: int) -> None:
-    """Set up a data-loading worker, and make sure that the main process never waits for a batch that cannot come.
+    """Set up a data-loading worker so that the main process never waits for a batch that cannot come.
 
-    It changes how errors of this process are reported: those of its threads, and those of queues in the library.
+    It changes how this process reports errors of its threads and of queues in the library.
     """
     torch.set_num_threads(1)  # the workers share the cores
     keep_freed_memory()
@@ -70,7 +70,7 @@ def init_worker(worker: int) -> None:
 
 
 def _report_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error of the thread that serves tensors, unless the main process has gone or stopped fetching them."""
+    """Print an error of the thread that serves tensors, unless the main process has ended or stopped fetching."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
@@ -86,7 +86,7 @@ def _give_up(error: Exception, batch: object) -> None:
 def training_loader(dataset, batch_size: int, num_workers: int, seed: int, device: torch.device) -> DataLoader:
     """Return a loader of shuffled batches that drops the incomplete last one (as published).
 
-    Of several processes each loads its share of every batch.
+    With several processes, each one loads its share of every batch.
     """
     if len(dataset) < batch_size:
         raise UserError(f'--batch_size {batch_size}: the training list has only {len(dataset)} images')
@@ -101,9 +101,9 @@ def training_loader(dataset, batch_size: int, num_workers: int, seed: int, devic
 
 
 def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: torch.device) -> DataLoader:
-    """Return a loader of everything once, in order; batch_size None yields the data set's own batches.
+    """Return a loader of all samples, once and in order; batch_size None yields the data set's own batches.
 
-    Of several processes each loads every so many-th batch: the same batches as one process alone.
+    Process r of P loads every P-th batch, from batch r on: together the same batches as one process.
     """
     if batch_size is None:
         return _Loader(dataset, num_workers, device, batch_size=None, collate_fn=_unchanged)
@@ -115,9 +115,9 @@ def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: to
 
 
 def gather_rows(loader: DataLoader, batches: list[np.ndarray]) -> np.ndarray:
-    """Return the rows (N, columns) float32 that an ordered loader's batches gave, in the order of its data set.
+    """Return the rows (N, columns) float32 of an ordered loader's batches, in the order of its data set.
 
-    Each process gives the rows of its own batches, and gets all.
+    Each process passes the rows of its own batches and gets all rows.
     """
     if launcher.world_size() == 1:
         return np.concatenate(batches)

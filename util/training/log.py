@@ -28,13 +28,13 @@ class Log:
     def __init__(self, tag: str, options: dict, network: str, interval: int, iterations: int):
         self.tag, self.options, self.network = tag, options, network
         self.interval, self.iterations = interval, iterations
-        # Of the loss terms since the last line, on the device, which is not waited for at each step.
+        # Sums of the loss terms since the last line, on the device, so that no step waits for it.
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.curves: dict[str, list[list[float]]] = {}
         self.sweeps: dict[str, dict[str, list]] = {}  # thresholds, and points [step, values] at them
         self.versions = versions()
-        self.earlier = 0.0  # seconds of the sessions before this one
+        self.earlier = 0.0  # seconds of earlier sessions
         self.first: int | None = None  # iteration of this session
 
     def state_dict(self) -> dict:
@@ -70,12 +70,12 @@ class Log:
         print(text, file=sys.stderr, flush=True)
 
     def _write(self, text: str) -> None:
-        """Write a line to the file alone."""
+        """Write a line to the file only."""
         self.file.write(text + '\n')
         self.file.flush()
 
     def iteration(self, iteration: int, lr: float, losses: dict, **more: float) -> None:
-        """Call after every iteration: logs means at the print interval. `losses` are tensors; `more` is logged as is.
+        """Log means at the print interval; call it after every iteration. `losses` are tensors; `more` is logged as is.
 
         Raises UserError if a mean is not finite.
         """
@@ -102,7 +102,7 @@ class Log:
         self.scalars(iteration, mIoU=100 * miou)
 
     def scores(self, iteration: int, title: str, **values: np.ndarray | float) -> None:
-        """Log scores in [0, 1], or the means over classes of scores such as AP; NaN marks what does not occur."""
+        """Log scores in [0, 1], or means over classes of scores such as AP; NaN marks a class that does not occur."""
         means = {name: 100 * float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}
         self.line(f'{title}: {", ".join(f"{name} {mean:.2f} %" for name, mean in means.items()) or "nothing to score"}')
         self.scalars(iteration, **means)
@@ -114,7 +114,7 @@ class Log:
                 self.writer.add_scalar(name, value, step)
 
     def sweep(self, step: int, name: str, thresholds: Sequence[float], values: Sequence[float]) -> None:
-        """Log a score in [0, 1] at several thresholds: TensorBoard gets a curve of each, and one chart of all."""
+        """Log a score in [0, 1] at several thresholds: TensorBoard gets a curve for each, and one chart of all."""
         title, is_new = f'{name} by threshold', name not in self.sweeps
         sweep = self.sweeps.setdefault(name, {'thresholds': list(thresholds), 'points': []})
         sweep['points'].append([step, [100 * value for value in values]])

@@ -1,4 +1,4 @@
-"""Model files of runs: written, chosen by epoch, and loaded for inference."""
+"""Model files of runs: writing them, choosing the epoch, and loading them for inference."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from util.store.formats import model_path
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise UserError if a weight or statistic is NaN or infinite: earlier checkpoints are good, this one is not."""
+    """Raise UserError if a weight or statistic is NaN or infinite, so that good checkpoints are not replaced."""
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
             raise UserError(f'{name} became non-finite; nothing was saved. Try a smaller --lr, or check --weights')
@@ -46,9 +46,10 @@ def save_torch(content: dict, path: Path) -> str:
 
 
 class BestAndLast:
-    """Which epoch is the best and which the last; --select says which of the two becomes {tag}.pth.
+    """The best and the last epoch; --select decides which of the two becomes {tag}.pth.
 
-    The other one is {tag}.last.pth or {tag}.best.pth; the metadata of each file says which it is.
+    The other becomes {tag}.last.pth or {tag}.best.pth. The metadata of each file says whether it is the best or the
+    last.
     """
 
     def __init__(self, tag: str, select: str):
@@ -76,9 +77,9 @@ class BestAndLast:
         self.hashes[path.name] = save_model(model, path, **meta, **(scored or {'epoch': self.epoch}))
 
     def restore(self, model: nn.Module, is_whole_epoch: bool, **meta) -> None:
-        """Write lost files again from a resumed model, which is the last one if no later epoch has begun.
+        """Write missing files again from a resumed model, which is the last one if no later epoch has begun.
 
-        Raises UserError if the best epoch is lost, which the checkpoint does not have unless it is also the last one.
+        Raises UserError if the best epoch is missing: the checkpoint has it only if it is also the last one.
         """
         for which, epoch in (('best', self.best_epoch), ('last', self.epoch)):
             path = self.path(which)
@@ -109,14 +110,14 @@ class BestAndLast:
 def load_for_inference(
     file: ModelFile, meta: dict, device: str, precision: str = 'fp32', compile: bool = False
 ) -> tuple[Network, torch.device]:
-    """Build the network that metadata describe, load a file's weights, and prepare it for inference on a device.
+    """Build the network that the metadata describe, load a file's weights, and prepare it for inference on a device.
 
     Raises UserError if the weights do not fit or the device cannot be used.
     """
     place = pick_device(device)
     if place.type == 'cuda':
-        # cuDNN plans each convolution again for each size of image, which takes longer than all its products
-        # (docs/results/speed.md, "Images of many sizes on a GPU"). Without it, torch has kernels of its own.
+        # cuDNN plans each convolution again for each image size, which takes longer than computing the products
+        # (docs/results/speed.md, "Images of many sizes on a GPU"). Without cuDNN, torch uses its own kernels.
         torch.backends.cudnn.enabled = False
     network = build_network(meta)
     file.load(network)
@@ -146,7 +147,7 @@ def load_network(
     """Return the network of a tag ready for inference, its device, and the hash of its file.
 
     `networks` are the names that it may have, `given` the flags that describe it (`ModelFile.resolve`). Raises
-    UserError naming the flag of the tag and the script to run if the model is missing, or if what it was trained on has
+    UserError naming the flag of the tag and the script to run if the model is missing, or if its training data have
     changed since.
     """
     file = open_model(tag, flag, networks)

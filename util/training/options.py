@@ -1,4 +1,4 @@
-"""Flags of the stages that run a network: device, backbone, batch, optimisation; and which options go where."""
+"""Flags of the stages that run a network: device, backbone, batch, optimisation; and the options of each function."""
 
 import argparse
 
@@ -25,14 +25,14 @@ def backbone(text: str) -> str:
 
 # Tables of flags ----------------------------------------------------------------------------------------------------
 
-FROM_MODEL = '(default: as in the model file)'  # end of a help text
+FROM_MODEL = '(default: as in the model file)'  # the end of a help text
 PRECISION = 'arithmetic of the network; tf32, bf16 and fp16 are meant for recent GPUs, bf16 also for some CPUs'
 DEVICE = 'auto, cpu, cuda or cuda:N; auto: the GPU (trainers: all GPUs; torchrun: one per process), or else the CPU'
 COMPUTING = (
     Flag('run and output', '--device', str, 'auto', DEVICE, 'speed'),
     Flag('run and output', '--precision', ('fp32', 'tf32', 'bf16', 'fp16'), 'fp32', PRECISION),
 )
-COMPILING = 'compile the network (torch.compile): minutes to start; slower on the CPU measured, not measured on GPUs'
+COMPILING = 'compile the network with torch.compile: minutes to start; slower on the CPU measured, never run on a GPU'
 COMPILE = (Flag('run and output', '--compile', None, False, COMPILING),)
 RESIZING = 'pillow: the pixels of the published code; torch: 4 times as fast, one byte in 300 differs by 1'
 SCALES = (
@@ -40,7 +40,7 @@ SCALES = (
     Flag('inference', '--resize', ('pillow', 'torch'), 'pillow', RESIZING),
 )
 PER_BATCH = 'images of one size that pass through the network together'
-INFERENCE = (  # of the stages that run a network over a list
+INFERENCE = (  # stages that run a network over a list
     *flags.OUTPUT_FOLDER,
     *COMPUTING,
     *COMPILE,
@@ -58,7 +58,7 @@ SEGMENTER = (
 )
 
 
-# Of a trained network, which its model file describes.
+# A trained network, which its model file describes.
 TRAINED = {'default': None, 'affects': 'input'}
 TRAINED_BACKBONE = tuple(flag._replace(help=f'{flag.help} {FROM_MODEL}', **TRAINED) for flag in BACKBONE)
 TRAINED_SEGMENTER = tuple(flag._replace(help=f'{flag.help} {FROM_MODEL}', **TRAINED) for flag in SEGMENTER)
@@ -77,11 +77,11 @@ WEIGHTS = 'initial weights of the backbone: imagenet (download), none (random) o
 PARTS = 'parts of a batch that pass through the network one at a time, to save memory (in stage 1: 1 or --bn_replicas)'
 LOGGED = 'interval between lines of the log, as a fraction of an epoch'
 EVERY = 'iterations between checkpoints; each epoch ends with one too'
-STEP = 'images per optimisation step, of all GPUs and processes together'
-MOMENTUM = "SGD momentum; the default is the published code's, perhaps by accident: with 0.9 lower --lr"
+STEP = 'images per optimisation step, over all GPUs and processes'
+MOMENTUM = "SGD momentum; the default is the published code's, perhaps an accident; with 0.9, lower --lr"
 SHORTEST = 'before the crop, the longer side of an image is scaled to a random length from this to --max_image_size'
-LONGEST = 'upper end of that random length, in pixels'
-TRAINING = (  # of the three trainers; the scripts have the published values where they differ
+LONGEST = 'upper end of the random longer side, in pixels'
+TRAINING = (  # the three trainers; scripts with other published values set them
     *flags.DATA,
     *flags.WORKERS,
     Flag('model', '--weights', str, 'imagenet', WEIGHTS, 'input'),
@@ -107,18 +107,18 @@ TRAINING = (  # of the three trainers; the scripts have the published values whe
 WHOLE = 'train BatchNorm on the whole batch of all processes and GPUs (not tried on several GPUs)'
 SELECTED = 'epoch to keep: best (by pixel masks: mIoU of CAMs in stage 1, of predictions in stage 7) or last'
 SMOOTHING = 'soften the targets by this share, towards 1/2 (stage 1) or all classes alike (stage 7); 0: off'
-SUPERVISED = (  # of stages 1 and 7
+SUPERVISED = (  # stages 1 and 7
     Flag('model', '--sync_bn', None, False, WHOLE, 'batch'),
     Flag('loss', '--label_smoothing', real(0, 1), 0.0, SMOOTHING),
     Flag('run and output', '--select', ('best', 'last'), 'best', SELECTED),
 )
 LABEL_FOLDER = 'folder of labels, of stage 3 (for stage 4) or stage 6 (for stage 7)'
-LABELS = (  # of the trainers that read labels of an earlier stage
+LABELS = (  # trainers that read labels of an earlier stage
     Flag('data', '--label_name', flags.folder_name, REQUIRED, LABEL_FOLDER),
     Flag('data', '--pred_dir', str, 'experiments/predictions/', 'folder that contains --label_name', 'input'),
 )
 
-# Options by what takes them (`Options.pick`).
+# Options by the function or class that takes them (`Options.pick`).
 RUNNING = ('tag', 'max_epoch', 'image_size', 'print_ratio', 'save_interval', 'overwrite', 'select')  # Run
 SHARING = ('batch_size', 'micro_batches', 'bn_replicas', 'sync_bn', 'precision', 'compile')  # SharedModel
 SGD = ('lr', 'wd', 'momentum', 'nesterov')  # core.models.build_sgd
@@ -149,9 +149,9 @@ def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace
 
 
 def _check_batchnorm(parser: Parser, args: argparse.Namespace) -> None:
-    """Check that BatchNorm that trains sees 2 or more images at once: replicas (stage 1) or parts of a batch (stage 7).
+    """Check that trained BatchNorm gets at least 2 images at once: per replica (stage 1) or part of a batch (stage 7).
 
-    With --sync_bn it sees the whole batch, so stage 1 has a single replica.
+    With --sync_bn it normalises the whole batch, so stage 1 has a single replica.
     """
     count, parts = launcher.world_size(), args.micro_batches
     if args.sync_bn and args.mode == 'fix':
@@ -181,5 +181,5 @@ def _check_batchnorm(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def start(args: flags.Options) -> torch.device:
-    """Return the device of a trainer's process, which has met the others; see util.parallel.processes.start."""
+    """Return the device of a trainer's process after it has met the others; see util.parallel.processes.start."""
     return processes.start(args.device, args.seed, args.record())

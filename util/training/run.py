@@ -1,6 +1,6 @@
-"""A training run: epochs, batches, steps, and what happens after each. It never calls the network.
+"""A training run: epochs, batches, steps, and the work after each. It never calls the network.
 
-Of several processes, all have a Run, and the first one reads and writes its files.
+Every process has a Run; only the first one reads and writes its files.
 """
 
 import sys
@@ -40,16 +40,16 @@ class Run:
                     run.step(losses, weights)  # or run.backward(loss) for each micro-batch, and then run.step()
                 run.end_epoch('val mIoU', score)
 
-    What resumes is `self.resumable`, the iteration and the state of the random numbers: the checkpoint of the tag holds
-    them, and is written atomically every `save_interval` iterations and after each epoch.
+    A run resumes from the checkpoint of its tag, which holds `self.resumable`, the iteration and the state of the
+    random numbers. The checkpoint is written atomically every `save_interval` iterations and after each epoch.
 
     Inside the context SIGINT and SIGTERM wait for the end of the iteration, which is then saved. Raises UserError if
-    the run was started with other options (`record`) or inputs (`weights`: what core.models.load_weights returns; the
-    ids, images and labels of the loader, and `inputs`: see util.store.folders.identify_inputs), and if its models exist
-    without it; `overwrite` removes all of it first. A finished run says so and exits; lost model files are written
-    again if the checkpoint has them. `meta` (network, backbone, mode, ...) is written to the model files, with the size
-    of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are scored; if there are
-    none, `select` becomes 'last'.
+    the run was started with other options (`record`) or inputs (`weights`: the result of core.models.load_weights; the
+    ids, images and labels of the loader; `inputs`: see util.store.folders.identify_inputs), or if its models exist
+    without a checkpoint; `overwrite` removes all of it first. A finished run reports so and exits. Missing model files
+    are written again if the checkpoint has them. `meta` (network, backbone, mode, ...) is written to the model files,
+    with the size of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are
+    scored; if there are none, `select` becomes 'last'.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class Run:
         self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
         self.iteration, self.stop = 0, 0
         self.save_interval, self.overwrite = save_interval, overwrite
-        self.loss: Tensor | None = None  # of the batch so far
+        self.loss: Tensor | None = None  # losses of the batch so far
         self.log = Log(tag, record.options, meta['network'], max(1, int(len(loader) * print_ratio)), self.iterations)
         self.models = BestAndLast(tag, select)
-        self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # others do not need one
+        self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # only fp16 needs one
         self.files = RunFiles(tag, record, self.dataset, *self._identify(record, scored, weights, inputs))
 
         self.resumable = {
@@ -101,7 +101,7 @@ class Run:
             self.resumable['scaler'] = self.scaler
 
     def _identify(self, record: Record, scored: ImageDataset | None, weights: str, inputs: dict) -> tuple[dict, dict]:
-        """Return the fingerprint, and the hashes of what was read by input and image id; the same in all processes."""
+        """Return the fingerprint, and the hashes of the inputs by name and image id; the same in all processes."""
         ids, labels = self.loader.dataset.ids, self.loader.dataset.labels
         if labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
@@ -113,7 +113,7 @@ class Run:
             raise UserError(outdated)
         hashes, contents = identify_inputs(self.dataset, ids, inputs)
         hashes |= {'images': list_hash(ids), 'weights_file': weights, 'classes': self.meta['classes']}
-        if self.meta['mode'] == 'normal':  # what BatchNorm saw
+        if self.meta['mode'] == 'normal':  # the groups that BatchNorm normalised
             hashes['norm_groups'] = self.network.norm_groups
         found = fingerprint(record, **hashes)
         processes.check_equal('data', {**found, **{name: digest(ids) for name, ids in contents.items()}})
@@ -142,12 +142,12 @@ class Run:
         with self.stack:
             if kind is None:
                 if launcher.is_main():
-                    self._restore_models()  # somebody may have removed them
+                    self._restore_models()  # they may have been removed
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
                 processes.end()
 
     def _announce(self) -> None:
-        """Print what is trained; the log file begins with all options."""
+        """Print a summary of the run; the log file begins with all options."""
         network, images = f'{self.meta["network"]} with {self.meta["backbone"]}', f'{len(self.loader.dataset)} images'
         length = f'resumed at {self.iteration} of {self.iterations}' if self.iteration else str(self.iterations)
         if launcher.is_main():
@@ -171,7 +171,7 @@ class Run:
         processes.copy_from_main(self.network.model.buffers())  # the running statistics, for the scoring
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss: of a batch, or of a micro-batch or share of it, whose losses add up."""
+        """Add the gradients of a loss of a batch, or of a micro-batch or share whose losses add up."""
         if self.loss is None:
             self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -182,8 +182,8 @@ class Run:
     ) -> None:
         """Update the weights and the learning rate; then log and save.
 
-        losses: the terms of the loss of the batch by name, of which the loss is the sum, each times its weight (1 where
-        none is given); None if `backward` was called. They and `more` are logged.
+        losses: the terms of the batch's loss by name; the loss is their sum, each times its weight (default 1). None if
+        `backward` was called. The terms and `more` are logged.
         """
         if losses:
             self.backward(sum((weights or {}).get(name, 1) * value for name, value in losses.items()))
@@ -195,7 +195,7 @@ class Run:
             more['scale'] = self.scaler.get_scale()
         self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
 
-        # The end of an epoch is saved after its scoring. All processes stop after the same iteration.
+        # The last iteration of an epoch is saved after scoring. All processes stop after the same iteration.
         self.stop = processes.largest(signals.received())
         if self.iteration % self.per_epoch and (self.stop or self.iteration % self.save_interval == 0):
             self.save()
@@ -203,7 +203,7 @@ class Run:
     def _update(self) -> None:
         """Update weights and learning rate, unless gradients have overflowed in float16: then lower their scale.
 
-        All processes do the same, because they have the same sums of gradients.
+        All processes do the same, because their sums of gradients are equal.
         """
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -253,7 +253,7 @@ class Run:
 
 
 def _random_state() -> dict:
-    """Return the state of the random numbers: on GPUs, of all of this process."""
+    """Return the state of the random numbers: CPU, and all GPUs of this process."""
     cuda = []
     if torch.cuda.is_initialized():
         cuda = [torch.cuda.get_rng_state()] if launcher.is_launched() else torch.cuda.get_rng_state_all()
