@@ -25,7 +25,7 @@ from util import flags, script
 from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
 from util.store.files import check_output, write_bytes
 
-# What --mode may be, and the kind of output that each is.
+# The values of --mode, and the kind of output of each.
 MODES = {'npy': CAM, 'png': PREDICTION, 'rw': RANDOM_WALK}
 
 
@@ -56,7 +56,7 @@ def parse_args(argv=None):
 
 
 def open_outputs(args, dataset, ids):
-    """Return the folder to score. Its args.json says what it contains; of folders without one, --mode says it."""
+    """Return the folder to score. Its args.json says what it contains; without args.json, --mode says it."""
     mode, name = MODES.get(args.mode), args.experiment_name
     folder = open_folder(None, name, '--experiment_name', dataset, ids, unrecorded=mode)
     if not folder.kind.by_class:
@@ -108,7 +108,7 @@ def report(result):
 
 
 def report_factors(rows, best_fp):
-    """Print the thresholds that over- and under-segment by the published factors."""
+    """Print the thresholds of over- and under-segmentation by the published factors."""
     for name, factor in (('over', 1.6), ('under', 0.6)):
         near = min(rows, key=lambda row: abs(row['fp'] - factor * best_fp))
         at = f'{near["fp"]:.2f} % at threshold {results.format_threshold(near["threshold"])}'
@@ -153,7 +153,7 @@ def main(args):
         content = results.write(name, content, dataset, masked, by_image)
         if args.csv:
             results.write_csv(args.csv, content)
-    report(content)  # last: a reader such as head may close stdout
+    report(content)  # last, because a reader such as head may close stdout
     print(f'written to {path}')
 
 

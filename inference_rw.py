@@ -22,7 +22,7 @@ from util.parallel.workers import BackgroundWriter
 from util.store import CAM, EDGE, RANDOM_WALK, create_folder, open_folder
 from util.training import batches_on_device, load_network, options
 
-MIN_CONTRAST = 0.1  # difference between the strongest and the weakest edge of an image
+MIN_CONTRAST = 0.1  # smallest difference between the strongest and the weakest edge of an image
 
 
 def parse_args(argv=None):
@@ -32,7 +32,7 @@ def parse_args(argv=None):
     parser.groups['data'].add_argument('--cam_dir', type=flags.folder_name, required=True, affects=kind, help=cams)
     model = 'model of stage 4'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, required=True, help=model)
-    edges = 'also write the edge maps; of a finished folder only these are computed'
+    edges = 'also write the edge maps; for a finished folder, only these are computed'
     parser.groups['run and output'].add_argument('--save_edges', action='store_true', affects='speed', help=edges)
     return parser.parse_args(argv)
 

@@ -34,7 +34,7 @@ def write_prediction(predictions, image_id, image, probability, iterations, kern
 def main(args):
     check_installed(args.iteration)
 
-    # Fork the CRF's processes first: a fork is not safe once torch has threads or a GPU.
+    # Fork the CRF's processes first: forking is not safe once torch has threads or a GPU.
     writer = BackgroundWriter(args.num_workers, processes=True)
 
     # Load the segmentation network.

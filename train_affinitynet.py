@@ -21,7 +21,7 @@ from util import draw, flags, script
 from util.store import AFFINITY_LABEL, open_folder
 from util.training import Run, SharedModel, options, ordered_loader, training_loader
 
-SCORED_IMAGES = 128  # on the drawn set their scores are within a point of those of all 300 masks
+SCORED_IMAGES = 128  # on the drawn set their scores are within a point of the scores of all 300 masks
 
 
 def parse_args(argv=None):
@@ -36,7 +36,7 @@ def parse_args(argv=None):
 
 
 def check_labels(args, label_maps):
-    """Raise UserError if all labels are ignored; they are read until one is not."""
+    """Raise UserError if all labels are ignored. Labels are read until one is not."""
     if all((label_maps.read_label(image_id) == IGNORE).all() for image_id in label_maps.ids):
         raise UserError(f'--label_name {args.label_name}: all its labels are {IGNORE}: check stage 3')
 
@@ -98,7 +98,7 @@ def main(args):
                     run.backward(affinity_loss(affinity, some['bg_pos'], some['fg_pos'], some['neg'], counts))
                 run.step()
 
-            # Score the edges if there are masks, which select nothing: the last epoch is kept.
+            # Score the edges if there are masks. The score selects nothing: the last epoch is kept.
             edges = torch.sigmoid(logits[:, 0].detach().float())
             grids = {'edges': draw_edges(dataset, 'affinity label', some, edges)}
             if score_set.ids:

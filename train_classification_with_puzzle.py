@@ -39,7 +39,7 @@ def parse_args(argv=None):
     model.add_argument('--bn_replicas', type=flags.integer(1), default=4, help=replicas)
 
     loss = parser.groups['loss']
-    terms = 'joined by _: cl classification (alone: the plain classifier), pcl the same on merged tiles, '
+    terms = 'terms joined by _: cl classification (alone: the plain classifier), pcl the same on merged tiles, '
     terms += 're reconstruction, conf confidence'
     loss.add_argument('--loss_option', type=loss_terms, default='cl_pcl_re', help=terms)
     tiles = 'tiles per image: 4 is 2 x 2; --image_size must be a multiple of 16 times the root of this'
@@ -75,7 +75,7 @@ def augmentations(text):
 
 
 def build_loaders(args, dataset, device):
-    """Return the batches to train on, those whose CAMs are scored, and those whose tags are."""
+    """Return the batches to train on, the batches whose CAMs are scored, and the batches whose tags are scored."""
     sizes, drawn = (args.min_image_size, args.max_image_size), args.augment.split(',')
     where = sizes, args.image_size, args.resize, args.seed
     train_set = training_samples(dataset, *where, augmentations=drawn, with_labels=True)

@@ -45,7 +45,7 @@ def parse_args(argv=None):
 
 
 def inspect(image_id, dataset, with_labels, needs_mask, quick):
-    """Return the Finding of an image. `quick`: look only whether the files exist."""
+    """Return the Finding of an image. `quick`: only check that the files exist."""
     has_mask = dataset.has_mask(image_id) or needs_mask
     if quick:
         paths = [dataset.image_path(image_id)]
@@ -76,7 +76,7 @@ def in_words(count, noun='error'):
 
 
 def print_errors(domain, findings, total):
-    """Print a line for a list of `total` images, and the first errors of those findings; return their number."""
+    """Print a line for a list of `total` images, and the first errors of its findings; return the number of errors."""
     errors = [error for finding in findings.values() for error in finding.errors]
     print(f'{domain:10} {total:6} images: {in_words(len(errors)) if errors else "complete"}')
     for error in errors[:SHOWN]:
@@ -159,7 +159,7 @@ def check(dataset, num_workers, needs_masks=(), quick=False):
         if domain == 'test' and not dataset.image_path(ids[0]).is_file():
             print(f'{domain:10} {len(ids):6} images: absent')
             continue
-        # Inspect each image once, though it may be in several lists; those whose masks are needed come first.
+        # Inspect each image once, even if it is in several lists; images whose masks are needed come first.
         options = {'with_labels': domain != 'test', 'needs_mask': domain in needs_masks, 'quick': quick}
         find = partial(inspect, dataset=dataset, **options)
         new = [image_id for image_id in ids if image_id not in inspected]

@@ -1,5 +1,5 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
-# (requirements-crf.txt), and puts .venv on the PATH. What is installed already is left alone. Then, with STEPS set,
+# (requirements-crf.txt), and puts .venv on the PATH. Installed packages are not changed. Then, with STEPS set,
 # "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN set nothing is installed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

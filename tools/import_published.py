@@ -1,4 +1,4 @@
-"""Import what the authors of Puzzle-CAM published, or what their code wrote: a model, or a folder of CAMs.
+"""Import a model or a folder of CAMs that the authors of Puzzle-CAM published or their code wrote.
 
 Reads   a file of torch.save (classifier, AffinityNet, DeepLabv3+, Seg_Model, CSeg_Model; the network and its backbone
         are recognised), or a folder of {id}.npy: CAMs or random-walk CAMs
@@ -45,7 +45,7 @@ def parse_args(argv=None):
 
 
 def describe(published, dataset):
-    """Return what a model file says of a network."""
+    """Return the metadata of a network for its model file."""
     network, name, backbone, use_gn = published
     meta = {'network': name, 'backbone': backbone, 'mode': network.mode, 'classes': dataset.class_names}
     meta['palette'] = dataset.palette[: dataset.num_classes + 1].tolist()
@@ -108,7 +108,7 @@ def read_cams(path, kind, num_classes):
 
 
 def read_map(path, name, maps, count):
-    """Return maps (K, h, w) float32 in [0, 1]; of random-walk CAMs, which are sums, a fraction of their maximum."""
+    """Return maps (K, h, w) float32 in [0, 1]. Random-walk CAMs are sums, so they are divided by their maximum."""
     if maps.ndim != 3 or len(maps) != count or maps.dtype.kind != 'f':
         raise UserError(f'{path}: "{name}" {maps.dtype}{maps.shape} does not match {count + 1} keys')
     maps = maps.astype(np.float32)
@@ -141,7 +141,7 @@ def import_cams(args, dataset):
 
 
 def main(args):
-    dataset = open_dataset(args.dataset, os.devnull)  # the images are not looked at
+    dataset = open_dataset(args.dataset, os.devnull)  # the images are not read
     source = Path(args.source)
     if source.is_dir():
         import_cams(args, dataset)

@@ -1,4 +1,4 @@
-"""Draw a small data set in the layout of PASCAL VOC, from nothing but a seed.
+"""Draw a small data set in the layout of PASCAL VOC, from a seed alone.
 
 Reads   nothing
 Writes  {out}/JPEGImages/{id}.jpg, {out}/Annotations/{id}.xml, {out}/SegmentationClass/{id}.png (palette; 255 border),
@@ -30,7 +30,7 @@ from util.store.files import make_folder, remove_all_leftovers, write_bytes
 from util.store.locks import lock_path, locked
 
 SPLITS = ['train', 'val']
-# What an interrupted run of this program may have left in its folder.
+# Files that an interrupted run of this program may have left in its folder.
 OURS = re.compile(
     r'(JPEGImages|Annotations|SegmentationClass)(/((train|val)_\d{5,}\.(jpg|xml|png)|\.\w+\.\d+\.tmp))?'
     r'|ImageSets(/Segmentation(/((train|train_aug|val)\.txt|\.\w+\.\d+\.tmp))?)?|\.\w+\.\d+\.tmp'
@@ -42,7 +42,7 @@ def parse_args(argv=None):
     data = parser.groups['data']
     positive = flags.integer(1)
     data.add_argument('--num_train_aug', type=positive, default=1500, help='scenes to train on')
-    data.add_argument('--num_train', type=positive, default=300, help='the first of these, whose CAMs are scored')
+    data.add_argument('--num_train', type=positive, default=300, help='how many of these are scored (list train)')
     data.add_argument('--num_val', type=positive, default=200, help='further scenes, to score predictions on')
     data.add_argument('--size', type=flags.integer(64, 4096), default=128, help='longer side in pixels')
     run = parser.groups['run and output']
@@ -87,7 +87,7 @@ def write_sample(out: Path, seed: int, size: int, sample: tuple[str, int]) -> No
 
 
 def is_complete(out: Path, made_with: dict[str, int]) -> bool:
-    """Return whether this very set exists. Raises UserError if the folder contains anything else."""
+    """Return whether exactly this set exists. Raises UserError if the folder contains anything else."""
     try:
         if json.loads((out / 'dataset.json').read_text())['made_with'] == made_with:
             return True
@@ -116,7 +116,7 @@ def write_dataset(args, made_with):
             leftover.unlink()
     remove_all_leftovers(args.out)
 
-    # Draw the scenes. Spawn the workers: a fork of a process whose OpenCV has run threads can hang.
+    # Draw the scenes. Spawn the workers: a forked process can hang if OpenCV has run threads before.
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
     write = partial(write_sample, args.out, args.seed, args.size)
     context = multiprocessing.get_context('spawn')

@@ -13,11 +13,11 @@ Writes  {out}/{id}.png: mask of class indices with the palette of the model
         --affinity experiments/models/AffinityNet@ResNeSt-101@Puzzle.pth
     python3 -m tools.predict experiments/models/pets.pth --dataset labels.csv --data_dir photos
 
-Masks of a segmentation network are those of stage 8. A classifier's mask is made from the CAMs of the classes that it
+A segmentation network draws the masks of stage 8. A classifier's mask is made from the CAMs of the classes that it
 predicts, of --classes, or of the image's own tags (--dataset): with --affinity it is the pseudo-label of stages 2, 5
-and 6, without it that of stage 6 on plain CAMs. Maps are rounded to float16 between these steps, as in the files of the
-stages, so masks equal those of the stages with --batch_size 1, bit for bit on the same device. {id} is the path below
-the folder that all images have in common, without its extension and with '__' for '/'.
+and 6, without --affinity the pseudo-label of stage 6 on plain CAMs. Maps are rounded to float16 between these steps, as
+in the files of the stages, so masks equal the masks of the stages with --batch_size 1, bit for bit on the same device.
+{id} is the path below the folder that all images have in common, without its extension and with '__' for '/'.
 """
 
 import glob
@@ -71,7 +71,7 @@ SEGMENTER_FLAGS = {'crf_iteration': 10}
 
 
 class Prediction(NamedTuple):
-    """Mask (h, w) of class indices, content of the npz file, and the score of each class in question by its index."""
+    """Mask (h, w) of class indices, content of the npz file, and the score of each considered class by its index."""
 
     mask: np.ndarray
     arrays: dict[str, np.ndarray]
@@ -92,16 +92,14 @@ def parse_args(argv=None):
 
     inference = parser.groups['inference']
     parser.add_table(options.SCALES, options.COMPUTING)
-    quoted = 'quotes around a name that contains one'
+    quoted = 'with quotes around a name that contains one'
     classes = f'classes to find, separated by commas, {quoted} (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', help=f'classifier: {classes}')
     one = flags.real(0, 1)
     above = 'probability above which a class counts as present in a photograph (default: 0.5)'
     inference.add_argument('--class_threshold', type=one, help=f'classifier: {above}')
     plain = CAM_FLAGS['threshold']
-    above = (
-        f'pixels that score above this are foreground (default: {PSEUDO_THRESHOLD} with --affinity, {plain} without)'
-    )
+    above = f'score above which a pixel is foreground (default: {PSEUDO_THRESHOLD} with --affinity, {plain} without)'
     inference.add_argument('--threshold', type=one, help=f'classifier: {above}')
     iterations = 'iterations of the dense CRF (0: no CRF; default: 1 with a classifier, 10 with a segmentation network)'
     inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0), help=iterations)
@@ -142,7 +140,7 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], Counter]:
         if outputs != below and outputs in Path(os.path.abspath(path)).parents:
             left_out['in the folder of --out'] += 1
         elif any(part.startswith('.') for part in path.relative_to(folder).parts):
-            left_out['hidden'] += 1  # such as those macOS adds to archives
+            left_out['hidden'] += 1  # such as the files that macOS adds to archives
         elif path.suffix.lower() in UNREADABLE:
             left_out['HEIC, which cannot be read (convert them to JPEG)'] += 1
         elif path.suffix.lower() not in ENDINGS:
@@ -221,7 +219,7 @@ def open_model(path: Path, *entries: str) -> ModelFile:
 
 
 def open_models(args):
-    """Return the model file and that of --affinity (or None). Raises UserError if they are not what they should be."""
+    """Return the model file and the file of --affinity (or None). Raises UserError if they contain other networks."""
     file = open_model(args.model, 'network', 'backbone', 'classes')
     if file.meta['network'] == 'AffinityNet':
         usage = 'pass a classifier as MODEL and this file as --affinity'
@@ -304,7 +302,7 @@ def out_of_memory(error):
 
 
 def colours_of(file):
-    """Return the colours of a model's classes, continued by VOC's; other programs' files may have none."""
+    """Return the colours of a model's classes, continued by VOC's, because files of other programs may have none."""
     palette = voc.palette()
     colours = file.meta.get('palette', palette)[: len(palette)]
     palette[: len(colours)] = colours
@@ -360,7 +358,7 @@ def main(args):
         tagged = {image_id for domain, ids in lists.items() if domain != 'test' for image_id in ids}
     else:
         images = find_images(args.images, args.out)
-    check_outputs(images, args.out, args.overwrite)  # before the models are loaded, and again under the lock
+    check_outputs(images, args.out, args.overwrite)  # checked before the models are loaded, and again under the lock
     provenance.warn_if_outdated([path for path in (args.model, args.affinity) if path])
     tagged = tagged if dataset and is_classifier and given is None else set()
     font = drawing.open_font(args.font)

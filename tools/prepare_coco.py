@@ -8,8 +8,8 @@ Writes  {data_dir}/masks{year}/{train,val}/{image id}.png (palette; crowds are 2
     python3 -m tools.prepare_coco --data_dir ../COCO --year 2017
 
 Classes are the categories in order of their ids. Objects are drawn in order of their area, smaller ones on top;
-annotations that cover no pixel are skipped. An object without an outline keeps its tag, and its box is 255, without a
-box the whole image. A killed run resumes: masks of the same annotation file are kept.
+annotations that cover no pixel are skipped. An object without an outline keeps its tag, and its box is set to 255;
+without a box, the whole image is. A killed run resumes: masks of the same annotation file are kept.
 
 118,000 images with 860,000 annotations (random shapes, 510 MB of JSON) take 1.4 GB in all with 2 or 4 workers, and 16
 minutes on 2 cores shared with other work. The masks take 0.7 GB on disk. A run that finds all masks takes 80 seconds.
@@ -42,10 +42,10 @@ from util.store.hashes import file_hash
 from util.store.locks import lock_path, locked
 
 SPLITS = ('train', 'val')
-SIDE_LIMIT = 65_535  # pixels, that of JPEG
-WHOLE_IMAGE = (0, 0, SIDE_LIMIT, SIDE_LIMIT)  # the box of an object without one: x, y, width, height
+SIDE_LIMIT = 65_535  # pixels, the limit of JPEG
+WHOLE_IMAGE = (0, 0, SIDE_LIMIT, SIDE_LIMIT)  # box of an object that has none: x, y, width, height
 COORDINATE_LIMIT = 1e6
-# pycocotools holds 20 bytes for each step of a fifth of a pixel along the edges, inside of the image or not.
+# pycocotools holds 20 bytes for each step of a fifth of a pixel along the edges, even outside the image.
 STEP_LIMIT = 2**25
 # A count is up to 6 continuation characters and a final one. pycocotools reads past the end of anything else.
 COMPRESSED_COUNTS = re.compile('([P-o]{0,6}[0-O])+')
@@ -91,8 +91,8 @@ def parse_args(argv=None):
 def read_annotations(path, image_folder):
     """Return the names of the categories by id, in order, and the pictures in order of file name.
 
-    The decoder hands over each object as soon as it is parsed, and only what is needed is kept: a third of the memory
-    of pycocotools' COCO class.
+    The decoder passes on each object as soon as it is parsed, and only the needed entries are kept: a third of the
+    memory of pycocotools' COCO class.
     """
     instances = defaultdict(list)
 
@@ -162,7 +162,7 @@ def read_polygons(polygons):
 
 
 def read_box(box):
-    """Return the pixels that [x, y, width, height] touches as a polygon, those of the whole image if it is None."""
+    """Return the pixels that [x, y, width, height] touches as a polygon; None is the whole image."""
     numbers = np.array(box or WHOLE_IMAGE, np.float64)
     if numbers.shape != (4,) or not (np.abs(numbers) <= COORDINATE_LIMIT).all() or numbers[2:].min() < 0:
         raise ValueError('"bbox" must be [x, y, width, height]')
@@ -273,7 +273,7 @@ def check_files(folder, names):
 
 
 def is_side(value):
-    """Return whether a value is a whole number of pixels, which some programs write as 640.0."""
+    """Return whether a value is a whole number of pixels; some programs write 640.0."""
     return type(value) in (int, float) and 0 < value <= SIDE_LIMIT and value == int(value)
 
 
@@ -287,7 +287,7 @@ def first_line(error):
 def claim_masks(sources, outputs):
     """Record the annotation file of each folder of masks; remove masks and outputs of other annotations.
 
-    `sources` maps a folder to its record. Raises UserError if there are files that this program has not made.
+    `sources` maps a folder to its record. Raises UserError if there are files that this program did not write.
     """
     records = {folder: read_json(folder / 'source.json') for folder in sources}
     foreign = [] if any(records.values()) else [path for path in outputs if path.exists()]
@@ -332,7 +332,7 @@ def write_mask(images, folder, indices, negatives, picture):
 
 
 def is_drawn(instance):
-    """Return whether the pixels of an instance are those of its class."""
+    """Return whether the pixels of an instance get its class: it has an outline and is not a crowd."""
     return instance.has_outline and not instance.is_crowd
 
 
@@ -351,9 +351,9 @@ def encode_shape(shape, size):
 
 
 def clip(polygon, size):
-    """Clip a polygon (N, 2) of x and y to the image of the size (w, h) and its surroundings, as wide as it is.
+    """Clip a polygon (N, 2) of x and y to an image of the size (w, h) plus a margin as wide as the image.
 
-    A polygon inside of them stays as it is, bit for bit.
+    A polygon inside this area is unchanged, bit for bit.
     """
     for axis, side in enumerate(size):
         for sign, limit in ((-1, side), (1, 2 * side)):
@@ -405,7 +405,7 @@ def prepare(args, output):
     for split, folder in folders.items():
         write = partial(write_mask, root / f'{split}{year}', folder, indices, args.negatives)
         found = parallel_map(write, pictures[split], args.num_workers, f'masks of {split}')
-        # Masks without any class cannot score anything, and the stages would refuse them.
+        # Masks without any class cannot score anything, and the stages would reject them.
         has_classes = any(is_drawn(instance) for picture in pictures[split] for instance in picture.instances)
         if not has_classes:
             print(f'{split}: no object has an outline, so {output.name} names no masks of this split')

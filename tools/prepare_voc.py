@@ -52,7 +52,7 @@ def fetch(out, tar):
             VOCSegmentation(str(out), year='2012', image_set='trainval', download=True)
     except FileNotFoundError as error:
         raise UserError(f'--tar {tar}: {error.strerror}') from None
-    except Exception as error:  # urllib, tarfile, zlib and torchvision each have their own
+    except Exception as error:  # urllib, tarfile, zlib and torchvision raise different errors
         what = f'--tar {tar}: cannot be unpacked' if tar else 'VOC 2012 cannot be downloaded'
         hint = '' if tar else ': download VOCtrainval_11-May-2012.tar elsewhere and pass it as --tar'
         raise UserError(f'{what} ({str(error).splitlines()[0]}){hint}') from None

@@ -17,7 +17,7 @@ CLASSIFIER="$TRAIN --architecture $NET --weights none --lr 0.02 --max_epoch 6 --
 step 'The drawn data set'
 python -m tools.make_demo_data --out $D --seed 0
 
-# With one thread a core of two would be idle: the plain classifier, which nothing else needs, has it.
+# With one thread, one of two cores would be idle. It trains the plain classifier, which no later stage needs.
 train_plain_classifier() {
     python train_classification_with_puzzle.py $CLASSIFIER --loss_option cl --tag demo@cl
     python inference_classification.py $DATA --num_workers 2 --architecture $NET --tag demo@cl --domain train
@@ -26,7 +26,7 @@ train_plain_classifier() {
 PLAIN_LOG=experiments/logs/quickstart-plain.txt
 mkdir -p experiments/logs
 step "1 and 2, in the background: a plain classifier (--loss_option cl), its CAMs on train; see $PLAIN_LOG"
-set -m  # a process group of its own, which is ended with this script if something below fails
+set -m  # a separate process group, which ends with this script if something below fails
 (train_plain_classifier) >"$PLAIN_LOG" 2>&1 &
 PLAIN=$!
 set +m

@@ -1,6 +1,6 @@
-"""Make one HTML page of an experiment or several: tables, charts, every stage's maps over the images, what made them.
+"""Make one HTML page of one or more experiments: tables, charts, every stage's maps over the images, and their origin.
 
-Reads   experiments/results/, predictions/ and data/ of what is named; the data set that these record
+Reads   experiments/results/, predictions/ and data/ of the named outputs; the data set that they record
 Writes  experiments/report.html, which needs neither a network nor other files
 
     python3 -m tools.report
@@ -45,13 +45,13 @@ def parse_args(argv=None):
     run = parser.groups['run and output']
     how_many = 'images in the gallery: the worst, the middle and the best ones (0: all)'
     run.add_argument('--images', type=flags.integer(0), default=200, help=how_many)
-    run.add_argument('--ids', default='', help='ids that the gallery contains in any case, comma-separated')
+    run.add_argument('--ids', default='', help='ids that the gallery always contains, comma-separated')
     run.add_argument('--out', type=Path, default=formats.EXPERIMENTS / 'report.html', help='file to write')
     return parser.parse_args(argv)
 
 
 def make_charts(entries, steps, names):
-    """Return the charts of the page by name; those of a single entry end with its number."""
+    """Return the charts of the page by name; the name of a chart of one entry ends with its number."""
     labels = [entry.label for entry in entries]
     scored = {i: entry.result for i, entry in enumerate(entries) if entry.result}
     swept = {i: result for i, result in scored.items() if len(result['sweep']) > 1}
@@ -153,7 +153,7 @@ def render(dataset, entries, steps, counts, shown):
 
 
 def make_label(name, colour):
-    """Return a name with its colour (RGB) and that of text on it, for the template and the page's script."""
+    """Return a name with its colour (RGB) and its text colour, for the template and the page's script."""
     return {'name': name, 'colour': f'rgb{tuple(colour)}', 'ink': f'rgb{drawing.ink(colour)}'}
 
 
@@ -166,13 +166,13 @@ def main(args):
     check_output(args.out, '--out')
     entries = find_entries(args.names)
     records = [read_args(formats.PREDICTIONS / entry.folder) for entry in entries]
-    records += [entry.scores.get('made_with') or {} for entry in entries]  # of folders that are gone
+    records += [entry.scores.get('made_with') or {} for entry in entries]  # folders that no longer exist
     dataset = open_recorded(args, entries[0].folder, *records)
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
     counts = [find.read_counts(entry.result) if entry.result else None for entry in entries]
     steps = provenance.trace({entry.folder: entry.kind for entry in entries})
     folders = [step.path for step in steps if not step.is_run]
-    provenance.warn_if_outdated(folders, dataset=dataset)  # the page marks entries that were scored before
+    provenance.warn_if_outdated(folders, dataset=dataset)  # the page marks entries that were scored before the change
     with provenance.unchanged(folders):
         shown = make_gallery(args, dataset, entries, steps, counts)
         page = render(dataset, entries, steps, counts, shown).encode()

@@ -1,4 +1,4 @@
-"""Draw what output folders hold: PNG pages of images, their masks if there are any, and each folder's maps.
+"""Draw output folders: PNG pages of images, their masks if there are any, and each folder's maps.
 
 Reads   a folder under experiments/predictions/, or any folder of {id}.npz or {id}.png; the data set that its args.json
         records; for the errors of maps, their result under experiments/results/
@@ -44,7 +44,7 @@ def parse_args(argv=None):
 
 
 def find_source(argument: str) -> panels.Source:
-    """Return the folder that an argument means, and the thresholds at which evaluate.py scored its maps."""
+    """Return the folder of an argument, and the thresholds at which evaluate.py scored its maps."""
     title, _, name = (part.strip() for part in argument.rpartition('|'))
     path = formats.PREDICTIONS / name
     if not path.is_dir():

@@ -1,6 +1,6 @@
 """Print results of evaluate.py as tables, and compare them. Pictures are drawn by tools.show and tools.report.
 
-Reads   experiments/results/{name}.json and .npz; for --options also what is upstream of the scored folders
+Reads   experiments/results/{name}.json and .npz; for --options also the records upstream of the scored folders
 Writes  nothing
 
     python3 -m tools.summarize                                             all results, newest first
@@ -31,7 +31,7 @@ from util import flags, script
 from util.store import formats, results
 
 HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
-FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # those of tabulate, which has no csv
+FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # names in tabulate, which has no csv
 
 
 def parse_args(argv=None):
@@ -58,7 +58,7 @@ def parse_args(argv=None):
 
 
 def find_rows(row):
-    """Return the rows (title, results, published value or '') that an argument means."""
+    """Return the rows (title, results, published value or '') of an argument."""
     if len(row) == 1:
         found = find.find(row[0])
         if '*' in row[0]:
@@ -164,7 +164,7 @@ def tabulate_options(rows):
 
 
 def chain_options(result):
-    """Return the options behind a result by stage and name, first those of the training runs and folders upstream."""
+    """Return the options behind a result by stage and name; runs and folders upstream come first."""
     made_with = result.get('made_with') or {}
     own = {**made_with.get('fingerprint', {}), **made_with.get('options', {})}
     upstream = provenance.trace({result['experiment_name']: result['format']})[:-1]
@@ -198,7 +198,7 @@ def tabulate_paired(names):
 
 
 def pair_images(first, second):
-    """Return what two runs are compared over, and the intervals of their difference as fractions."""
+    """Return the number of compared images as text, and the intervals of the difference as fractions."""
     counts = [find.read_counts(result) for result in (first, second)]
     for result, count in zip((first, second), counts, strict=True):
         if count is None:
@@ -211,7 +211,7 @@ def pair_images(first, second):
 
 
 def pair_seeds(*pair):
-    """Return the runs of both whose seed the other has too, in the same order."""
+    """Return the runs whose seeds both sides have, in the same order."""
     by_seed = []
     for runs in pair:
         find.check_mean(runs)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, in an environment of its own:  bash tools/test.sh [options of pytest]
+# All tests, in .venv, which it creates:  bash tools/test.sh [options of pytest]
 # The tests of tools.report in a browser are skipped unless there is a Chromium (apt-get install chromium).
 source "$(dirname "$0")/environment.sh" requirements-dev.txt
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then

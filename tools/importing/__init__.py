@@ -1,1 +1,1 @@
-"""What the authors' published code wrote: pickled arrays and networks with other names."""
+"""Readers for files of the authors' published code: pickled arrays, and networks with other names."""

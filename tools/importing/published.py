@@ -41,7 +41,7 @@ DEEPLAB = {
 }
 HEADS = {'classifier.weight': LINEAR, 'fc_edge6.weight': EDGES, 'decoder.classifier.8.weight': DEEPLAB}
 
-# Tensors without a use: ImageNet's head, the copies of the backbone, AffinityNet's table of pixel pairs.
+# Tensors that are not used: ImageNet's head, the copies of the backbone, AffinityNet's table of pixel pairs.
 UNUSED = ('model.fc.', *(f'stage{i}.' for i in range(1, 6)), 'backbone.', 'path_indices_')
 COPIES = {
     'stage1.0.': 'model.conv1.',
@@ -120,7 +120,7 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _build(name: str, backbone: str, num_classes: int, use_gn: bool) -> nn.Module:
-    """Return the network without memory for its tensors."""
+    """Return the network without allocating memory for its tensors."""
     with torch.device('meta'):
         if name == 'Classifier':
             return Classifier(backbone, num_classes)
@@ -157,7 +157,7 @@ def _load(network: nn.Module, state: dict[str, Tensor], beginnings: dict[str, st
 
 
 def _check_copies(state: dict[str, Tensor]) -> None:
-    """Raise UserError if a tensor of the stages differs from that of model.*: their forward uses the stages."""
+    """Raise UserError if a tensor of the stages differs from its copy in model.*: their forward uses the stages."""
     for name, value in state.items():
         original = next((there + name[len(here) :] for here, there in COPIES.items() if name.startswith(here)), None)
         if original in state and not torch.equal(value, state[original]):

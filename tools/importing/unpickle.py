@@ -1,8 +1,8 @@
 """Files in which np.save pickled a dict of arrays, as the published code wrote CAMs: read without running their code.
 
 No other module unpickles. The unpickler here imports nothing, and hands out neither functions nor types of NumPy or
-torch: for the names that arrays and tensors are pickled as, it has functions of its own, and it refuses every other
-name. They make arrays of plain numbers from bytes that they have counted.
+torch: for the names that arrays and tensors are pickled as, it has its own functions, and it rejects every other name.
+These functions make arrays of plain numbers from bytes whose number they have checked.
 """
 
 import io
@@ -26,8 +26,8 @@ TORCH = (0x1950A86A20F9469CFC6C, 1001)  # the first two pickles of a file of tor
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the dict of arrays in an .npy file, its torch tensors as arrays.
 
-    Raises UserError naming the file if it is missing, damaged or contains something else, and also the name that it
-    asks for if that is not part of an array or tensor.
+    Raises UserError naming the file if it is missing, damaged or contains something else, with the requested name if
+    that is not part of an array or tensor.
     """
     try:
         file = _Bytes(read_bytes(path))
@@ -39,7 +39,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f'{path}: {error}') from None
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
-    except Exception as error:  # of numpy or the unpickler, in which a damaged file can raise anything
+    except Exception as error:  # a damaged file can raise anything in numpy or the unpickler
         raise UserError(f'{path}: damaged, or not written by np.save ({type(error).__name__})') from None
     content = content.objects if isinstance(content, _Array) else None
     arrays = content[0] if content else None
@@ -52,7 +52,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: value.numbers for name, value in arrays.items()}
 
 
-# What a pickle may ask for ------------------------------------------------------------------------------------------
+# Names that a pickle may use ------------------------------------------------------------------------------------------
 
 
 class _Call:
@@ -128,7 +128,7 @@ def _count(shape: object) -> int:
 
 
 def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_) -> _Array:
-    """Return a tensor as an array. Raises ValueError if it would leave its storage or repeat numbers of it."""
+    """Return a tensor as an array. Raises ValueError if it would leave its storage or repeat numbers of the storage."""
     count, last = _count(size), offset
     _count(stride)
     if type(storage) is not _Storage or type(offset) is not int or len(stride) != len(size) or offset < 0:
@@ -136,7 +136,7 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, 
     if count:
         last += sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if last >= len(storage.numbers) + (not count) or count > len(storage.numbers):
-        raise ValueError('a tensor outside of its storage')
+        raise ValueError('a tensor outside its storage')
     array, numbers = _Array(), storage.numbers[offset:]
     steps = [step * numbers.itemsize for step in stride]
     array.numbers = np.lib.stride_tricks.as_strided(numbers, size, steps).copy() if count else numbers[:0].reshape(size)
@@ -144,7 +144,7 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, 
 
 
 def _load_storage(content: bytes) -> _Storage:
-    """Read the storage of a tensor, which torch pickles as the bytes of a file of torch.save of before 1.6."""
+    """Read the storage of a tensor, which torch pickles as the bytes of a torch.save file from before 1.6."""
     file = _Bytes(content)
     if tuple(_Unpickler(file).load() for _ in TORCH) != TORCH:
         raise ValueError('not a storage')
@@ -181,7 +181,7 @@ class _Bytes(io.BytesIO):
         return line
 
 
-# The unpickler in Python: the one in C reserves as much memory as the file says.
+# The unpickler in Python: the C unpickler reserves as much memory as the file asks for.
 class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in KNOWN:

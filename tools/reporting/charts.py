@@ -1,4 +1,4 @@
-"""The charts of tools.report as Plotly figures: what is drawn is said here, colours of the page are set in the page."""
+"""The charts of tools.report as Plotly figures. The colours of the page are set in the page."""
 
 import html
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 
 from core.metrics import ERROR_SHARES, error_shares
 
-# Okabe and Ito's colours, which colour-blind people tell apart; each is readable on white and on the dark page.
+# Okabe and Ito's colours, which colour-blind people can distinguish; all are readable on white and on the dark page.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#a6761d', '#56b4e9', '#e69f00', '#7f7f7f')
 SHARE_COLOURS = ('#009e73', '#0072b2', '#e69f00', '#cc3377', '#8e6bbf')
 METRICS = {'miou': ('mIoU', 'solid'), 'fp': ('FP', 'dash'), 'fn': ('FN', 'dot')}
 # Curves of a training run, in this order, then the others; the weight of a loss and the learning rate come last.
 CURVES = ('mIoU', 'mAP', 'F1', 'loss')
 LAST_CURVES = ('alpha', 'lr')
-# Of axes of classes: else Plotly takes names such as "1" for numbers, and "2024-05-01" for dates.
+# For axes of classes: otherwise Plotly reads "1" as a number and "2024-05-01" as a date.
 CLASSES = {'type': 'category', 'tickmode': 'linear', 'automargin': True}
 LAYOUT = {'margin': {'l': 8, 'r': 12, 't': 16, 'b': 8}, 'showlegend': False}  # legends are HTML
 
@@ -26,7 +26,7 @@ def colour_of(index: int) -> str:
 
 
 def literal(name: str) -> str:
-    """Return a name for a label, in which Plotly reads HTML. It shows &quot; as it is."""
+    """Return a name escaped for a label, which Plotly reads as HTML; quotes stay, because Plotly would show &quot;."""
     return html.escape(name, quote=False)
 
 

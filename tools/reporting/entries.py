@@ -1,4 +1,4 @@
-"""What a report is about: output folders by name, with their results, and the data set that they record."""
+"""The entries of a report: output folders by name, with their results, and the data set that they record."""
 
 from argparse import Namespace
 from collections import Counter
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     kind: str
     domain: str
     result: dict | None
-    label: str = ''  # the title, and the list where there are several
+    label: str = ''  # the title, with the list if there are several
 
     @property
     def scores(self) -> dict:
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
         return self.result is not None and find.is_stale(self.result)
 
     def on_list_of(self, dataset: Dataset) -> 'Entry':
-        """Return this entry on `train` if it was made for `train_aug`, whose folder is that of train."""
+        """Return this entry on `train` if it was made for `train_aug`, which shares the folder of train."""
         moved = self.domain == 'train_aug' and 'train' in dataset.lists
         return self._replace(domain='train') if moved else self
 
@@ -71,7 +71,7 @@ def find_entries(rows: list[str]) -> list[Entry]:
 
 
 def _dataset_of(entry: Entry) -> str | None:
-    """Return the name of the data set that an entry is of, None if what it records cannot be opened any more."""
+    """Return the name of an entry's data set, None if the recorded data set can no longer be opened."""
     if entry.result:
         return entry.result['dataset']
     options = read_args(formats.PREDICTIONS / entry.folder).get('options', {})
@@ -93,7 +93,7 @@ def _classes_of(entry: Entry) -> str | None:
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
-    """Return (folder, list, result or None) of the results and the other output folders that a name means."""
+    """Return (folder, list, result or None) of the results and other output folders that match a name."""
     folders = sorted(path.name for path in formats.PREDICTIONS.glob('[!.]*') if path.is_dir())
     others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
     try:
@@ -118,7 +118,7 @@ def stage_number(kind: str) -> int:
 
 
 def name_entries(entries: list[Entry]) -> list[Entry]:
-    """Give entries without a title one that no other folder of their list has, and labels that no other entry has."""
+    """Give entries without a title a title that is unique in their list, and give all entries unique labels."""
     short = [entry.title or short_title(entry.kind, entry.folder, entry.crf) for entry in entries]
     used = Counter((title, entry.domain) for title, entry in zip(short, entries, strict=True))
     several = len({entry.domain for entry in entries}) > 1
@@ -144,7 +144,7 @@ def add_recorded_data(parser: flags.Parser) -> None:
 
 
 def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:
-    """Open the data set of --dataset and --data_dir, by default that of the first record that has its options.
+    """Open the data set of --dataset and --data_dir, by default from the first record that has these options.
 
     `records` are contents of args.json. Raises UserError naming the flag if none has them.
     """

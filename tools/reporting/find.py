@@ -1,4 +1,4 @@
-"""The results of evaluate.py (util/store/results.py): read, found by name, and which of them may be in one table."""
+"""The results of evaluate.py (util/store/results.py): reading them, finding them by name, and comparing them."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ TYPES |= dict.fromkeys(NUMBERS, float)
 
 ARRAYS = ('ids', 'thresholds', 'images', 'classes', 'counts')
 
-# What results in one table have in common.
+# The properties that results in one table must share.
 COMPARED: dict[str, Callable[[dict], object]] = {
     'splits': lambda result: result['domain'],
     'data sets': lambda result: result['dataset'],
@@ -73,7 +73,7 @@ def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
         total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
         if len(ids) != len(by_image) or not np.array_equal(by_image.sum(0, dtype=np.int64), total):
             raise ValueError
-    except Exception:  # whatever arrays of other shapes and kinds raise
+    except Exception:  # arrays of other shapes and kinds can raise anything
         raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
     return ids, by_image
 
@@ -89,7 +89,7 @@ def is_stale(result: dict) -> bool:
 
 
 def format_of(folder: Path) -> Format | None:
-    """Return what a folder's args.json says that it contains, None if it says nothing."""
+    """Return the kind of output that a folder's args.json records, None if there is none."""
     return FORMATS.get(read_args(folder).get('format'))
 
 
@@ -97,7 +97,7 @@ def format_of(folder: Path) -> Format | None:
 
 
 def seed_of(result: dict) -> int:
-    """Return the seed of a run: an option, else "@seed=N" in its name. Raises UserError if there is neither."""
+    """Return the seed of a run, from its options or from "@seed=N" in its name. Raises UserError if neither has it."""
     options = result.get('made_with', {}).get('options', {})
     seed = options.get('seed') if fits(options, {'seed': int}) else None
     found = re.search(r'(?:^|@)seed=(\d+)(?:@|$)', result['name'])
@@ -151,7 +151,7 @@ def of_folder(name: str) -> list[dict]:
 
 
 def find(name: str) -> list[dict]:
-    """Return the results that a name means, in the order of their names.
+    """Return the results that match a name, in the order of their names.
 
     It may be the path of a file, a full name, a pattern with *, a tag (the first parts of names) or a part of a single
     name; all characters but * are literal. Raises UserError with the nearest names if there is none.

@@ -18,7 +18,7 @@ SIDE = 320  # longer side of the pictures, in pixels
 
 
 def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]:
-    """Return the folders of the entries and those upstream of them, in the order of the stages."""
+    """Return the folders of the entries and the folders upstream of them, in the order of the stages."""
     sources = []
     folders = [step for step in steps if not step.is_run and step.path.is_dir()]
     for step in sorted(folders, key=lambda step: stage_number(step.kind)):
@@ -35,7 +35,7 @@ def find_sources(entries: list[Entry], steps: list[Step]) -> list[panels.Source]
 
 
 def choose_ids(ids: list[str], scores: dict[str, float], count: int, wanted: list[str]) -> list[str]:
-    """Return the wanted ids and a third each of the worst, the middle and the best scores, `count` ids in all.
+    """Return the wanted ids, and a third each from the worst, the middle and the best scores: `count` ids in all.
 
     Ids without a score come last, in their order. All ids if count is 0.
     """
@@ -67,7 +67,7 @@ def score_images(ids: list[str], counts: np.ndarray) -> dict[str, dict[str, floa
 
 
 def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Source]) -> dict:
-    """Return what the page shows of an image (id, list): its classes, and its pictures as data URLs."""
+    """Return the card of an image (id, list): its classes, and its pictures as data URLs."""
     image_id, domain = image
     image = np.array(dataset.read_image(image_id))
     drawn = panels.draw_image(image_id, image.shape[:2], domain, dataset, sources)

@@ -1,4 +1,4 @@
-"""Drawings of what the stages write: a panel per map of an image, with what its caption says. No torch."""
+"""Drawings of the outputs of the stages: a panel per map of an image, with its caption. No torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,20 +26,20 @@ class Panel(NamedTuple):
     layer: np.ndarray | None = None  # (h, w, 4); None: the image alone
     classes: tuple[int, ...] = ()  # named in the caption, each in its colour; the background only if alone
     note: str = ''
-    errors: tuple[float, ...] = ()  # % of the scored pixels that are missed, too much, of a wrong class
+    errors: tuple[float, ...] = ()  # % of the scored pixels that are missed, too much, or of a wrong class
 
 
 class Source(NamedTuple):
     """A folder whose maps are shown."""
 
     title: str  # '' to name each panel after its output
-    kind: formats.Format | None  # of label maps, which do not say it themselves; None for those of tools.predict
+    kind: formats.Format | None  # of label maps, whose files do not record it; None for files of tools.predict
     path: Path
-    thresholds: dict[str, float | None]  # by list, where it was scored: the threshold of its maps
+    thresholds: dict[str, float | None]  # the threshold of its maps, by scored list
 
 
 class Output(NamedTuple):
-    """What a folder holds for an image: maps (K, h, w) of the classes keys[1:], a label map or an edge map (h, w)."""
+    """A folder's output for an image: maps (K, h, w) of the classes keys[1:], a label map or an edge map (h, w)."""
 
     title: str
     keys: np.ndarray | None = None
@@ -61,7 +61,7 @@ def has_output(folder: Path, image_id: str) -> bool:
 
 
 def read_outputs(dataset: Dataset, source: Source, image_id: str, size: tuple[int, int]) -> list[Output]:
-    """Return what a folder holds for an image: one output, or the maps and the mask of tools.predict; [] if nothing.
+    """Return a folder's outputs for an image: one, or the maps and the mask of tools.predict; [] if there are none.
 
     Raises UserError naming a file that cannot be read.
     """
@@ -123,7 +123,7 @@ def draw_errors(title: str, label: np.ndarray, mask: np.ndarray) -> Panel:
 def draw_image(
     image_id: str, size: tuple[int, int], domain: str, dataset: Dataset, sources: Sequence[Source]
 ) -> list[tuple[int | None, Panel]]:
-    """Return the panels of an image, each with the index of its source or None: image, mask, then those of each source.
+    """Return the panels of an image, each with the index of its source or None: image, mask, then each source's panels.
 
     If there is a mask, label maps, and maps that were scored on the list `domain`, are followed by their errors.
     """

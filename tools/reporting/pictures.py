@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core.data.drawing import can_write, ink, overlay_mask
 
-LONGEST_SIDE = 4096  # small pictures are enlarged for their labels, but not beyond this
+LONGEST_SIDE = 4096  # small pictures are enlarged for their labels, but not beyond this size
 
 
 def label_mask(
@@ -18,8 +18,8 @@ def label_mask(
 ) -> np.ndarray:
     """Overlay a mask (h, w) with outlines, and write the label of each class into it on a plate in its colour.
 
-    `labels` is by class index; classes without a pixel get none. A picture that is small next to its labels is enlarged
-    by a whole factor.
+    `labels` is by class index; classes without a pixel get no label. A picture that is too small for its labels is
+    enlarged by a whole factor.
     """
     h, w = mask.shape
     font = font.font_variant(size=max(14, round(0.04 * min(h, w))))
@@ -39,7 +39,7 @@ def label_mask(
 
     picture = Image.fromarray(overlay)
     draw = ImageDraw.Draw(picture)
-    plates = []  # top, left and right of those so far
+    plates = []  # top, left and right of the plates so far
     for index, text in labels.items():
         x, y = (factor * (at + 0.5) for at in _innermost(mask == index))
         left = max(0, min(round(x - widths[index] / 2), picture.width - widths[index]))
@@ -78,7 +78,7 @@ def fit(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def names_on_pictures(names: Sequence[str], font: ImageFont.FreeTypeFont) -> list[str]:
-    """Return class names, with numbers for those that the font cannot write, and print a warning about these."""
+    """Return class names, or numbers for names that the font cannot write, and print a warning about these."""
     missing = [name for name in names if not can_write(font, name)]
     if missing:
         hint = 'pass --font a file that has them, such as DejaVuSans.ttf or one of Noto Sans'

@@ -1,4 +1,4 @@
-"""What led to an output folder: the folders and training runs upstream of it, and whether it is still made of them.
+"""The history of an output folder: the folders and training runs upstream of it, and whether they have changed.
 
 Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report forks.
 """
@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 
 def read_folder(name: str, kind: str = 'output') -> Step:
-    """Return the step of an output folder. It is of this kind and its options are {} if it has no valid args.json."""
+    """Return the step of an output folder. Without a valid args.json it has this kind, and its options are {}."""
     record = read_args(PREDICTIONS / name)
     return Step(record.get('format', kind), name, *_common(record), {})
 
@@ -60,7 +60,7 @@ def _common(record: dict) -> tuple[dict, dict, float | None]:
 
 
 def trace(folders: Mapping[str, str]) -> list[Step]:
-    """Return everything that led to output folders (kinds by name), each step once, inputs before outputs.
+    """Return all steps that led to output folders (kinds by name), each one once, inputs before outputs.
 
     Steps upstream that no longer exist are left out.
     """
@@ -98,7 +98,7 @@ def warn_if_outdated(outputs: Iterable[Path], results: Iterable[dict] = (), data
 
 @contextmanager
 def unchanged(folders: Iterable[Path]) -> Iterator[None]:
-    """Raise UserError on leaving if a folder was written again meanwhile, so that what was read of it is a mixture."""
+    """Raise UserError on leaving if a folder was written again in the meantime: what was read would be a mixture."""
     before = {path: identity(path) for path in folders}
     yield
     for path, known in before.items():

@@ -9,7 +9,7 @@ from tools.reporting.entries import stage_number
 from util import flags
 from util.store import results
 
-MOST_COMPARED = 12  # outputs whose differences are tabulated: 66 pairs
+MOST_COMPARED = 12  # most outputs whose differences are tabulated: 66 pairs
 PUBLISHED = flags.REPOSITORY / 'data' / 'published.json'
 
 
@@ -50,7 +50,7 @@ def percent_range(ends) -> str:
 def find_published(steps, class_names) -> tuple[str, dict[tuple[str, str], float]]:
     """Return the backbone and the paper's figures by kind and list; {} unless the classes are VOC's.
 
-    They are those of the backbone that was used or, where the paper has none, of ResNeSt-101.
+    The figures are for the backbone that was used or, if the paper has none for it, for ResNeSt-101.
     """
     published = read_json(PUBLISHED)
     if list(class_names) != read_json(PUBLISHED.with_name(published['dataset']))['classes']:
@@ -62,7 +62,7 @@ def find_published(steps, class_names) -> tuple[str, dict[tuple[str, str], float
 
 
 def tabulate_differences(entries, counts):
-    """Return the differences of all pairs of outputs scored on the same images, with intervals; [] if they are many."""
+    """Return the differences of all pairs of outputs scored on the same images, with intervals; [] if too many."""
     rows = []
     scored = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count and len(count[0]) > 1]
     if len(scored) > MOST_COMPARED:
@@ -92,7 +92,7 @@ def tabulate_classes(entries):
 
 
 def describe_failures(confusion, names):
-    """Return the classes, lowest IoU first, with what their errors are: dicts of text."""
+    """Return the classes, lowest IoU first, with their errors: dicts of text."""
     shares = error_shares(confusion)
     rows = []
     for index in np.argsort(np.nan_to_num(shares[:, 0], nan=2)):
@@ -115,7 +115,7 @@ def describe_failures(confusion, names):
 
 
 def tabulate_steps(steps):
-    """Return by kind of stage: its steps, and the options in which they differ."""
+    """Return the steps of each kind of stage, and the options in which they differ."""
     groups = []
     for kind in sorted({step.kind for step in steps}, key=stage_number):
         members = [step for step in steps if step.kind == kind]
@@ -127,7 +127,7 @@ def tabulate_steps(steps):
 
 
 def list_environments(steps):
-    """Return the different sets of versions as text, with the names of the steps that were made with them."""
+    """Return the distinct sets of versions as text, with the names of the steps that used them."""
     environments = {}
     for step in steps:
         text = ', '.join(f'{name} {version}' for name, version in step.versions.items() if name != 'code')
