@@ -1,6 +1,6 @@
-"""The data and the cases of benchmarks/run.py.
+"""The data and the cases that benchmarks/run.py times.
 
-A case is a function that sets up one implementation, 'reference' or 'ours', and returns the work to be timed.
+A case sets up one implementation, 'reference' or 'ours', and returns the function to time.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ SCALES = [0.5, 1.0, 1.5, 2.0]
 
 
 def draw_data(folder: Path, count: int = 12) -> None:
-    """Draw 500-pixel scenes with CAMs and random-walk CAMs, once in our files and once as the reference reads them."""
+    """Draw 500-pixel scenes with CAMs and random-walk CAMs, in our files and in the files that the reference reads."""
     sizes = ['--num_train_aug', str(count), '--num_train', str(count), '--num_val', '1', '--size', '500']
     with silence():
         make_demo_data.main(make_demo_data.parse_args(['--out', str(folder / 'data'), *sizes]))
@@ -90,7 +90,7 @@ def open_maps(folder: Path, dataset: Dataset, ids: list[str]) -> tuple[folders.F
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Drop what is printed inside."""
+    """Suppress all output inside."""
     with open(os.devnull, 'w') as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
         yield
 
@@ -99,7 +99,7 @@ def silence() -> Iterator[None]:
 
 
 def random_walk_case(way: str, device: str, shape: tuple[int, int]) -> Callable:
-    torch.set_flush_denormal(True)  # without it the dense form takes over half an hour
+    torch.set_flush_denormal(True)  # without it the dense form takes more than half an hour
     generator = torch.Generator().manual_seed(0)
     edge = (torch.rand(shape, generator=generator) * 0.5).to(device)
     cam = torch.rand(2, *shape, generator=generator).to(device)
@@ -108,7 +108,7 @@ def random_walk_case(way: str, device: str, shape: tuple[int, int]) -> Callable:
 
 
 def pairs_case(way: str, device: str, what: str) -> Callable:
-    """The affinities of pixel pairs ('edges') or their labels ('labels')."""
+    """Compute the affinities of pixel pairs ('edges') or their labels ('labels')."""
     generator = torch.Generator().manual_seed(0)
     edge = torch.rand(8, 128, 128, generator=generator).to(device).requires_grad_()
     label = torch.randint(0, 21, (8, 128, 128), generator=generator, dtype=torch.uint8).to(device)
@@ -135,10 +135,10 @@ def pairs_case(way: str, device: str, what: str) -> Callable:
 
 
 def labels_case(way: str, device: str, folder: Path, what: str, workers: int) -> Callable:
-    """Stage 3 ('affinity') or stage 6 ('pseudo')."""
+    """Run stage 3 ('affinity') or stage 6 ('pseudo')."""
     dataset, ids = open_data(folder)
     cams, random_walks = open_maps(folder, dataset, ids)
-    ids = ids * 3  # in a shorter list the wait for the last image would count too much
+    ids = ids * 3  # in a shorter list, waiting for the last image would dominate
 
     def run_reference():
         for image_id in ids:
@@ -169,9 +169,9 @@ def labels_case(way: str, device: str, folder: Path, what: str, workers: int) ->
 
 
 def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable:
-    """The threshold sweep of stage 9."""
+    """Run the threshold sweep of stage 9."""
     dataset, ids = open_data(folder)
-    dataset = dataclasses.replace(dataset, class_names=tuple(map(str, range(20))))  # as many as VOC has
+    dataset = dataclasses.replace(dataset, class_names=tuple(map(str, range(20))))  # as many classes as VOC
     ids = ids * 4
     cams, _ = open_maps(folder, dataset, ids)
     thresholds = [round(0.05 * i, 2) for i in range(1, 16)]
@@ -189,8 +189,8 @@ def evaluate_case(way: str, device: str, folder: Path, workers: int) -> Callable
 def inference_case(
     way: str, device: str, folder: Path, what: str, network: str, count: int, precision: str = 'fp32'
 ) -> Callable:
-    """The batches of stage 2 ('cam') or stage 8 ('segmentation') up to their files, with a model of random weights."""
-    # The processes of the CRF are forked before a GPU is in use.
+    """Run stage 2 ('cam') or stage 8 ('segmentation') from batches to files, with random weights."""
+    # Fork the processes of the CRF before a GPU is in use.
     writer = LastingWriter(2, processes=what == 'segmentation') if way == 'ours' else None
     dataset, ids = open_data(folder)
     ids = ids[:count]
@@ -227,7 +227,7 @@ def inference_case(
 
 
 def infer_cams(model, batches, dataset: Dataset, ids: list[str], path: Path, writer: BackgroundWriter) -> float:
-    """Write CAMs as stage 2 does; return the seconds that the network was busy."""
+    """Write CAMs as stage 2 does; return the seconds during which the network was busy."""
     cams, busy = folders.Folder(formats.CAM, path, dataset, ids), 0.0
     labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
     for batch_ids, images, pixels in batches:
@@ -241,7 +241,7 @@ def infer_cams(model, batches, dataset: Dataset, ids: list[str], path: Path, wri
 
 
 def infer_predictions(model, batches, dataset: Dataset, ids: list[str], path: Path, writer: BackgroundWriter) -> float:
-    """Write predictions as stage 8 does; return the seconds that the network was busy."""
+    """Write predictions as stage 8 does; return the seconds during which the network was busy."""
     predictions, busy = folders.Folder(formats.PREDICTION, path, dataset, ids), 0.0
     for batch_ids, images, pixels in batches:
         start = time.perf_counter()
@@ -266,7 +266,7 @@ class LastingWriter(BackgroundWriter):
 
 
 def loader_case(way: str, device: str, folder: Path, normalised: bool, resize: str = 'pillow') -> Callable:
-    """The samples of the training set: decode, resize, flip, crop."""
+    """Load samples of the training set: decode, resize, flip, crop."""
     dataset, ids = open_data(folder)
     paths = [dataset.image_path(image_id) for image_id in ids]
     sides = np.random.default_rng(0).integers(320, 641, len(ids))
@@ -276,7 +276,7 @@ def loader_case(way: str, device: str, folder: Path, normalised: bool, resize: s
         rows = list(zip(paths, sides, strict=True))
         return lambda: [reference.train_sample(path, int(side), side % 2, offsets) for path, side in rows]
     init_worker(0)
-    # The same longer sides as above. Where the crop is taken does not affect the time.
+    # The same longer sides as above. The position of the crop does not affect the time.
     pipelines = [
         Pipeline(RandomResizeLong(side, side, resize), RandomFlip(), RandomCrop(512)) for side in map(int, sides)
     ]
@@ -299,9 +299,9 @@ def train_case(
     batch: int = 4,
     precision: str = 'fp32',
 ) -> Callable:
-    """Loss and gradients of stage 1 with its tiles ('classifier'), stage 4 ('affinitynet') or stage 7 ('deeplab').
+    """Compute loss and gradients of stage 1 with tiles ('classifier'), stage 4 ('affinitynet') or stage 7 ('deeplab').
 
-    The reference is not channels last, and runs stages 4 and 7 under anomaly detection.
+    The reference does not use channels last, and runs stages 4 and 7 under anomaly detection.
     """
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
@@ -329,7 +329,7 @@ def build(what: str, network: str) -> Network:
 
 
 def share(what: str, model: Network, device: torch.device, batch: int, replicas: int = 1, **options) -> SharedModel:
-    """Return a network as its trainer shares it."""
+    """Return a network shared as its trainer shares it."""
     return SharedModel(
         model, device, batch_size=batch, bn_replicas=replicas, whole_batch=what == 'classifier', **options
     )
@@ -363,7 +363,7 @@ LOSSES = {'classifier': classifier_loss, 'affinitynet': affinitynet_loss, 'deepl
 def micro_batches_case(
     way: str, device: str, what: str, network: str = 'resnet50', size: int = 256, batch: int = 16, parts: int = 4
 ) -> Callable:
-    """Loss and gradients of a batch in parts, one at a time ('ours'), or at once ('reference'): the same numbers."""
+    """Compute loss and gradients of a batch in micro-batches ('ours') or at once ('reference'): equal results."""
     torch.manual_seed(0)
     images = torch.rand(batch, 3, size, size, device=device)
     micro_batches = parts if way == 'ours' else 1
@@ -381,9 +381,9 @@ def micro_batches_case(
 
 
 def share_steps(what: str, count: int, device: str, batch: int = 32, size: int = 256, steps: int = 3) -> float:
-    """Return the CPU seconds of a step of a trainer that `count` processes share, added up.
+    """Return the total CPU seconds of a trainer's step that `count` processes share.
 
-    Shared cores make the time of a step meaningless, but every process counts what it computes and exchanges.
+    The processes share cores, so wall time would be meaningless. CPU time covers all computation and exchange.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -402,14 +402,14 @@ def share_steps(what: str, count: int, device: str, batch: int = 32, size: int =
 
 
 def take_steps(rank, count, port, what, device, batch, size, steps, queue) -> None:
-    """Be one of several processes of torchrun: put the CPU seconds of some steps into the queue."""
+    """Act as one of several processes of torchrun: put the CPU seconds of some steps into the queue."""
     where = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': count, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
     os.environ.update({name: str(value) for name, value in where.items()} if count > 1 else {})
     torch.set_num_threads(1)
     place = processes.start(device, 0, Record({}, {}, {}))
     network = share(what, build(what, 'mobilenet_v2'), place, batch, replicas=4)
     images = torch.rand(batch, 3, size, size, device=place)
-    if what != 'classifier':  # which takes whole replicas of BatchNorm, and gathers their class maps
+    if what != 'classifier':  # each process runs whole BatchNorm replicas and gathers all class maps
         images = processes.own(images)
     compute_loss = LOSSES[what](network, images)
     start = 0.0
@@ -423,7 +423,7 @@ def take_steps(rank, count, port, what, device, batch, size, steps, queue) -> No
 
 
 def finished(tensor: Tensor | None, device: str) -> Tensor | None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished its work."""
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     return tensor
@@ -435,7 +435,7 @@ def finished(tensor: Tensor | None, device: str) -> Tensor | None:
 CLASSES = tuple(f'class{i:02}' for i in range(20))
 CAMS, RANDOM_WALKS = 'cl@train@scale=0.5,1.0,1.5,2.0', 'aff@train@beta=10@exp_times=8@rw'
 
-# The program and the end of its command.
+# The program of each stage and the end of its command.
 PREDICT = 'tools.predict'
 FILE_STAGES = {
     'stage 2': ('inference_classification.py', ['--tag', 'cl']),
@@ -449,7 +449,7 @@ FILE_STAGES = {
 
 
 def stage_case(way: str, device: str, folder: Path, stage: str, size: tuple[int, int], tagged: int) -> Callable:
-    """A stage over one photograph of a size (width, height) with some of 20 classes; mobilenet_v2, no workers."""
+    """Run a stage on one photograph of a size (width, height) with some of 20 classes; mobilenet_v2, no workers."""
     folder = folder / f'{stage}-{size[0]}x{size[1]}-{tagged}'
     folder.mkdir()
     os.chdir(folder)  # the stage reads and writes experiments/ in the working directory
@@ -468,13 +468,13 @@ def stage_case(way: str, device: str, folder: Path, stage: str, size: tuple[int,
     if not program.startswith('make_'):
         line += ['--device', device]
     with suppress(SystemExit):
-        execute(program, ['--help'])  # imports do not count
+        execute(program, ['--help'])  # imports are not timed
     release_freed_memory()
     return lambda: execute(program, line)
 
 
 def execute(program: str, words: list[str]) -> None:
-    """Run a stage, or a module of tools, in this process as a user does in one of its own."""
+    """Run a stage, or a module of tools, in this process, with the same arguments as on a command line."""
     before, sys.argv = sys.argv, [program, *words]
     try:
         with silence():

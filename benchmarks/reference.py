@@ -1,6 +1,6 @@
-"""Reference implementation of each stage, close to the published code. benchmarks/run.py times the stages against it.
+"""Reference implementation of each stage, close to the published code. benchmarks/run.py compares run times.
 
-Written to be read, not to be fast. tests/test_benchmarks.py shows that the stages compute the same.
+It is written to be read, not to be fast. tests/stages/test_benchmarks.py shows that the stages compute the same.
 """
 
 import io
@@ -68,7 +68,7 @@ def random_walk(cam, edge, radius=5, beta=10, exp_times=8):
 
 
 def crf_from_label(image, label, num_labels, iterations):
-    """Refine one label map (h, w), with a lattice of its own."""
+    """Refine one label map (h, w), with a separate lattice."""
     h, w = image.shape[:2]
     crf = dcrf.DenseCRF2D(w, h, num_labels)
     crf.setUnaryEnergy(unary_from_labels(label, num_labels, gt_prob=0.7, zero_unsure=False))

@@ -1,1 +1,1 @@
-"""The drawing of the demo data set, from nothing but a seed; tools/make_demo_data.py writes it to files."""
+"""The demo data set, drawn from a seed alone; tools/make_demo_data.py writes it to files."""

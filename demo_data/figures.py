@@ -1,6 +1,6 @@
 """Figures of the drawn data set: vehicles that share wheels and windows, animals that share body and legs.
 
-A classifier is tempted to look only at a head or a tail: the habit that Puzzle-CAM is meant to cure.
+A classifier can recognise an animal by its head or tail alone. Puzzle-CAM is meant to correct this.
 """
 
 import colorsys

@@ -18,7 +18,7 @@ MIN_AREA = 0.004  # of the scene's, and this much inside the border of 255
 CLUTTER = 1.0  # strength of the background's texture
 NOISE = 2.0  # standard deviation of the grain, in grey levels
 
-# Backgrounds say nothing about the class: every class stands on every ground, under every sky.
+# Backgrounds are independent of the class: every class occurs on every ground, under every sky.
 GROUNDS = {
     'grass': (80, 125, 0.28, 0.45, 0.5, 0.7),
     'road': (200, 240, 0.02, 0.08, 0.42, 0.58),
@@ -31,7 +31,7 @@ SHIFT = 4  # OpenCV takes coordinates as integers, in units of 2^-SHIFT pixels
 
 
 def low_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
-    """-> smooth noise (height, width) float32 of about unit variance, with so many bumps a side."""
+    """-> smooth noise (height, width) float32 of about unit variance, with `cells` bumps per side."""
     bumps = rng.standard_normal((cells, cells)).astype(np.float32)
     return cv2.resize(bumps, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -122,7 +122,7 @@ def pick_place(rng: np.random.Generator, figure: np.ndarray, shape: tuple[int, i
 def arrange(
     rng: np.random.Generator, figures: list[tuple[str, np.ndarray]], shape: tuple[int, int], horizon: int
 ) -> tuple[list[tuple[str, np.ndarray, bool]], np.ndarray]:
-    """Find places, the nearest figure last, so that enough of each is seen; where none is found a figure is dropped.
+    """Find places, the nearest figure last, so that enough of each is visible. A figure without a place is dropped.
 
     Figures (name, (h, w, 4)) -> those kept, as (name, (height, width, 4) on the scene, truncated), and instances
     (height, width) uint8: 0 background, k the k-th of them.

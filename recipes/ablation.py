@@ -10,9 +10,9 @@ Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.
 
 A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is not repeated, and
 one that was stopped resumes. The tables come at the end, from tools.summarize. Tables that compare with the default
-settings run those too. A run took 1.5 to 6 minutes on drawn scenes and 5 to 14 on photographs, on a core next to other
-runs, so all 57 runs on drawn scenes take about 2 hours on 2 cores (estimated). Each run has one thread unless
-OMP_NUM_THREADS is set: the number of threads changes the results.
+settings run those too. A run took 1.5 to 6 minutes on drawn scenes and 5 to 14 on photographs, on one core while other
+runs shared the machine. So all 57 runs on drawn scenes take about 2 hours on 2 cores (estimated). Each run has one
+thread unless OMP_NUM_THREADS is set: the number of threads changes the results.
 
 To try something else in the same way, use --name, --architecture, --scales and --more, for instance
 
@@ -53,7 +53,7 @@ PHOTOGRAPHS = Path('data/voc2012_2007.json')
 
 
 class Setting(NamedTuple):
-    """What the runs on some data share. Strings of flags are quoted for a shell."""
+    """Settings that all runs on a data set share. Strings of flags are quoted for a shell."""
 
     name: str
     architecture: str
@@ -148,7 +148,7 @@ def photographs_setting(args):
 
 
 def combine_photographs(folder):
-    """Write both.json: twice the photographs to train on, by the image-level labels of val. The same are scored."""
+    """Write both.json: training also uses val's photographs and image-level labels. Scoring stays the same."""
     make_folder(folder)
     content = json.loads(PHOTOGRAPHS.read_text())
     paths = {domain: PHOTOGRAPHS.parent / file for domain, file in content['lists'].items()}
@@ -261,7 +261,7 @@ def build_commands(setting, tag, seed, row):
 
 
 def build_summary(setting, rows, published=None, seed='*'):
-    """Return the command that prints a table of rows, next to the published mIoU by name of the run if there is any."""
+    """Return the command that prints a table of rows beside the published mIoU, by name of the run, if there is any."""
     lines = []
     for title, (run, _) in rows.items():
         line = [title, f'{setting.name}@{run}@seed={seed}@train@scale={setting.scales}@train']
@@ -270,7 +270,7 @@ def build_summary(setting, rows, published=None, seed='*'):
 
 
 def summarize(args, setting, tables, titles, seed='*'):
-    """Return {title: command} that prints the tables, and draws pictures if they are those of all seeds."""
+    """Return {title: command} that prints the tables, and draws pictures if all seeds have run."""
     published = {'losses': PUBLISHED}
     summaries = {titles[name]: build_summary(setting, rows, published.get(name), seed) for name, rows in tables.items()}
     if 'losses' in tables and seed == '*':
@@ -279,14 +279,14 @@ def summarize(args, setting, tables, titles, seed='*'):
 
 
 def build_pictures(args, setting, rows):
-    """Return the command that draws the CAMs of the losses, those of the first seed."""
+    """Return the command that draws the CAMs of the losses for the first seed."""
     end = f'seed={args.seeds[0]}@train@scale={setting.scales}'
     lines = [f'{title} | {setting.name}@{run}@{end}' for title, (run, _) in rows.items()]
     return ['-m', 'tools.show', *lines, '--images', '8', '--out', f'experiments/show/{setting.name}']
 
 
 def print_commands(args, runs, summaries):
-    """Print what would be run."""
+    """Print the commands instead of running them."""
     commands = [*(command for commands in runs.values() for command in commands), *summaries.values()]
     if args.on == 'drawn' and not Path(args.data_dir or DRAWN, 'dataset.json').is_file():
         commands.insert(0, draw_command(args.data_dir or DRAWN))
@@ -310,7 +310,7 @@ def main(args):
         print_commands(args, runs, summarize(args, setting, search, titles, seed))
         return
 
-    # Write the data sets and execute the runs. With --rates, that was the first seed: add the others.
+    # Write the data sets and execute the runs. With --rates, these are runs of the first seed: add the other seeds.
     if args.on == 'drawn':
         draw_scenes(Path(args.data_dir or DRAWN))
     else:

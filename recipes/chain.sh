@@ -38,7 +38,7 @@ for domain in train val; do
     python evaluate.py "${INFER[@]}" --experiment_name $NAME@aff@$domain@beta=10@exp_times=8@rw --domain $domain --max_th 0.8
 done
 
-# The name of the pseudo-labels does not contain the threshold, so those of the last threshold stay.
+# The name of the pseudo-labels does not contain the threshold, so the pseudo-labels of the last threshold remain.
 for domain in train val; do
     RW=$NAME@aff@$domain@beta=10@exp_times=8@rw
     for threshold in ${THRESHOLDS:-0.25 0.35 0.40 0.55 0.45}; do

@@ -1,4 +1,4 @@
-"""What each published choice and each deviation is worth: the quickstart with one thing changed, over seeds.
+"""The effect of each published choice and each deviation: the quickstart with one thing changed, over seeds.
 
 Reads   nothing (the quickstart's scenes are drawn into experiments/demo)
 Writes  experiments/results/choices@*.json and .npz, what the stages write on the way, their messages in
@@ -158,7 +158,7 @@ def plan_chain(seed):
 
 
 def plan_variants(seed, first):
-    """Return {name: commands} of what follows the chains of a seed and of the first one."""
+    """Return {name: commands} of the variants that branch off the chain of a seed and of the first seed."""
     cls, aff, deeplab = (tag_of('base', seed, network) for network in ('cls', 'aff', 'deeplab'))
     walks = walk_of(aff)
     by_class = walk_of(aff, '@rw_normalization=class')
@@ -186,7 +186,7 @@ def plan_variants(seed, first):
 
 
 def list_choices():
-    """Return what is compared, {seed} in the names of results."""
+    """Return the comparisons, with {seed} in the names of results."""
     cam = f'{cam_of(tag_of("base", "{seed}"))}@train'
     aff = tag_of('base', '{seed}', 'aff')
     walks, labels = f'{walk_of(aff)}@train', f'{walk_of(aff)}@crf=1@train'
@@ -221,7 +221,7 @@ def list_choices():
 
 
 def list_spreads(seeds):
-    """Return {title: names of results} whose spread is that of a stage's seed."""
+    """Return {title: names of results} that differ only in the seed of some stages."""
 
     def alone(network, name):
         variants = ['base'] + ['alone'] * (len(seeds) - 1)

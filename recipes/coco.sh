@@ -6,7 +6,7 @@
 #   W=imagenet          --weights: imagenet or a file
 #   NET=resnest101      backbone
 #   NAME=COCO$YEAR      first part of every tag
-# Not run: COCO was never tried with this code. Estimated: 60 hours on one GPU of 10 TFLOP/s and 16 cores, and 120 GB
+# Never run on COCO. Estimated: 60 hours on one GPU of 10 TFLOP/s and 16 cores, and 120 GB
 # (docs/scaling.md, "2. Where the time goes" and "4. Disk"). The flags are the paper's for VOC unless a comment says otherwise.
 # Finished steps are not repeated.
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt

@@ -62,7 +62,7 @@ def start_browser(playwright):
 
 
 def prepare(page, args):
-    """Return the selector of the element to cut out, after hiding what is not wanted."""
+    """Return the selector of the element to cut out, after hiding the other elements."""
     if args.section:
         if not page.locator('section').evaluate_all('(nodes, id) => nodes.some((n) => n.id === id)', args.section):
             raise UserError(f'--section {args.section}: {args.page} has no such section')

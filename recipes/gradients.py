@@ -7,7 +7,7 @@ Writes  nothing
     python3 -m recipes.gradients --tag ablation@cl_pcl_re@seed=0 --at start
 
 Prints means over the first batches of epoch 1: the value of each term, its gradient norm over all trained weights, and
-the cosine between its gradient and that of L_cls. The tile pass runs whatever --loss_option the run had. L_re is
+the cosine between its gradient and the gradient of L_cls. The tile pass runs with any --loss_option of the run. L_re is
 unweighted; training multiplies it by alpha.
 """
 
@@ -40,7 +40,7 @@ SCRIPT = 'train_classification_with_puzzle.py'
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='run of stage 1')
-    at = 'weights: before the first step of the run, or its model'
+    at = 'weights to use: start (before the first step of the run) or end (its model)'
     parser.groups['model'].add_argument('--at', default='end', choices=('start', 'end'), help=at)
     parser.groups['data'].add_argument('--batches', type=flags.integer(1), default=8, help='batches to average over')
     parser.add_table(options.COMPUTING)
@@ -48,7 +48,7 @@ def parse_args(argv=None):
 
 
 def run_options(tag: str) -> Namespace:
-    """Return the options of a run; one that came after it has its default. Raises UserError if they cannot be read."""
+    """Return the options of a run; newer options have their defaults. Raises UserError if they cannot be read."""
     path = run_path(tag)
     try:
         options = json.loads(path.read_text())['options']
@@ -67,13 +67,13 @@ def open_batches(run: Namespace, dataset, device: torch.device) -> DataLoader:
 
 
 def share(model: Classifier, run: Namespace, device: torch.device, precision: str, compiled: bool) -> SharedModel:
-    """Return the classifier in training, normalised as in the run, in one pass of its own replicas."""
+    """Return the classifier in training mode with the run's BatchNorm replicas, without micro-batches."""
     computing = {'precision': precision, 'compile': compiled, 'batch_size': run.batch_size}
     return SharedModel(model, device, whole_batch=True, bn_replicas=run.bn_replicas, **computing)
 
 
 def all_losses(network: SharedModel, images: Tensor, labels: Tensor, run: Namespace) -> dict[str, Tensor]:
-    """Return L_cls, L_p-cls and L_re, whatever --loss_option the run had."""
+    """Return L_cls, L_p-cls and L_re, for any --loss_option of the run."""
     compared = run.level, run.re_loss, run.re_loss_option
     return puzzle_losses(network, images, labels, ('cl', 'pcl', 're'), run.num_pieces, *compared, run.label_smoothing)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a folder of tagged photographs to their masks, the commands of "Your own images" in README.md:
+# From a folder of tagged photographs to their masks, the commands of docs/own_images.md, "One command, or five":
 #   CSV=labels.csv D=photos bash recipes/own.sh
-# It gives masks and overlays in experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
+# It writes masks and overlays to experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
 # one CPU core, masks of 40.8 % mIoU. Time grows with photographs times epochs. DEEPLAB=1 takes longer than the rest.
 # Optional variables, with their defaults:
 #   NAME=own              name of models and outputs
@@ -17,7 +17,7 @@ CSV=$(realpath "${CSV:?the CSV of images and classes}") D=$(realpath "${D:?the f
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
-PHOTOGRAPHS=$(tr '\r' '\n' < "$CSV" | grep -c .) || PHOTOGRAPHS=1  # lines, whatever ends them
+PHOTOGRAPHS=$(tr '\r' '\n' < "$CSV" | grep -c .) || PHOTOGRAPHS=1  # lines, for any line ending
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")

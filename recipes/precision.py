@@ -6,9 +6,9 @@ Writes  nothing
     python3 -m recipes.precision --tag demo
     python3 -m recipes.precision --tag demo --settings tf32 bf16 fp16 fp32+compile fp16+compile --device cuda
 
-Every setting has the same weights, images and batches as fp32, the first row. Nothing is trained: the losses are those
-of the model at its end, in training mode. Differences of CAMs are those of values in [0, 1]; differences of losses and
-of the gradient are relative. Milliseconds are medians over batches, so they leave the compiling out.
+Every setting has the same weights, images and batches as fp32, the first row. Nothing is trained: the losses are
+computed in training mode with the final weights. CAMs are in [0, 1], and their differences are absolute; differences of
+losses and of the gradient are relative. Milliseconds are medians over batches, so they exclude compilation.
 """
 
 import time
@@ -32,7 +32,7 @@ from util.parallel.devices import pick_device, to_device
 from util.training import loaders
 from util.training.models import open_model
 
-SCALE = 2**10  # of the loss in fp16; training starts with 2**16 and lowers it when gradients overflow
+SCALE = 2**10  # scale of the loss in fp16; training starts with 2**16 and lowers it when gradients overflow
 SETTINGS = [f'{name}{more}' for more in ('', '+compile') for name in ('fp32', 'tf32', 'bf16', 'fp16')]
 
 
@@ -41,7 +41,7 @@ def parse_args(argv=None):
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='run of stage 1')
     data = parser.groups['data']
     data.add_argument('--domain', default='train', help='list of images with masks whose CAMs are compared')
-    data.add_argument('--images', type=flags.integer(1), default=64, help='images of it, evenly spaced')
+    data.add_argument('--images', type=flags.integer(1), default=64, help='number of images of --domain, evenly spaced')
     data.add_argument('--batches', type=flags.integer(1), default=8, help='training batches whose losses are compared')
     parser.add_table(flags.WORKERS)
     inference = parser.groups['inference']
@@ -86,7 +86,7 @@ def compute_cams(model, batches, dataset, device):
 def compute_losses(network, batches, run, precision: str):
     """Return the terms of the loss (batches, terms), the mean gradient, and milliseconds per batch."""
     device, scale = batches[0][0].device, SCALE if precision == 'fp16' else 1
-    alpha = alpha_at(1, 1, run.alpha, run.alpha_schedule)  # after its ramp
+    alpha = alpha_at(1, 1, run.alpha, run.alpha_schedule)  # alpha after its ramp
     values, times = [], []
 
     def step(images, labels):
@@ -106,7 +106,7 @@ def main(args):
     dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
     file = open_model(args.tag, '--tag', ['Classifier'])
 
-    # Read the images once: those of the CAMs, and the batches of the losses.
+    # Read the images once: for the CAMs, and the batches for the losses.
     ids = dataset.ids_with_masks(args.domain, with_images=True)
     count = min(args.images, len(ids))
     ids = [ids[i * len(ids) // count] for i in range(count)]

@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     data = parser.groups['data']
     data.add_argument('--rw_dir', type=flags.folder_name, required=True, help='folder of random-walk CAMs (stage 5)')
-    data.add_argument('--domain', default='train', help='list of images to score; the folder may hold more')
+    data.add_argument('--domain', default='train', help='list of images to score; the folder may contain more')
     parser.add_table(flags.WORKERS)
     device = 'auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...'
     parser.groups['run and output'].add_argument('--device', default='auto', help=device)
@@ -39,7 +39,7 @@ def parse_args(argv=None):
 
 
 def read_options(path: Path, stage: str) -> flags.Options:
-    """Return the options that a folder was written with. Raises UserError if they cannot serve here."""
+    """Return the options that a folder was written with. Raises UserError if they are unsuitable here."""
     recorded = read_args(path).get('options')
     if not isinstance(recorded, dict):
         raise UserError(f'{path}/args.json is missing or damaged; run {stage} first, with --overwrite if needed')

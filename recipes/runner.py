@@ -1,4 +1,4 @@
-"""What the recipes share that run many trainings: the drawn scenes, runs side by side, tables at the end."""
+"""Functions of the recipes that run many trainings: draw the scenes, run side by side, print tables at the end."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def draw_command(folder):
 
 
 def draw_scenes(folder):
-    """Draw the scenes if needed, and write few.json: the 300 scored ones, as if there were no others to train on."""
+    """Draw the scenes if needed, and write few.json: a data set of the 300 scored scenes alone."""
     if not (folder / 'dataset.json').is_file():
         execute(draw_command(folder))
     content = json.loads((folder / 'dataset.json').read_text())

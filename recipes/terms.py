@@ -1,4 +1,4 @@
-"""What the terms of stage 1's loss do: CAM scores of runs at the same classification loss, and at each scale alone.
+"""The effect of the terms of stage 1's loss: CAM scores at equal classification loss, and at each scale alone.
 
 Reads   experiments/data/{tag}.json; with --scales also models/{tag}.pth and the data sets of the runs
 Writes  nothing; with --scales the CAMs of each scale, their results and experiments/logs/{tag}@scales.out
@@ -8,9 +8,9 @@ Writes  nothing; with --scales the CAMs of each scale, their results and experim
         --scales 0.5,1.0,1.5,2.0
 
 A row is TITLE | TAG; * in a tag matches several runs, whose mean and standard deviation are printed. The first table
-has the score that stage 1 logs after each epoch (one scale, at the best of its thresholds), interpolated to where the
-mean L_cls of the epochs first reaches a level. --scales scores the CAMs of stage 2 at each scale by itself, with the
-masks that stage 1 scores. Finished steps are not repeated. recipes.gradients has the gradients of the terms.
+has the score that stage 1 logs after each epoch (one scale, at the best of its thresholds), interpolated to the point
+where the mean L_cls of an epoch first reaches a level. --scales scores the CAMs of stage 2 at each scale by itself,
+with the masks that stage 1 scores. Finished steps are not repeated. recipes.gradients has the gradients of the terms.
 """
 
 import json
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     parser.groups['run and output'].add_argument(
         '--levels', nargs='+', type=flags.real(0), default=[0.3, 0.2, 0.15, 0.1, 0.07, 0.05], help=levels
     )
-    scales = 'scales of stage 2, each of which is scored by itself (default: none)'
+    scales = 'scales of stage 2 to score, each by itself (default: none)'
     parser.groups['inference'].add_argument('--scales', type=flags.scales, help=scales)
     jobs = 'runs of stage 2 at once, a core each'
     parser.groups['run and output'].add_argument('--jobs', type=flags.integer(1), default=2, help=jobs)
@@ -97,7 +97,7 @@ def format_scores(scores):
 
 
 def tabulate_levels(rows, levels):
-    """Return the table of scores at equal L_cls, a column per row, and what each run reaches in the end."""
+    """Return the table of scores at equal L_cls, a column per row, with the final scores."""
     epochs = {title: [read_epochs(run['curves']) for run in runs.values()] for title, runs in rows.items()}
     lines = [['L_cls', *epochs]]
     for level in sorted(set(levels), reverse=True):

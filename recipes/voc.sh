@@ -21,7 +21,7 @@
 #                          part of a folder's name (thresholds, --beta, --iteration) cannot be changed
 #   GPUS=1 CPUS=8          GPUs, each a process of torchrun if there are several; cores for loading images and for CRFs
 #   SLURM=                 1 submits the stages by recipes/slurm/chain.sh, whose variables may be set too
-#   TFLOPS=10              what the GPU sustains, for the estimates; steps measured on an H200 in fp32 correspond to 25
+#   TFLOPS=10              TFLOP/s that the GPU sustains, for the estimates; steps measured on an H200 in fp32 correspond to 25
 # Finished steps are skipped, and a stage that was stopped resumes: run the same command again. Table 3 leaves the upload out
 # without the images of the list test in JPEGImages (they come from the VOC server, which asks for a registration).
 TABLE=${1:-}
@@ -49,12 +49,12 @@ declare -A COSTS=(
     [resnet50]='0.52 0.70 24 40' [resnest50]='0.60 0.75 26 42' [resnest101]='1 1 46 63' [resnest269]='2.30 1.82 109 126'
 )
 
-START=(python3) WORKERS=$CPUS  # of what uses GPUs
+START=(python3) WORKERS=$CPUS  # for commands that use GPUs
 [ "$GPUS" -le 1 ] || START=(torchrun --standalone --nproc_per_node="$GPUS") WORKERS=$(((CPUS + GPUS - 1) / GPUS))
 DATA=(--dataset "$DATASET" --data_dir "$D")
-losses() { echo "${LOSSES:-$([ "$1" != resnet50 ] || echo cl) cl_pcl_re}"; }  # of a backbone
+losses() { echo "${LOSSES:-$([ "$1" != resnet50 ] || echo cl) cl_pcl_re}"; }  # the losses of a backbone
 has_result() { [ -f "experiments/results/$1.json" ] || [ -f "experiments/results/$1.tgz" ]; }
-UPLOAD=  # 1: the images of the list test are there (a dry run takes them for there)
+UPLOAD=  # 1: the images of the list test exist (a dry run assumes so)
 if [ "$TABLE" = 3 ] && [ -n "$DRY_RUN" ]; then
     ! grep -q '"test"' "$DATASET" || UPLOAD=1
 elif [ "$TABLE" = 3 ]; then
@@ -71,7 +71,8 @@ fi
 # The plan: commands, with the hours and gigabytes to expect of each ---------------------------------------------------
 PLAN=() HOURS=() GIGABYTES=()
 
-# plan PFLOP CORE_MINUTES GIGABYTES COMMAND: PFLOP are the paper's for ResNeSt-101 (README), times what precedes them
+# plan PFLOP CORE_MINUTES GIGABYTES COMMAND: PFLOP are for ResNeSt-101 with the paper's settings (docs/voc.md), times the factor
+# before them
 plan() {
     local word line=
     for word in "${@:4}"; do
@@ -86,7 +87,7 @@ gpus() { plan "${@:2:3}" "${START[@]}" "$1" "${DATA[@]}" --num_workers "$WORKERS
 cores() { plan "${@:2:3}" python3 "$1" "${DATA[@]}" --num_workers "$CPUS" "${@:5}"; }
 score() { has_result "$1@$2" || cores evaluate.py 0 8 0 --experiment_name "$1" --domain "$2"; }
 
-# name NET LOSS SEED: set the names of the outputs, which are those of recipes/slurm/chain.sh
+# name NET LOSS SEED: set the names of the outputs, the same as in recipes/slurm/chain.sh
 name() {
     P=$NAME@$1@$2@seed=$3
     CAM=$P@cls@train@scale=$SCALES RW=$P@aff@train@beta=10@exp_times=8@rw

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Submit the nine stages to Slurm: trainers under torchrun, stages 2, 3, 5, 6 and 8 as job arrays, each after the one it reads:
+# Submit the nine stages to Slurm: trainers under torchrun, stages 2, 3, 5, 6 and 8 as job arrays, each after the stage whose output
+# it reads:
 #   D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh
 #   DRY_RUN=1 D=../VOCdevkit/VOC2012 bash recipes/slurm/chain.sh          # prints the commands instead of submitting them
 # Estimated for VOC on 4 GPUs of 10 TFLOP/s and 16 cores: 4 hours (docs/scaling.md, "2. Where the time goes"). It ran on one
@@ -48,7 +49,7 @@ train() { submit "$1" "$2" --nodes="$NODES" --ntasks-per-node=1 --cpus-per-task=
     $([ "$GPUS" = 0 ] || echo --gpus-per-node="$GPUS") ${TRAIN_JOB:-} -- "${@:3}"; }
 gpus() { submit "$1" "$2" --array=1-"$SHARDS" --cpus-per-task="$CPUS" $GPU ${GPU_JOB:-} -- "${@:3}"; }
 cores() { submit "$1" "$2" --array=1-"$SHARDS" --cpus-per-task="$CPUS" ${CPU_JOB:-} -- "${@:3}"; }
-score() {  # nothing waits for it
+score() {  # no other job waits for it
     local read=$JOB
     submit "$JOB" "$1" --cpus-per-task="$CPUS" ${CPU_JOB:-} -- evaluate.py "${FILES[@]}" --experiment_name "$2" --domain "$3"
     JOB=$read
