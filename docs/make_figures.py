@@ -6,7 +6,7 @@ Writes  docs/method.svg, docs/stages.svg, docs/gain.svg; docs/strip.png, docs/th
     python3 -m docs.make_figures
     python3 -m docs.make_figures --pictures experiments
 
-The SVGs are readable in light and dark mode: they have a background of their own, and follow prefers-color-scheme.
+The SVGs are readable in light and dark mode: they draw their own background and follow prefers-color-scheme.
 """
 
 import argparse
@@ -42,17 +42,17 @@ STYLE = """
     .grid { stroke: #3d444d } .good { fill: #3fb950; stroke: #3fb950 } .bad { fill: #f85149; stroke: #f85149 }
   }"""
 
-# The stages in order: script, what it does, what it writes under experiments/ (util/store/formats.py), column.
+# The stages in order: script, purpose, output under experiments/ (util/store/formats.py).
 STAGES = (
-    ('train_classification_with_puzzle.py', 'classifier, from tags', 'models/{tag}.pth'),
+    ('train_classification_with_puzzle.py', 'classifier, from image tags', 'models/{tag}.pth'),
     ('inference_classification.py', 'CAMs of every image', 'predictions/{tag}@train@scale=...'),
-    ('make_affinity_labels.py', 'sure pixels of the CAMs', 'predictions/...@aff_fg=..._bg=...'),
-    ('train_affinitynet.py', 'edges, from sure pixels', 'models/{model_name}.pth'),
+    ('make_affinity_labels.py', 'confident pixels of the CAMs', 'predictions/...@aff_fg=..._bg=...'),
+    ('train_affinitynet.py', 'edges, from confident pixels', 'models/{tag}.pth'),
     ('inference_rw.py', 'random walk of the CAMs', 'predictions/...@beta=...@rw'),
-    ('make_pseudo_labels.py', 'one class per pixel, CRF', 'predictions/...@rw@crf=1'),
+    ('make_pseudo_labels.py', 'pseudo-labels: threshold, CRF', 'predictions/...@rw@crf=1'),
     ('train_segmentation.py', 'DeepLabv3+, from pseudo-labels', 'models/{tag}.pth'),
     ('inference_segmentation.py', 'predictions, CRF', 'predictions/{tag}@val@scale=...'),
-    ('evaluate.py', 'mIoU of 2, 5, 6 or 8', 'results/...@val.json'),
+    ('evaluate.py', 'mIoU of outputs of 2, 5, 6 or 8', 'results/...@{train|val}.json'),
 )
 
 # Gain in mIoU of all three losses over L_cls alone (docs/results/): label, setting, gains by seed where they are
@@ -175,14 +175,16 @@ def draw_method():
     # Losses.
     for y, name, note in (
         (76, lower('L', 'cls'), 'tags against the mean of A'),
-        (310, lower('L', 'p-cls'), 'tags against the mean of Are'),
+        (310, lower('L', 'p-cls'), 'tags against the mean of A<tspan dy="-4" font-size="75%">re</tspan>'),
     ):
-        if 'Are' in note:
-            note = 'tags against the mean of A<tspan dy="-4" font-size="75%">re</tspan>'
         parts += [rectangle(820, y, 74, 60, 'loss'), text(857, y + 36, name, 20, weight='600')]
         parts += [text(857, y + 80, note, 13, 'soft')]
     parts += [arrow([(564, 106), (814, 106)]), text(690, 98, 'spatial mean', 13, 'soft')]
-    parts += [arrow([(756, 340), (814, 340)])]
+    parts += [
+        arrow([(756, 340), (814, 340)]),
+        text(785, 318, 'spatial', 13, 'soft'),
+        text(785, 333, 'mean', 13, 'soft'),
+    ]
     parts += [rectangle(653, 156, 74, 52, 'loss'), text(690, 188, lower('L', 're'), 20, weight='600')]
     parts += [arrow([(564, 148), (646, 180)]), arrow([(690, 244), (690, 214)])]
     parts += [text(740, 180, 'distance between A and A<tspan dy="-4" font-size="75%">re</tspan>', 13, 'soft', 'start')]
@@ -220,7 +222,7 @@ def draw_stages():
     parts.append(text(left + 550, top + height + 38, 'CAMs', 13, 'soft', 'start'))
     parts.append(text(left + 70, top + height + 38, 'affinity labels', 13, 'soft', 'start'))
     parts.append(text(left + 70, top + 166 + height + 38, 'pseudo-labels', 13, 'soft', 'start'))
-    return svg(1038, 524, 'The nine stages and the folder that each of them writes', *parts)
+    return svg(1038, 524, 'The nine stages and what each one writes', *parts)
 
 
 def draw_gain():
@@ -231,16 +233,9 @@ def draw_gain():
         return left + (gain - low) / (high - low) * (right - left)
 
     bottom = top + step * len(GAINS) - 14
-    parts = [
-        text(
-            20,
-            32,
-            'Gain of all three losses over L_cls alone, points of mIoU of the CAMs',
-            17,
-            anchor='start',
-            weight='600',
-        )
-    ]
+    rest = '<tspan dy="-5"> alone, points of mIoU of the CAMs</tspan>'
+    title = f'Gain of all three losses over {lower("L", "cls")}{rest}'
+    parts = [text(20, 32, title, 17, anchor='start', weight='600')]
     for gain in range(low, high + 1, 2):
         width = 2 if gain == 0 else 1
         parts.append(f'<path class="grid" d="M{at(gain)} {top - 22}V{bottom}" stroke-width="{width}"/>')
@@ -302,7 +297,7 @@ def tags_picture(names, palette, shape):
 
 
 class Outputs:
-    """What the quickstart has written about a scene."""
+    """The outputs of the quickstart for a scene."""
 
     def __init__(self, experiments, image_id):
         self.dataset = open_dataset(experiments / 'demo/dataset.json', experiments / 'demo')
