@@ -1,7 +1,7 @@
 """Wrong flags of the stages: the line names the flag, and the value or file that it does not go with.
 
-A row: the stage, its flags besides those of a command that works, and the line as support.faults.check_line takes it.
-Missing and unknown files, damaged ones and wrong data are in test_bad_inputs.py.
+A row: the stage, its flags besides the flags of a command that works, and the line as support.faults.check_line takes
+it. Missing and unknown files, damaged ones and wrong data are in test_bad_inputs.py.
 """
 
 import pytest

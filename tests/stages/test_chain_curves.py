@@ -48,7 +48,7 @@ def test_curves_and_pictures(experiments):
 
 
 def test_thresholds_of_stage_1_are_recorded(experiments):
-    """Each epoch; the score of the epoch is that of the best one."""
+    """Each epoch; the score of the epoch is the score at the best one."""
     content = json.loads((experiments / 'data/cls.json').read_text())
     sweep = content['sweeps']['mIoU']
     assert sweep['thresholds'] == [0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45]
@@ -65,7 +65,7 @@ def test_options_are_in_the_hparams_tab(experiments, tag):
     start = HParamsPluginData.FromString(content[SESSION_START_INFO_TAG]).session_start_info
     assert start.hparams['max_epoch'].number_value == 1
     assert start.hparams['tag'].string_value == tag
-    assert {path.name for path in (experiments / 'tensorboards').iterdir()} == set(TAGS)  # no runs of their own
+    assert {path.name for path in (experiments / 'tensorboards').iterdir()} == set(TAGS)  # no separate runs
     assert all(path.is_file() for path in (experiments / 'tensorboards' / tag).iterdir())
 
 

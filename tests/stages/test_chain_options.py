@@ -81,7 +81,7 @@ def test_options_of_the_segmenter(copy, line):
     'name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('random_walk', 'other@train@beta=10')]
 )
 def test_cams_and_random_walks_in_half_precision(copy, name, output, precision):
-    """Close to those of float32, but not equal."""
+    """Close to the results of float32, but not equal."""
     run(copy, 'aff', '--tag', 'other', '--precision', precision)
     more = {'cams': ['--scales', f'{SCALES},1.5'], 'random_walk': ['--model_name', 'other']}[name]
     found = []
@@ -124,7 +124,7 @@ def test_resizing_backend_is_that_of_the_flag(copy, monkeypatch, name):
     ],
 )
 def test_options_of_the_crf(copy, capsys, name, folder, flag, value):
-    """Values other than the defaults go to a folder of their own."""
+    """Values other than the defaults go to a separate folder."""
     path = copy.parent / 'experiments/predictions' / folder
     before = {file.name: file.read_bytes() for file in path.glob('*.png')}
     options = read_args(path)['fingerprint']

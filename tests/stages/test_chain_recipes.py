@@ -53,7 +53,7 @@ def test_gradients_of_a_missing_run_are_refused(in_tmp):
 
 
 def test_how_far_precision_moves_cams_and_losses(experiments, capsys):
-    """fp32 by nothing, fp16 less than bf16, and both by little; the CAMs of fp32 score as those of stage 2."""
+    """fp32 by nothing, fp16 less than bf16, and both by little; the CAMs of fp32 score as stage 2's do."""
     flags = ['--tag', 'cls', '--scales', SCALES, '--num_workers', '0', '--device', 'cpu']
     precision.main(precision.parse_args([*flags, '--settings', 'fp16', 'bf16', '--batches', '2']))
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""Stage 5 beyond its defaults: edge maps in a folder of their own, normalisation, scores beyond float16."""
+"""Stage 5 beyond its defaults: edge maps in a separate folder, normalisation, scores beyond float16."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from util.store.formats import EDGE
 
 
 def test_random_walks_normalised_by_class(copy, monkeypatch):
-    """The same walks, each class divided by its own maximum, in a folder of their own."""
+    """The same walks, each class divided by its own maximum, in a separate folder."""
 
     def uneven(cam, edge, **options):
         """Walks of classes that are the weaker the later they come."""

@@ -126,7 +126,7 @@ def copy(own, tmp_path, monkeypatch):
     """A copy of it as the working directory; tests may change it."""
     shutil.copytree(own, tmp_path / 'copy')
     monkeypatch.chdir(tmp_path / 'copy')
-    # The copies are newer files than those of the cache: read them again.
+    # The copies are newer than the files in the cache: read them again.
     shutil.rmtree('experiments/cache')
     return tmp_path / 'copy'
 

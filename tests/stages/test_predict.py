@@ -1,4 +1,4 @@
-"""tools/predict.py: masks of photographs equal those of the stages; which images, which outputs, which errors."""
+"""tools/predict.py: masks of photographs equal the masks of the stages; which images, which outputs, which errors."""
 
 import json
 import shutil

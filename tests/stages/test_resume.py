@@ -40,7 +40,7 @@ TRAINERS = chain.TAGS
 
 
 def kill_and_resume(demo, undisturbed, folder, name, kills, seed):
-    """Kill a stage so many times, each time after a random part of its duration, then let it end."""
+    """Kill a stage `kills` times, each time after a random part of its duration, then let it end."""
     expected, seconds = undisturbed
     copy_without(expected, folder, name)
     moments = random.Random(seed)
@@ -66,7 +66,7 @@ KILLED = ('cls', 'cams', 'pseudo')
 )
 @pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name, kills):
-    """Repeated until so many kills have come before the end: under a changing load some come too late."""
+    """Repeated until enough kills have come before the end: under a changing load some come too late."""
     killed = 0
     for seed in range(5 * kills):
         (tmp_path / str(seed)).mkdir()

@@ -46,7 +46,7 @@ def outputs() -> dict[str, bytes]:
 
 @pytest.fixture
 def without(finished, tmp_path, monkeypatch):
-    """A function that goes to a copy of all outputs but those of a stage, and returns what the stage has to make."""
+    """A function that goes to a copy of all outputs except a stage's, and returns what the stage has to make."""
 
     def copy(name):
         monkeypatch.chdir(finished)

@@ -76,7 +76,7 @@ for task in range(int(first), int(last) + 1) if not failed else ():
     statuses.append(status)
 (state / f'{number}.done').write_text('dependency' if failed else str(max(statuses)))
 """
-# Starts the command once for each node: a step. On SIGTERM it kills the step, as that of Slurm 22.05 does.
+# Starts the command once for each node: a step. On SIGTERM it kills the step, as srun of Slurm 22.05 does.
 SRUN = r"""
 import os, pathlib, signal, subprocess, sys
 nodes = [subprocess.Popen(sys.argv[1:]) for _ in range(int(os.environ['SLURM_JOB_NUM_NODES']))]

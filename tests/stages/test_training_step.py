@@ -121,7 +121,7 @@ def classifier_loss(step, state, replicas, mode, smoothing):
     alpha = min(ALPHA, ALPHA * step['iteration'] / (0.5 * step['iterations']))
     labels = np.where(labels, 1 - smoothing / 2, smoothing / 2)
     loss = soft_margin(maps.mean((2, 3)), labels) + soft_margin(merged.mean((2, 3)), labels)
-    # The running statistics are those of the first device.
+    # The running statistics come from the first device.
     return loss + alpha * distance / maps.size, norms[0].moved if mode == 'normal' else None
 
 

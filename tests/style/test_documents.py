@@ -1,4 +1,4 @@
-"""The pages of README and docs/: their commands, messages and sizes are those of the code."""
+"""The pages of README and docs/: their commands, messages and sizes match the code."""
 
 import re
 
@@ -21,7 +21,7 @@ def test_documented_commands_are_parsed(page):
 
 
 def test_headings_that_pages_and_scripts_cite_exist():
-    """A citation is: docs/voc.md, "Heading"; or README, "Heading". Those of modules: test_house.py."""
+    """A citation is: docs/voc.md, "Heading"; or README, "Heading". Citations in modules: test_house.py."""
     scripts = [path for suffix in ('*.sh', '*.sbatch', '*.txt') for path in REPOSITORY.glob(f'[!.e]*/**/{suffix}')]
     for path in [*PAGES, *scripts, *REPOSITORY.glob('*.txt')]:
         text = re.sub(r'\s+(# )?', ' ', path.read_text())

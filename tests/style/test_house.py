@@ -313,7 +313,10 @@ DIALECT = {
     r'\bgoes? on where\b': 'resumes',
     r'\bthe plain way\b': 'baseline, reference',
     r'\bwhole or not at all\b': 'atomic',
-    r'\bwhat those of them\b': 'name the subject',
+    r'\b([Tt]hat|[Tt]hose) of\b': 'repeat the noun',
+    r'\bof (its|their) own\b(?! [a-z])': 'its own, separate',
+    r'\bso many (seconds|iterations|times)\b': 'name the number',
+    r'\bof background alone\b': 'without classes',
     r'\bMETHOD\b': 'docs/method.md',
     r'\(KEEP\)': 'as published',
 }

@@ -54,7 +54,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path
     """
     root = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
-        root = root.parent  # the folder of the session; a worker has one of its own inside
+        root = root.parent  # the folder of the session; each worker has a folder inside
     folder, done = root / name, root / f'{name}.done'
     with (root / f'{name}.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -188,7 +188,7 @@ def start_server() -> None:
 
 
 def copy_without(source: Path, target: Path, name: str) -> None:
-    """Copy all outputs except those of a stage."""
+    """Copy all outputs except a stage's."""
     shutil.copytree(source / 'experiments', target / 'experiments')
     remove_output(target, name)
 

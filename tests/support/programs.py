@@ -1,4 +1,4 @@
-"""Programs in processes of their own: forked from a server that has imported torch, or with a lock in their hands.
+"""Programs in separate processes: forked from a server that has imported torch, or with a lock in their hands.
 
 A fresh interpreter takes seconds to import torch. It remains where it is the point of a test.
 """
@@ -128,7 +128,7 @@ with locked(Path(sys.argv[1]), 'it'):
         writer = BackgroundWriter(2, processes=True)
         for _ in range(2):
             writer.submit(time.sleep, 600)
-    elif sys.argv[2] and os.fork() == 0:  # outlives the holder by so many seconds
+    elif sys.argv[2] and os.fork() == 0:  # outlives the holder by this many seconds
         while os.getppid() == holder:
             time.sleep(0.01)
         time.sleep(float(sys.argv[2]))

@@ -16,7 +16,7 @@ def write_mask(path, values) -> None:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Four photographs: a and b to train on, c to score on, d of background alone; a and c have masks."""
+    """Four photographs: a and b to train on, c to score on, d without classes; a and c have masks."""
     for i, name in enumerate('abcd'):
         draw_image(tmp_path / f'{name}.jpg', (8, 6 + i % 2), seed=i)
     for name, k, height in (('a', 1, 6), ('c', 2, 6)):

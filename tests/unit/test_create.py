@@ -167,7 +167,7 @@ def test_options_that_an_output_does_not_use_share_its_folder(in_tmp):
 
 
 def test_outputs_of_another_format_are_refused(in_tmp):
-    """The name of an edge folder could be that of a random walk by a chosen tag."""
+    """With a chosen tag, an edge folder could get the name of a random walk."""
     with created() as folder:
         fill(folder)
     content = {**args_json(), 'format': EDGE.title}

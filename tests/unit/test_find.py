@@ -146,7 +146,7 @@ def test_results_are_found_by_name_tag_pattern_part_and_path(in_tmp):
 
 
 def test_results_of_a_folder(in_tmp):
-    """On all lists, also after a CRF; not those of folders whose names begin alike."""
+    """On all lists, also after a CRF; no results of folders whose names begin alike."""
     for name, folder in (('a@train', 'a'), ('a@val', 'a'), ('a@dcrf=10@val', 'a'), ('a@x@val', 'a@x'), ('b', 'b')):
         write_result(name, 50, folder=folder)
     assert names_of(find.of_folder('a')) == ['a@dcrf=10@val', 'a@train', 'a@val']

@@ -1,4 +1,4 @@
-"""Hashes of files, lists, labels and weights, and the cache of those of files."""
+"""Hashes of files, lists, labels and weights, and the cache of file hashes."""
 
 import hashlib
 import json

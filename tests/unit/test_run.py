@@ -113,7 +113,7 @@ def train(args, hook=lambda run: None, scored=True, **inputs) -> None:
 
 
 def at(iteration, action):
-    """Return a hook that acts after so many iterations."""
+    """Return a hook that acts after some iterations."""
 
     def hook(run):
         if run.iteration == iteration:
@@ -236,7 +236,7 @@ def test_overflowing_step_changes_neither_weights_nor_learning_rate(in_tmp):
 
     train(options(precision='fp16'), overflowing_at({0, 2}, remember))
     assert equal(states[0]['model'], states[1]['model'])
-    assert equal(states[2], states[4])  # states[3] is that of the end of the epoch
+    assert equal(states[2], states[4])  # states[3] is the state at the end of the epoch
     assert not equal(states[1], states[2])
     curves = json.loads((in_tmp / 'experiments/data/tag.json').read_text())['curves']
     rates = [0.1 * (1 - t / 6) ** 0.9 for t in (0, 0, 1, 1, 2, 3)]

@@ -25,7 +25,7 @@ def batches_of_two(ids, batch_size):
 
 @pytest.mark.parametrize('network', [False, True])
 def test_shares_are_disjoint_and_complete(monkeypatch, network):
-    """Also those of processes of a job array; batches stay together, in the order of the list."""
+    """Also with processes of a job array; batches stay together, in the order of the list."""
     ids = list('abcdefghi')
     dataset = SimpleNamespace(batches=batches_of_two)
     found = []
@@ -102,7 +102,7 @@ def test_a_shard_is_refused_beside_a_command_for_all(in_tmp):
 
 
 def test_locks_of_killed_shards_are_removed(in_tmp):
-    """And their leftovers, if nobody else writes; both may be those of a command with another number of shards."""
+    """And their leftovers, if nobody else writes; both may come from a command with another number of shards."""
     with created(shard='1/2'):
         (lock,) = FOLDER.glob('.*.1of2.lock')
     stale = lock.with_name(lock.name.replace('1of2', '3of4'))
@@ -137,7 +137,7 @@ def test_records_are_those_of_one_process(in_tmp, monkeypatch):
         with created(shard=shard) as folder:
             fill(folder)
     record = read_args(FOLDER)
-    assert record.pop('seconds') > seconds  # those of all shards
+    assert record.pop('seconds') > seconds  # the seconds of all shards
     whole = json.loads(expected['args.json'])
     assert record == {name: value for name, value in whole.items() if name != 'seconds'}
     assert (FOLDER / 'inputs.json').read_bytes() == expected['inputs.json']

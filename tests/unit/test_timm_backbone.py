@@ -152,7 +152,7 @@ def test_folding_changes_rounding_only(name):
                 torch.testing.assert_close(ours, theirs)
     if name == 'timm/resnet18':
         assert count == 20 and not batchnorms(folded)
-    if name == TINY:  # its average pooling stops the tracing, but not that of most blocks
+    if name == TINY:  # its average pooling stops the tracing of the whole, but not of most blocks
         assert len(batchnorms(folded)) <= count / 2
 
 

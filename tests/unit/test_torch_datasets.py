@@ -109,7 +109,7 @@ def test_ground_truth_of_pictures_is_transformed_and_optional(dataset):
     assert ground_truth(samples, 8) == [None, None]
 
 
-# Those of the trainers ----------------------------------------------------------------------------------------------
+# Data sets of the trainers ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
