@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core import IGNORE, UserError
 
-THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # of affinities, increasing
+THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # thresholds of affinities, increasing
 HALF = THRESHOLDS.index(0.5)
 PAIR_COUNTS = 2, len(THRESHOLDS) + 1  # the shape of what `count_pairs` returns
 

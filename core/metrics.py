@@ -27,7 +27,7 @@ def list_thresholds(start: float, end: float, step: float) -> list[float]:
 # Thresholds of a sweep, as published: their start and step, and their ends (exclusive) for CAMs and random-walk CAMs.
 SWEEP = {'start': 0.05, 'step': 0.05, 'cam_end': 0.80, 'rw_end': 0.50}
 CAM_THRESHOLDS = list_thresholds(SWEEP['start'], SWEEP['cam_end'], SWEEP['step'])
-TRAINING_THRESHOLDS = list_thresholds(0.10, 0.50, SWEEP['step'])  # of the single-scale CAMs that choose the epoch
+TRAINING_THRESHOLDS = list_thresholds(0.10, 0.50, SWEEP['step'])  # for the single-scale CAMs that choose the epoch
 
 
 class ConfusionMatrix:

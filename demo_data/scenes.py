@@ -13,8 +13,8 @@ COUNTS = {1: 0.5, 2: 0.38, 3: 0.12}  # objects in a scene: share of the scenes
 LENGTHS = {1: (0.5, 0.75), 2: (0.4, 0.6), 3: (0.32, 0.46)}  # objects in a scene: their longer side / scene's
 ROTATION = 8  # degrees, either way
 TRUNCATED = 0.15  # share of the objects that reach over the image's border
-MIN_VISIBLE = 0.55  # of an object's area
-MIN_AREA = 0.004  # of the scene's, and this much inside the border of 255
+MIN_VISIBLE = 0.55  # share of an object's area that is visible at least
+MIN_AREA = 0.004  # share of the scene that an object covers at least, without its border of 255
 CLUTTER = 1.0  # strength of the background's texture
 NOISE = 2.0  # standard deviation of the grain, in grey levels
 

@@ -57,10 +57,10 @@ class Setting(NamedTuple):
 
     name: str
     architecture: str
-    scales: str  # of stage 2
+    scales: str  # scales of stage 2
     epochs: int
     alpha: int
-    alphas: tuple[float, ...]  # of the table `alpha`
+    alphas: tuple[float, ...]  # values in the table `alpha`
     data: str  # flags of every stage
     train: str  # flags of stage 1
     other_images: int  # number of images in the table `images`

@@ -26,7 +26,7 @@ from util.store.files import write_bytes
 from util.store.fingerprints import read_args
 from util.store.locks import locked
 
-SIDE = 232  # of a picture, in pixels
+SIDE = 232  # side of a picture, in pixels
 COLUMNS = 6
 ROWS = 6  # on a page
 

@@ -121,7 +121,7 @@ class Parser(_Declares, argparse.ArgumentParser):
         return args
 
     def error(self, message: str):
-        if re.search('unrecognized arguments:.*--local[-_]rank', message):  # of python -m torch.distributed.launch
+        if re.search('unrecognized arguments:.*--local[-_]rank', message):  # of torch.distributed.launch
             message = 'start the processes with torchrun instead of python -m torch.distributed.launch: same flags'
             if not launcher.is_main():
                 self.exit(2)

@@ -37,7 +37,7 @@ TORCH_ERRORS = (
     (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
     ('shared memory', SHARED_MEMORY),
     ('DataLoader worker (pid', WORKER_KILLED),
-    ('ArrayMemoryError', OUT_OF_MEMORY),  # of NumPy in a worker
+    ('ArrayMemoryError', OUT_OF_MEMORY),  # NumPy's error in a worker
     ('DefaultCPUAllocator', OUT_OF_MEMORY),
     ('out of memory', 'the GPU is out of memory: lower --batch_size or --image_size, or choose another --device'),
     ('imed out waiting', SILENT),

@@ -51,7 +51,7 @@ class Dataset:
     name: str
     class_names: tuple[str, ...]  # foreground only; index 0 of every map is the background
     palette: np.ndarray  # (256, 3) uint8
-    mask_values: images.MaskValues | None  # of ground-truth masks that do not contain class indices
+    mask_values: images.MaskValues | None  # for ground-truth masks that do not contain class indices
     root: Path
     source: Source
 

@@ -44,7 +44,7 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
     try:
         with torch.random.fork_rng(devices=[]):  # timm draws random weights first
             return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # of the network, the disk, a damaged file or a library that downloads
+    except Exception as error:  # an error of network or disk, a damaged file, or any error of a library
         save = f"torch.save(timm.create_model('{name}', pretrained=True).state_dict(), 'FILE')"
         raise UserError(
             f'imagenet: timm cannot load the weights of {name} ({_reason(error)}): run "import timm, torch; {save}" '
@@ -177,7 +177,7 @@ def _switch_off_randomness(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for attribute in ('drop_prob', 'drop_rate'):  # of timm's DropPath and DropBlock, and of blocks
+        for attribute in ('drop_prob', 'drop_rate'):  # attributes of timm's DropPath, DropBlock and blocks
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)
 

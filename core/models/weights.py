@@ -19,8 +19,8 @@ from core.models.timm_backbone import PREFIX, TimmBackbone, read_pretrained
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
 )
-COUNTER = 'num_batches_tracked'  # of BatchNorm
-HEADS = ('fc.', 'classifier.', '_fc.')  # of the 1,000 classes of ImageNet, in released files
+COUNTER = 'num_batches_tracked'  # a buffer of BatchNorm
+HEADS = ('fc.', 'classifier.', '_fc.')  # the layers for ImageNet's 1,000 classes in released files
 PUBLISHED = "a network of the authors' code"  # a form of file with other names for the same tensors, some of them twice
 IMPORT = 'import it with python3 -m tools.import_published'
 PUBLISHED_HEADS = ('classifier.weight', 'fc_edge6.weight', 'decoder.classifier.8.weight')

@@ -83,7 +83,7 @@ def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Sou
         }
         for index, panel in drawn
     ]
-    classes = {key for index, panel in drawn for key in panel.classes if index is None and key}  # of tags and mask
+    classes = {key for index, panel in drawn for key in panel.classes if index is None and key}  # in tags or mask
     scale = min(1, SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     return {

@@ -26,7 +26,7 @@ class Step(NamedTuple):
     """An output folder, or a training run."""
 
     kind: str  # one of KINDS, or the title of a format
-    name: str  # of the folder, or the tag
+    name: str  # name of the folder, or tag of the run
     options: dict
     versions: dict
     seconds: float | None  # None: unknown

@@ -19,9 +19,9 @@ from util import launcher, signals
 from util.parallel.devices import pick_device
 from util.store.fingerprints import Record, versions
 
-PATIENCE = timedelta(minutes=5)  # to wait for the other processes at the start
-READING = timedelta(minutes=60)  # to wait until all have read and hashed their files
-TIMEOUT = timedelta(minutes=2)  # of an exchange: a dead process is noticed at once, a silent network after this
+PATIENCE = timedelta(minutes=5)  # longest wait for the other processes at the start
+READING = timedelta(minutes=60)  # longest wait until all have read and hashed their files
+TIMEOUT = timedelta(minutes=2)  # limit of an exchange; a dead process is noticed at once
 OBEDIENCE = 5  # seconds in which a signal ends a process that is meeting the others
 
 _store: dist.Store | None = None

@@ -14,7 +14,7 @@ from util.training.models import save_torch
 
 
 class RunFiles:
-    """Models, checkpoint, log and curves of a tag. Of several processes the first one reads and writes them.
+    """Models, checkpoint, log and curves of a tag. Only the first process reads and writes them.
 
     `fingerprint` and `contents` (hashes by input and image id) are what the run depends on.
     """

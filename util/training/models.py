@@ -36,7 +36,7 @@ def save_model(model: nn.Module, path: Path, **meta) -> str:
 
 
 def save_torch(content: dict, path: Path) -> str:
-    """Write with torch.save, atomically; return the sha256. Of several processes only the first one writes ('')."""
+    """Write with torch.save, atomically; return the sha256. Only the first process writes; the others return ''."""
     if not launcher.is_main():
         return ''
     buffer = io.BytesIO()
@@ -55,8 +55,8 @@ class BestAndLast:
     def __init__(self, tag: str, select: str):
         self.tag, self.select = tag, select
         self.best_score, self.best_epoch, self.epoch = -1.0, 0, 0
-        self.score: float | None = None  # of the last epoch
-        self.hashes: dict[str, str] = {}  # of the files by name
+        self.score: float | None = None  # score of the last epoch
+        self.hashes: dict[str, str] = {}  # hashes of the files by name
 
     def path(self, which: str) -> Path:
         return model_path(self.tag, '' if which == self.select else f'.{which}')
