@@ -1,6 +1,7 @@
 """The steps of the chain that run a network: CAMs, edges and their random walk, class probabilities.
 
-Images in, arrays out: stages 2, 5 and 8, tools.predict and the recipes call these, and core.labels for what follows.
+Images in, arrays out: stages 2, 5 and 8, tools.predict and the recipes call these, and core.labels for the following
+steps.
 """
 
 import numpy as np

@@ -24,8 +24,8 @@ except ImportError as error:
 INSTALL = "pip install 'cython>=3.0.11,<4' setuptools wheel && pip install --no-build-isolation -r requirements-crf.txt"
 
 # Labels whose probabilities differ by less might change their order when maps are refined together. Over 316 VOC
-# photographs rounding moved a probability by at most 2e-5, so a difference of two by 4e-5, and changed no label even
-# without this margin. (Labels drawn at random, unlike any CAM, are moved by up to 6e-5.)
+# photographs rounding moved a probability by at most 2e-5, so the difference of two by at most 4e-5, and changed no
+# label even without this margin. (Labels drawn at random, unlike any CAM, are moved by up to 6e-5.)
 TIE = 1e-4
 
 # Probabilities that are refined together at most, 134 MB per array. Maps with more are refined one after the other,

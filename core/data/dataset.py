@@ -141,7 +141,7 @@ class Dataset:
         return labels
 
     def read_all_labels(self, ids: Sequence[str]) -> np.ndarray:
-        """Return the image-level labels (N, C). Raises UserError with the first error and their number."""
+        """Return the image-level labels (N, C). Raises UserError with the first error and the number of errors."""
         labels, errors = np.zeros((len(ids), self.num_classes), np.float32), []
         for label, image_id in zip(labels, ids, strict=True):
             try:

@@ -28,10 +28,10 @@ FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # by orientation: Image.Transpose
-MANY_PIXELS = 2**25  # images with fewer pixels are opened without a look at the memory
+MANY_PIXELS = 2**25  # images with fewer pixels are opened without checking the memory
 PIXEL_BYTES = 12  # bytes per pixel to decode, turn and convert an image
 
-Image.MAX_IMAGE_PIXELS = None  # images of any size: `_check_memory` looks whether they can be decoded
+Image.MAX_IMAGE_PIXELS = None  # images of any size: `_check_memory` checks them
 warnings.filterwarnings('ignore', module=r'PIL\.')  # about metadata that is not read here
 
 

@@ -1,4 +1,4 @@
-"""The JSON kind of data set: lists of image ids, and files in VOC's layout, or in one described by the JSON.
+"""The JSON kind of data set: lists of image ids, and files in VOC's layout or in a layout that the JSON describes.
 
     {"name": "pets", "classes": ["cat", "dog"], "lists": {"train_aug": "train.txt", "train": "train.txt"},
      "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}

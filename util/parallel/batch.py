@@ -32,11 +32,12 @@ class SharedModel:
     """A network in training whose batches are shared. `model` is the network itself.
 
     whole_batch: `Run.batches` yields, and the network returns, the whole batch in every process, so a loss may mix its
-    images (stage 1). A process runs its share in `chunks`, and the outputs of the other processes are gathered.
-    Otherwise a process has only its share, and `micro_batches` cuts it into chunks whose losses add up. bn_replicas:
-    the groups in which a whole batch is normalised where BatchNorm trains. micro_batches: the chunks in which a batch
-    passes through the network, to save memory. With whole_batch only the inputs and outputs of a chunk are kept, and
-    the backward pass repeats its forward pass. sync_bn: BatchNorm normalises the whole batch, over all processes.
+        images (stage 1). A process runs its share in `chunks`, and the outputs of the other processes are gathered.
+        Otherwise a process has only its share, and `micro_batches` cuts it into chunks whose losses add up.
+    bn_replicas: the groups in which a whole batch is normalised where BatchNorm trains.
+    micro_batches: the chunks in which a batch passes through the network, to save memory. With whole_batch only the
+        inputs and outputs of a chunk are kept, and the backward pass repeats its forward pass.
+    sync_bn: BatchNorm normalises the whole batch, over all processes.
     """
 
     def __init__(
