@@ -1,8 +1,9 @@
 """Stage 9: mIoU of CAMs (stage 2), random-walk CAMs (stage 5), pseudo-labels (stage 6) or predictions (stage 8).
 
 Reads   experiments/predictions/{experiment_name}/; masks of the list --domain, with --crf_iteration also its images
-Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class and threshold; .npz: pixel counts
-        per image; with --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; the file of --csv;
+Writes  experiments/results/{experiment_name}@{domain}.json: all metrics, per class, threshold and size of object, and
+        of maps the two-fold mIoU, whose threshold was chosen on other images; .npz: pixel counts per image; with
+        --crf_iteration both are {experiment_name}@dcrf={crf_iteration}@{domain}; the file of --csv;
         for --domain test, whose masks are not public, {experiment_name}@test.tgz for the VOC test server
 
 It runs as one process, on the cores of one node (--num_workers).
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from core import UserError, metrics
+from core import UserError, image_scores, metrics
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from util import flags, script
@@ -95,16 +96,38 @@ def pack_for_server(folder, dataset, ids, path):
 
 
 def report(result):
-    """Print a line per threshold and the IoU per class at the best one."""
+    """Print a line per threshold; by class, by size and as a whole the scores at the best one; the two-fold scores."""
     for row in result['thresholds']:
         at = '' if row['threshold'] is None else f'threshold {results.format_threshold(row["threshold"])}: '
         print(f'{at}mIoU {row["miou"]:.2f} %, FP {row["fp"]:.2f} %, FN {row["fn"]:.2f} %')
-    print(tabulate(result['iou'].items(), ('class', 'IoU %'), tablefmt='pipe', floatfmt='.2f', missingval='-'))
-    at = '' if result['threshold'] is None else f' at threshold {results.format_threshold(result["threshold"])}'
-    print(f'best mIoU {result["miou"]:.2f} %{at}')
+    wrong, sizes = result['false_masks'], result['by_size']
+    classes = [(name, iou, wrong['classes'].get(name)) for name, iou in result['iou'].items()]
+    print_table(('class', 'IoU %', 'false masks %'), classes)
+    print_table(('objects', 'number', 'IoU %'), [(size, *row.values()) for size, row in sizes.items()])
+    share = '' if wrong['share'] is None else f', {wrong["share"]:.2f} % of them with a false mask'
+    print(f'\n{wrong["images"]} images without an object{share}')
     if result['format'] == RANDOM_WALK.title and len(result['thresholds']) > 1:
         report_factors(result['thresholds'], result['fp'])
     print(f'(predicting background everywhere: {result["all_background_miou"]:.2f} %)')
+    best = f'mIoU {result["miou"]:.2f} %, Dice {result["dice"]:.2f} %'
+    if result['threshold'] is not None:
+        best += f' at threshold {results.format_threshold(result["threshold"])}'
+    if result['threshold_choice'] != results.BEST:
+        print(best)
+        return
+    print(f'best {best}, {result["threshold_choice"]}')
+    other = result['two_fold']
+    if other is None:
+        print('no two-fold mIoU: half of the images have no object to choose a threshold by')
+        return
+    where = ' and '.join(map(results.format_threshold, other['thresholds']))
+    honest = f'mIoU {other["miou"]:.2f} %, Dice {other["dice"]:.2f} %'
+    print(f'two-fold {honest}: each half of the images at the threshold that is best on the other half ({where})')
+
+
+def print_table(headers, rows):
+    """Print a table of Markdown, with an empty line before it."""
+    print('\n' + tabulate(rows, headers, tablefmt='pipe', floatfmt='.2f', missingval='-'))
 
 
 def report_factors(rows, best_fp):
@@ -137,7 +160,9 @@ def main(args):
         total, by_image = results.count_pixels(
             folder, dataset, masked, thresholds, args.num_workers, args.crf_iteration
         )
-        scores = metrics.summarize_sweep(total, thresholds, ('background', *dataset.class_names))
+        names, packed = ('background', *dataset.class_names), results.pack(by_image)
+        scores = metrics.summarize_sweep(total, thresholds, names)
+        scores |= image_scores.summarize(masked, **packed, thresholds=thresholds, best=scores['threshold'], names=names)
         content = {
             'experiment_name': args.experiment_name,
             'format': folder.kind.title,
@@ -150,7 +175,7 @@ def main(args):
             'seconds': round(time.monotonic() - begun, 2),
         }
         folder.check_unchanged()
-        content = results.write(name, content, dataset, masked, by_image)
+        content = results.write(name, content, dataset, masked, packed)
         if args.csv:
             results.write_csv(args.csv, content)
     report(content)  # last, because a reader such as head may close stdout

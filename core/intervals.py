@@ -21,21 +21,21 @@ BLOCK = 1 << 22  # weights in memory at once
 
 
 def bootstrap(counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, np.ndarray]:
-    """Return mIoU, FP and FN of each resample: (N, C, 3) -> {'miou', 'fp', 'fn'}, each (resamples,)."""
+    """Return the scores of `mean_scores` of each resample: (N, C, 3) -> {'miou', ...}, each (resamples,)."""
     table = counts.reshape(len(counts), -1).astype(np.float64)
     blocks = [weights @ table for weights in _draw_weights(len(counts), resamples, seed)]
     return mean_scores(np.concatenate(blocks).reshape(resamples, *counts.shape[1:]))
 
 
 def score_interval(counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval over images of mIoU, FP and FN, as fractions."""
+    """Return the 95 % interval over images of mIoU, FP, FN and Dice, as fractions."""
     return {name: _percentiles(values) for name, values in bootstrap(counts, resamples, seed).items()}
 
 
 def difference_interval(
     first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval over images of second - first in mIoU, FP and FN, for two runs on the same images.
+    """Return the 95 % interval over images of second - first in mIoU, FP, FN and Dice, for two runs on the same images.
 
     Raises UserError if the masks behind the counts differ.
     """

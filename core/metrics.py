@@ -62,6 +62,10 @@ class ConfusionMatrix:
         """Return the mean IoU over the classes that occur."""
         return float(mean_scores(class_counts(self.counts))['miou'])
 
+    def dice(self) -> float:
+        """Return the mean over the classes that occur, background included, of 2 TP / (T + P)."""
+        return float(mean_scores(class_counts(self.counts))['dice'])
+
     def background_miou(self) -> float:
         """Return the mIoU of predicting background everywhere."""
         nothing = ConfusionMatrix(self.num_classes)
@@ -178,13 +182,13 @@ def count_maps(
 
 
 def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
-    """Return mIoU, FP, FN and the IoU per class in percent, None for a class that does not occur.
+    """Return mIoU, FP, FN, Dice and the IoU per class in percent, None for a class that does not occur.
 
     Takes counts (target, prediction). Raises UserError if no class but the background occurs.
     """
     matrix = ConfusionMatrix(len(names), counts)
     iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
-    means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn()}
+    means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn(), 'dice': matrix.dice()}
     if np.isnan(means['fp']):
         raise UserError('neither masks nor predictions contain a class: check --domain and --data_dir')
     return {**{name: 100 * value for name, value in means.items()}, 'iou': iou}
@@ -222,7 +226,7 @@ def class_counts(confusion: np.ndarray) -> np.ndarray:
 
 
 def mean_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mIoU, FP and FN of each table of T, P and TP: (..., C, 3) -> {'miou', 'fp', 'fn'}, each (...).
+    """Return mIoU, FP, FN and Dice of tables of T, P and TP: (..., C, 3) -> {'miou', 'fp', 'fn', 'dice'}, each (...).
 
     As in `ConfusionMatrix`, a class in neither masks nor predictions is left out, and NaN is the mean of none.
     """
@@ -237,7 +241,7 @@ def mean_scores(counts: np.ndarray) -> dict[str, np.ndarray]:
 
     errors = {'fp': predicted - both, 'fn': target - both}
     foreground = {name: mean(part[..., 1:], union[..., 1:]) for name, part in errors.items()}
-    return {'miou': mean(both, union), **foreground}
+    return {'miou': mean(both, union), **foreground, 'dice': mean(2 * both, target + predicted)}
 
 
 ERROR_SHARES = ('IoU', 'missed', 'too much', 'taken for another class', 'another class taken for it')

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 import evaluate
 from core import UserError
+from core.image_scores import two_folds
 from core.maps import upsample_rw
 from support import fault_of, without_seconds
 from support.chain import (
@@ -85,6 +87,59 @@ def test_results_of_maps_at_every_threshold(experiments, demo, name, key, mode, 
         if row['miou'] == best:
             assert result['miou'] == best
     assert result['threshold'] in [row['threshold'] for row in result['thresholds'] if row['miou'] == best]
+
+
+@pytest.mark.parametrize('name, key, mode', [(CAMS, 'hr_cam', 'npy'), (RANDOM_WALKS, 'rw', 'rw')])
+def test_each_half_is_scored_at_the_threshold_of_the_other(experiments, demo, name, key, mode):
+    result = json.loads((experiments / 'results' / f'{name}@train.json').read_text())
+    ids, classes = ids_of(demo, 'train'), dataset_of(demo).num_classes + 1
+    thresholds = [row['threshold'] for row in result['thresholds']]
+    labels = {threshold: [] for threshold in thresholds}
+    for image_id in ids:
+        with np.load(experiments / 'predictions' / name / f'{image_id}.npz') as file:
+            keys, maps = file['keys'], file[key].astype(np.float32)
+        maps = upsample_rw(maps, size_of(demo, image_id)) if mode == 'rw' else maps
+        for threshold in thresholds:
+            labels[threshold].append(np.where(maps.max(0) > np.float32(threshold), keys[1:][maps.argmax(0)], 0))
+    masks, folds = [pixels(demo / 'SegmentationClass' / f'{image_id}.png') for image_id in ids], two_folds(ids)
+
+    def miou(threshold_of) -> float:
+        """Return the mIoU of the images for which there is a threshold."""
+        chosen = [i for i, fold in enumerate(folds) if fold in threshold_of]
+        found = [labels[threshold_of[folds[i]]][i] for i in chosen]
+        return np.mean([x for x in scored(found, [masks[i] for i in chosen], classes) if x is not None])
+
+    best = [max(thresholds, key=lambda threshold, fold=fold: miou({fold: threshold})) for fold in (0, 1)]
+    assert result['two_fold']['thresholds'] == best[::-1]
+    assert result['two_fold']['miou'] == pytest.approx(miou({0: best[1], 1: best[0]}))
+
+
+@pytest.mark.parametrize(
+    'name, line, pattern',
+    [
+        ('cams', '', r'best {0} at threshold [.\d]+, best on these masks\ntwo-fold {0}: .*'),
+        ('cams', '--threshold 0.3', '{0} at threshold 0.30'),
+        ('pseudo', '', '{0}'),
+    ],
+)
+def test_the_last_lines_say_how_the_threshold_was_chosen(copy, capsys, name, line, pattern):
+    capsys.readouterr()
+    run(copy, f'evaluate {name}', *line.split())
+    text = capsys.readouterr().out
+    last = pattern.format(r'mIoU \d+\.\d\d %, Dice \d+\.\d\d %')
+    assert re.search(rf'\(predicting .*\)\n{last}\nwritten to .*\n$', text)
+    assert '| class' in text and '| objects' in text and 'images without an object' in text
+
+
+def test_too_few_objects_for_two_folds(copy, capsys):
+    """One mask has an object, so one half of the images has none."""
+    for path in sorted((copy / 'SegmentationClass').glob('train_*.png'))[1:]:
+        mask = Image.open(path)
+        mask.paste(0, (0, 0, *mask.size))
+        mask.save(path)
+    run(copy, 'evaluate cams')
+    assert 'no two-fold mIoU: half of the images have no object' in capsys.readouterr().out
+    assert json.loads(Path(f'experiments/results/{CAMS}@train.json').read_text())['two_fold'] is None
 
 
 def test_single_threshold_and_end_of_the_thresholds(copy, capsys):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core import image_scores
 from util.store import results
 from util.store.files import write_json
 from util.store.formats import result_path
@@ -24,6 +25,7 @@ def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **mor
         'miou': miou,
         'fp': 20.04,
         'fn': 70 - miou,
+        'dice': miou + 10,
         'threshold': threshold,
         'images': 6,
         'all_background_miou': 12.5,
@@ -38,13 +40,18 @@ def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **mor
         'iou': {'background': 80.0, 'cat': 20.0},
         'confusion': [[1, 0], [0, 1]],
         'made_with': {'options': {}},
+        'two_fold': None if threshold is None else {'miou': miou - 1, 'dice': miou + 9, 'thresholds': [0.2, threshold]},
+        'false_masks': {'images': 2, 'share': 50.0, 'classes': {'cat': 25.0}},
+        'by_size': {size: {'objects': i, 'iou': 10.0 * i if i else None} for i, size in enumerate(image_scores.SIZES)},
     }
     write_json(result_path(name), {**content, **more})
 
 
 def write_counts(name, by_image, confusion, thresholds=(0.3,), scores=None, **more) -> dict:
     """Write both files of a result at the last threshold, as evaluate.py does; return the content of the JSON file."""
-    scores = {'miou': 30.0, 'fp': 30.0, 'fn': 30.0, 'iou': {'background': 80.0}} if scores is None else scores
+    scores = (
+        {'miou': 30.0, 'fp': 30.0, 'fn': 30.0, 'dice': 45.0, 'iou': {'background': 80.0}} if scores is None else scores
+    )
     content = {
         **scores,
         'all_background_miou': 30.0,
@@ -57,5 +64,7 @@ def write_counts(name, by_image, confusion, thresholds=(0.3,), scores=None, **mo
         'crf_iteration': 0,
         'made_with': {},
     }
-    ids = [f'image{i}' for i in range(len(by_image))]
-    return results.write(name, {**content, **more}, Masks(), ids, by_image)
+    ids, packed = [f'image{i}' for i in range(len(by_image))], results.pack(by_image)
+    of_images = {'thresholds': list(thresholds), 'best': thresholds[-1], 'names': [*map(str, range(len(confusion)))]}
+    content |= image_scores.summarize(ids, **packed, **of_images)
+    return results.write(name, {**content, **more}, Masks(), ids, packed)

@@ -69,7 +69,7 @@ def test_interval_covers_the_population(rng):
 
 def test_difference_of_identical_runs_is_zero(rng):
     counts = draw_counts(rng, 20)
-    assert difference_interval(counts, counts.copy()) == {name: (0, 0) for name in ('miou', 'fp', 'fn')}
+    assert difference_interval(counts, counts.copy()) == dict.fromkeys(('miou', 'fp', 'fn', 'dice'), (0, 0))
 
 
 def test_paired_difference_is_taken_on_the_same_resamples(rng):

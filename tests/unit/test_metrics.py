@@ -43,15 +43,17 @@ def test_confusion_matrix_against_a_double_loop(rng):
     for prediction, target in zip(predictions, targets, strict=True):
         matrix.update(prediction.astype(np.uint8), target.astype(np.uint8))
     t, p, tp = counted(predictions, targets, 6)
-    iou, fp, fn = {}, {}, {}
+    iou, fp, fn, dice = {}, {}, {}, {}
     for c in range(5):
         union = t[c] + p[c] - tp[c]
         iou[c], fp[c], fn[c] = tp[c] / union, (p[c] - tp[c]) / union, (t[c] - tp[c]) / union
+        dice[c] = 2 * tp[c] / (t[c] + p[c])
     assert matrix.counts.sum() == (targets != 255).sum()
     np.testing.assert_allclose(matrix.iou()[:5], list(iou.values()), rtol=1e-14)
     assert np.isnan(matrix.iou()[5])
     assert iou[3] == iou[4] == 0
     assert matrix.miou() == pytest.approx(sum(iou.values()) / 5, rel=1e-14)
+    assert matrix.dice() == pytest.approx(sum(dice.values()) / 5, rel=1e-14)
     assert matrix.fp() == pytest.approx(sum(fp[c] for c in range(1, 5)) / 4, rel=1e-14)
     assert matrix.fn() == pytest.approx(sum(fn[c] for c in range(1, 5)) / 4, rel=1e-14)
 
@@ -68,13 +70,13 @@ def test_batch_counts_like_its_images(rng):
 def test_perfect_prediction():
     matrix = ConfusionMatrix(21)
     matrix.update(np.array([[0, 3, 7]]), np.array([[0, 3, 255]]))
-    assert (matrix.miou(), matrix.fp(), matrix.fn()) == (1, 0, 0)
+    assert (matrix.miou(), matrix.fp(), matrix.fn(), matrix.dice()) == (1, 0, 0, 1)
 
 
 def test_nothing_counted_is_nan():
     matrix = ConfusionMatrix(3)
     matrix.update(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
-    assert np.isnan([matrix.miou(), matrix.fp(), matrix.fn()]).all()
+    assert np.isnan([matrix.miou(), matrix.fp(), matrix.fn(), matrix.dice()]).all()
 
 
 @pytest.mark.parametrize('prediction, target', [([3], [0]), ([0], [3]), ([-1], [0]), ([255], [0]), ([0], [254])])
@@ -141,7 +143,7 @@ def test_scores_of_many_tables_are_those_of_each_matrix(rng):
     found = mean_scores(counts)
     for index in np.ndindex(3, 5):
         matrix = ConfusionMatrix(6, confusion[index])
-        for name in ('miou', 'fp', 'fn'):
+        for name in ('miou', 'fp', 'fn', 'dice'):
             np.testing.assert_allclose(found[name][index], getattr(matrix, name)(), rtol=1e-13)
     assert np.isnan([found['miou'][2, 4], found['fp'][1, 0], found['fn'][2, 4]]).all()
 
@@ -168,6 +170,7 @@ def test_summary_is_in_percent_and_needs_a_class():
     result = summarize(np.array([[6, 1, 0], [1, 2, 0], [0, 0, 0]]), ('background', 'cat', 'dog'))
     assert result['iou'] == {'background': 75.0, 'cat': 50.0, 'dog': None}
     assert (result['miou'], result['fp'], result['fn']) == (62.5, 25.0, 25.0)
+    assert result['dice'] == pytest.approx(100 * (12 / 14 + 4 / 6) / 2)
     with pytest.raises(UserError, match='contain a class'):
         summarize(np.array([[6, 0], [0, 0]]), ('background', 'cat'))
 

@@ -89,20 +89,18 @@ def claimed(name: str) -> Iterator[Path]:
         yield path
 
 
-def write(
-    name: str, content: dict, dataset: Dataset, ids: list[str], by_image: list[tuple[np.ndarray, np.ndarray]]
-) -> dict:
+def write(name: str, content: dict, dataset: Dataset, ids: list[str], packed: dict[str, np.ndarray]) -> dict:
     """Write a result, and return the content of its JSON file.
 
     content: the output and its scores. The data set, a hash of the masks of the ids, how the threshold was chosen, and
-    the versions are added. by_image: for each image its K classes, and T, P and TP (thresholds, K, 3).
+    the versions are added. packed: `images`, `classes` and `counts` as above.
     """
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
     masks = digest(file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids}))
     about = {'dataset': dataset.name, 'num_classes': dataset.num_classes, 'masks': masks, 'images': len(ids)}
     choice = (GIVEN if len(thresholds) == 1 else BEST) if thresholds else None
     content = {**content, **about, 'threshold_choice': choice, 'versions': versions()}
-    arrays = {'ids': np.array(ids), 'thresholds': np.array(thresholds, np.float64), **pack(by_image)}
+    arrays = {'ids': np.array(ids), 'thresholds': np.array(thresholds, np.float64), **packed}
     write_npz(result_path(name, 'npz'), **arrays)
     write_json(result_path(name), content)
     return content
