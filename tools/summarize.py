@@ -11,8 +11,12 @@ Writes  nothing
 A row is NAME, TITLE | NAME or TITLE | NAME | PUBLISHED. NAME is the name of a result (without .json), its tag, its path
 or a part that no other name contains; * matches several runs, whose mean and standard deviation are printed. A NAME
 alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
---thresholds adds the mIoU at each background threshold, the best one in brackets. --paired prints B - A: with the 95 %
-interval of Student's t over the seeds that both have or, for one run each, the bootstrap interval over their images.
+For maps, mIoU, its interval and Dice are two-fold: each half of the images is scored at the threshold that is best on
+the other half. The best mIoU, FP, FN and all that flags add are at the threshold that is best on the scored masks.
+--thresholds adds the mIoU at each background threshold, the best one in brackets. --objects adds the share of images
+without an object that have a false mask, and the IoU by the share of the image that an object covers. --paired prints
+B - A: with the 95 % interval of Student's t over the seeds that both have or, for one run each, the bootstrap interval
+over their images.
 """
 
 import csv
@@ -25,13 +29,17 @@ import numpy as np
 from tabulate import tabulate
 
 from core import UserError
+from core.image_scores import SIZES
 from core.intervals import difference_interval, score_interval, t_interval
 from tools.reporting import find, provenance
 from util import flags, script
 from util.store import formats, results
 
-HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'FP %', 'FN %', 'threshold', 'all-background %', 'published %')
+HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'Dice %', 'best mIoU %', 'FP %', 'FN %', 'threshold')
+HEADERS += ('all-background %', 'published %')
 FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # names in tabulate, which has no csv
+
+DETAILS = ('thresholds', 'classes', 'objects', 'options')  # flags that add a table of the rows
 
 
 def parse_args(argv=None):
@@ -43,6 +51,8 @@ def parse_args(argv=None):
     run.add_argument(
         '--classes', action='store_true', help='also print the IoU per class, and the difference of two rows'
     )
+    sizes = 'also print false masks on images without an object, and the IoU by size of object'
+    run.add_argument('--objects', action='store_true', help=sizes)
     run.add_argument('--options', action='store_true', help='also print the options in which the runs differ')
     run.add_argument('--paired', nargs=2, metavar=('A', 'B'), help='also print the paired difference B - A')
     run.add_argument('--format', choices=FORMATS, default='markdown', help='format of the tables')
@@ -51,7 +61,7 @@ def parse_args(argv=None):
     for row in args.rows:
         if len(row) > 3:
             parser.error(f'{" | ".join(row)!r} is not NAME, TITLE | NAME or TITLE | NAME | PUBLISHED')
-    for flag in ('thresholds', 'classes', 'options'):
+    for flag in DETAILS:
         if vars(args)[flag] and not (args.rows or args.paired):
             parser.error(f'--{flag}: needs rows, such as NAME, or --paired')
     return args
@@ -81,7 +91,7 @@ def warn_if_outdated(runs):
 
 def tabulate_all():
     """Return the table of all results, newest first. Damaged ones are reported on stderr."""
-    lines, found = [('', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written')], []
+    lines, found = [('', 'data set', 'split', 'images', 'mIoU %', 'best mIoU %', 'threshold', 'written')], []
     for path in find.list_paths():
         try:
             result = find.read(path)
@@ -89,7 +99,7 @@ def tabulate_all():
             print(f'warning: {error}', file=sys.stderr)
             continue
         where = result['dataset'], result['domain']
-        scores = f'{result["miou"]:.2f}', results.format_threshold(result['threshold'])
+        scores = *list_mious([result]), results.format_threshold(result['threshold'])
         written = time.strftime('%Y-%m-%d %H:%M', time.localtime(path.stat().st_mtime))
         lines.append((result['name'], *where, result['images'], *scores, written))
         found.append(result)
@@ -101,16 +111,31 @@ def tabulate_rows(rows):
     """Return the table of mean scores; columns without a value are left out."""
     lines = []
     for title, runs, published in rows:
-        miou, fp, fn = (np.array([result[name] for result in runs]) for name in ('miou', 'fp', 'fn'))
-        mean = f'{miou.mean():.2f}' + (f' +- {miou.std(ddof=1):.2f}' if len(miou) > 1 else '')
-        counts = find.read_counts(runs[0]) if len(runs) == 1 else None
+        miou, best = list_mious(runs)
+        heads = [find.headline(result) for result in runs]
+        dice = format_mean([head['dice'] for head in heads]) if all(heads) else '-'
+        counts = find.read_counts(runs[0], two_fold=True) if len(runs) == 1 and all(heads) else None
         interval = format_interval(score_interval(counts[1])['miou']) if counts and len(counts[0]) > 1 else ''
         thresholds = ' '.join(sorted({results.format_threshold(result['threshold']) for result in runs}))
+        errors = [f'{np.mean([result[name] for result in runs]):.1f}' for name in ('fp', 'fn')]
         background = f'{runs[0]["all_background_miou"]:.2f}'
-        scores = mean, interval, f'{fp.mean():.1f}', f'{fn.mean():.1f}'
+        scores = miou, interval, dice, best, *errors
         lines.append((title, len(runs), runs[0]['images'], *scores, thresholds, background, published))
     shown = [i for i, header in enumerate(HEADERS) if not header or any(line[i] != '' for line in lines)]
     return [[line[i] for i in shown] for line in (HEADERS, *lines)]
+
+
+def list_mious(runs):
+    """Return the mean mIoU, '-' for maps without two-fold scores, and of maps also that at the best thresholds."""
+    heads = [find.headline(result) for result in runs]
+    miou = format_mean([head['miou'] for head in heads]) if all(heads) else '-'
+    swept = all(len(result['sweep']) > 1 for result in runs)
+    return miou, format_mean([result['miou'] for result in runs]) if swept else ''
+
+
+def format_mean(values):
+    """Return the mean, of several values with the standard deviation."""
+    return f'{np.mean(values):.2f}' + (f' +- {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
 
 
 def format_interval(interval, sign=''):
@@ -152,6 +177,22 @@ def tabulate_classes(rows):
     return lines
 
 
+def tabulate_objects(rows):
+    """Return a table of the mean share of false masks, and of the mean IoU by size with the number of objects."""
+    lines = [('', 'images without an object', 'with a false mask %', *(f'IoU %, {size}' for size in SIZES))]
+    for title, runs, _ in rows:
+        share = average([result['false_masks']['share'] for result in runs])
+        sizes = [[result['by_size'][size] for result in runs] for size in SIZES]
+        cells = [f'{average([row["iou"] for row in of_size])} ({of_size[0]["objects"]})' for of_size in sizes]
+        lines.append((title, runs[0]['false_masks']['images'], share, *cells))
+    return lines
+
+
+def average(values):
+    """Return the mean as text, '-' if a value is unknown."""
+    return '-' if None in values else f'{np.mean(values):.2f}'
+
+
 def tabulate_options(rows):
     """Return a table of the options and inputs that are not the same in all runs, with a column per row."""
     columns = [[chain_options(result) for result in runs] for _, runs, _ in rows]
@@ -178,28 +219,41 @@ def format_option(value):
 
 
 def tabulate_paired(names):
-    """Return a table of the mean scores of A and B and of B - A with its 95 % interval."""
+    """Return a table of the mean scores of A and B and of B - A with its 95 % interval.
+
+    If either is of maps, mIoU is two-fold, and the best mIoU, FP and FN are at the best thresholds.
+    """
     pair = [find.find(name) for name in names]
     find.check_comparable([*pair[0], *pair[1]])
-    if len(pair[0]) == len(pair[1]) == 1:
-        (first,), (second,) = pair
-        unit, intervals = pair_images(first, second)
-        first, second = [first], [second]
+    single = len(pair[0]) == len(pair[1]) == 1
+    first, second = pair if single else pair_seeds(*pair)
+    swept = any(len(result['sweep']) > 1 for result in [*first, *second])
+    heads = [[find.headline(result) for result in runs] for runs in (first, second)]
+    unit = f'{len(first)} seeds'
+    if single:
+        unit, intervals = pair_images(first[0], second[0], two_fold=False)
+        _, two_fold = pair_images(first[0], second[0], two_fold=True)
     else:
-        first, second = pair_seeds(*pair)
-        unit, intervals = f'{len(first)} seeds', {}
+        intervals = two_fold = {}
     lines = [(unit, 'A', 'B', 'B - A', '95 %')]
-    for name, title in (('miou', 'mIoU %'), ('fp', 'FP %'), ('fn', 'FN %')):
-        a, b = (np.array([result[name] for result in runs]) for runs in (first, second))
-        interval = intervals.get(name) or [end / 100 for end in t_interval(b - a)]
-        scores = f'{a.mean():.2f}', f'{b.mean():.2f}', f'{(b - a).mean():+.2f}'
-        lines.append((title, *scores, format_interval(interval, '+')))
+    if swept and all(head for column in heads for head in column):
+        lines.append(compare('mIoU %', *heads, 'miou', two_fold))
+    for name, title in (('miou', 'best mIoU %' if swept else 'mIoU %'), ('fp', 'FP %'), ('fn', 'FN %')):
+        lines.append(compare(title, first, second, name, intervals))
     return lines
 
 
-def pair_images(first, second):
+def compare(title, first, second, name, intervals):
+    """Return a line of the table of differences; the interval over seeds unless there is one over images."""
+    a, b = (np.array([scores[name] for scores in column]) for column in (first, second))
+    interval = intervals.get(name) or [end / 100 for end in t_interval(b - a)]
+    scores = f'{a.mean():.2f}', f'{b.mean():.2f}', f'{(b - a).mean():+.2f}'
+    return (title, *scores, format_interval(interval, '+'))
+
+
+def pair_images(first, second, two_fold):
     """Return the number of compared images as text, and the intervals of the difference as fractions."""
-    counts = [find.read_counts(result) for result in (first, second)]
+    counts = [find.read_counts(result, two_fold) for result in (first, second)]
     for result, count in zip((first, second), counts, strict=True):
         if count is None:
             raise UserError(f'--paired {result["name"]}: has no counts per image (.npz); rerun evaluate.py')
@@ -246,7 +300,7 @@ def print_table(lines, form):
 
 def main(args):
     rows = [row for argument in args.rows for row in find_rows(argument)]
-    if not rows and (args.thresholds or args.classes or args.options):
+    if not rows and any(vars(args)[flag] for flag in DETAILS):
         rows = [(name, find.find(name), '') for name in args.paired]
     runs = [result for _, found, _ in rows for result in found]
     find.check_comparable(runs)
@@ -258,6 +312,8 @@ def main(args):
         tables.append(tabulate_thresholds(rows))
     if args.classes:
         tables.append(tabulate_classes(rows))
+    if args.objects:
+        tables.append(tabulate_objects(rows))
     if args.options:
         tables.append(tabulate_options(rows))
         if len(tables[-1]) == 1:

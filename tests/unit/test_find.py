@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from core import UserError
+from core.image_scores import two_folds
 from core.metrics import class_counts, drop_absent
 from support.results import write_counts, write_result
 from tools.reporting import find
@@ -50,6 +51,29 @@ def test_counts_of_the_threshold_are_read(in_tmp, rng, thresholds):
     assert counts.dtype == np.uint32
     assert np.array_equal(counts, expected)
     assert expected.any((1, 2)).tolist() == [True] * 4 + [False]
+
+
+def test_two_fold_counts_are_at_the_threshold_of_the_fold(in_tmp, rng):
+    expected = write_random(rng)
+    (result,) = find.find('a')
+    result['two_fold'] = {'thresholds': [0.25, 0.2]}
+    ids, counts = find.read_counts(result, two_fold=True)
+    for image, fold, found in zip(expected, two_folds(ids), counts, strict=True):
+        assert np.array_equal(found, image[1 - fold])
+    assert not np.array_equal(counts, expected[:, 1])
+    result['two_fold'] = None
+    assert np.array_equal(find.read_counts(result, two_fold=True)[1], expected[:, 1])
+    result['two_fold'] = {'thresholds': [0.25, 0.3]}
+    with pytest.raises(UserError, match='a.npz: is damaged or not of a.json'):
+        find.read_counts(result, two_fold=True)
+
+
+def test_maps_are_known_by_their_two_fold_scores(in_tmp):
+    write_result('a', 50)
+    write_result('b', 50, None)
+    a, b = (find.find(name)[0] for name in 'ab')
+    assert find.headline(a) == {'miou': 49, 'dice': 59, 'thresholds': [0.2, 0.3]}
+    assert find.headline(b) is b
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from core import UserError
+from core.image_scores import SIZES, choose_on_other_fold, two_folds, unpack
 from core.intervals import difference_interval, score_interval
+from core.metrics import mean_scores
 from core.metrics import summarize as summarize_counts
 from support import fault_of
 from support.made_outputs import CAM, LABELS
 from support.results import write_counts, write_result
 from tools import summarize
+from tools.reporting import find
+from util.store import results
 from util.store.arrays import write_npz
 from util.store.formats import result_path
 
@@ -40,28 +44,51 @@ def tables(capsys, *arguments) -> list[list[list[str]]]:
     return found
 
 
-HEADERS = ['', 'runs', 'images', 'mIoU %', 'FP %', 'FN %', 'threshold', 'all-background %']
+HEADERS = ['', 'runs', 'images', 'mIoU %', 'Dice %', 'best mIoU %', 'FP %', 'FN %', 'threshold', 'all-background %']
+OF_LABELS = [header for header in HEADERS if header != 'best mIoU %']
 
 
 def test_mean_and_deviation_over_runs(in_tmp, capsys):
     for seed, (miou, threshold) in enumerate([(50, 0.3), (52, 0.4), (57, 0.3)]):
         write_result(f'a@seed={seed}@scale=0.5,1.0@train', miou, threshold)
     write_result('ab@train', 99, None)
+    means = '52.00 +- 3.61', '62.00 +- 3.61', '53.00 +- 3.61'
     (table,) = tables(capsys, 'three | a@seed=*@scale=0.5,1.0@train | 51.53', 'one | ab@train')
     assert table == [
         [*HEADERS, 'published %'],
-        ['three', '3', '6', '53.00 +- 3.61', '20.0', '17.0', '0.30 0.40', '12.50', '51.53'],
-        ['one', '1', '6', '99.00', '20.0', '-29.0', '-', '12.50', ''],
+        ['three', '3', '6', *means, '20.0', '17.0', '0.30 0.40', '12.50', '51.53'],
+        ['one', '1', '6', '99.00', '109.00', '', '20.0', '-29.0', '-', '12.50', ''],
     ]
     (table,) = tables(capsys, 'one | ab@train')
-    assert table == [HEADERS, ['one', '1', '6', '99.00', '20.0', '-29.0', '-', '12.50']]
+    assert table == [OF_LABELS, ['one', '1', '6', '99.00', '109.00', '20.0', '-29.0', '-', '12.50']]
+
+
+def test_maps_are_known_by_their_two_fold_scores(in_tmp, capsys):
+    """A threshold that was given was not chosen, and maps may have too few images with objects for two folds."""
+    write_result('swept@train', 50)
+    write_result('given@train', 50, thresholds=[{'threshold': 0.3, 'miou': 50}], two_fold=None)
+    write_result('few@train', 50, two_fold=None)
+    (table,) = tables(capsys, 'swept@train', 'given@train', 'few@train')
+    assert [row[3:6] for row in table] == [
+        ['mIoU %', 'Dice %', 'best mIoU %'],
+        ['49.00', '59.00', '50.00'],
+        ['50.00', '60.00', ''],
+        ['-', '-', '50.00'],
+    ]
+    scores = {row[0]: row[4:6] for row in tables(capsys)[0]}
+    assert scores == {
+        '': ['mIoU %', 'best mIoU %'],
+        'swept@train': ['49.00', '50.00'],
+        'given@train': ['50.00', ''],
+        'few@train': ['-', '50.00'],
+    }
 
 
 def test_names_are_literal_except_for_the_star(in_tmp, capsys):
     for name, miou in (('a[1]@train', 10), ('a1@train', 20), ('a?@train', 30), ('ab@train', 40)):
         write_result(name, miou)
     (table,) = tables(capsys, 'x | a[1]@train', 'y | a?@train', 'z | *@train')
-    assert [row[3] for row in table[1:]] == ['10.00', '30.00', '25.00 +- 12.91']
+    assert [row[5] for row in table[1:]] == ['10.00', '30.00', '25.00 +- 12.91']
 
 
 def test_thresholds(in_tmp, capsys):
@@ -88,7 +115,7 @@ def test_missing_results_are_named(in_tmp, capsys):
     for name in ('', '**', 'a?'):
         assert f'results/{name}.json not found; run evaluate.py first' in fault_of(summarize, [f'x | {name}'], capsys)
     assert 'is not NAME, TITLE | NAME or' in fault_of(summarize, ['a | b | c | d'], capsys)
-    for flag in ('--classes', '--options', '--thresholds'):
+    for flag in ('--classes', '--objects', '--options', '--thresholds'):
         assert f'{flag}: needs rows, such as NAME, or --paired' in fault_of(summarize, [flag], capsys)
     assert 'contains no results; run evaluate.py first' in fault_of(summarize, [], capsys)
 
@@ -107,6 +134,10 @@ def test_missing_results_are_named(in_tmp, capsys):
         {'made_with': [1]},
         {'format': None},
         {'confusion': 1},
+        {'two_fold': {'miou': 1.0}},
+        {'two_fold': {'miou': float('nan'), 'dice': 1.0, 'thresholds': [0.2]}},
+        {'false_masks': {}},
+        {'by_size': {}},
         None,
     ],
 )
@@ -129,11 +160,11 @@ def test_all_results_newest_first(in_tmp, capsys):
     summarize.main(summarize.parse_args([]))
     out, err = capsys.readouterr()
     head, _, *lines = out.splitlines()
-    assert cells(head) == ['', 'data set', 'split', 'images', 'mIoU %', 'threshold', 'written']
+    assert cells(head) == ['', 'data set', 'split', 'images', 'mIoU %', 'best mIoU %', 'threshold', 'written']
     assert [cells(line)[:-1] for line in lines] == [
-        ['a@train', 'drawn', 'train', '6', '52.00', '0.125'],
-        ['b@val', 'drawn', 'val', '6', '51.00', '0.125'],
-        ['old@train', 'drawn', 'train', '6', '50.00', '-'],
+        ['a@train', 'drawn', 'train', '6', '51.00', '52.00', '0.125'],
+        ['b@val', 'drawn', 'val', '6', '50.00', '51.00', '0.125'],
+        ['old@train', 'drawn', 'train', '6', '50.00', '', '-'],
     ]
     assert cells(lines[0])[-1].startswith('1970-01-0')
     assert 'warning: experiments/results/broken@train.json: is not a valid' in err
@@ -152,8 +183,8 @@ def test_names_by_tag_part_and_path(in_tmp, capsys):
         ('experiments/results/demo@cl@train.json', ['10.00']),
         ('demo@*', ['15.00 +- 7.07']),
     ):
-        assert [row[3] for row in tables(capsys, name)[0][1:]] == expected, name
-        assert [row[3] for row in tables(capsys, f'title | {name}')[0][1:]] == expected, name
+        assert [row[5] for row in tables(capsys, name)[0][1:]] == expected, name
+        assert [row[5] for row in tables(capsys, f'title | {name}')[0][1:]] == expected, name
     result_path('demo', 'json').unlink()
     (table,) = tables(capsys, 'demo')
     assert [row[0] for row in table[1:]] == ['demo@cl@train', 'demo@puzzle@train']
@@ -242,6 +273,20 @@ def test_classes_side_by_side(in_tmp, capsys):
     assert tables(capsys, '--classes', 'b', 'b', 'b')[1][0] == ['IoU %', 'b', 'b', 'b']
 
 
+def test_objects_by_size_and_false_masks(in_tmp, capsys):
+    for seed, share in enumerate((40.0, 50.0)):
+        sizes = {size: {'objects': 3, 'iou': 10.0 + seed} for size in SIZES}
+        sizes['>= 20 %'] = {'objects': 0, 'iou': None}
+        write_result(f'a@seed={seed}', 50, by_size=sizes, false_masks={'images': 2, 'share': share, 'classes': {}})
+    write_result('b', 50, None, false_masks={'images': 0, 'share': None, 'classes': {}})
+    sizes = [f'IoU %, {size}' for size in SIZES]
+    assert tables(capsys, '--objects', 'first | a@*', 'b')[1] == [
+        ['', 'images without an object', 'with a false mask %', *sizes],
+        ['first', '2', '45.00', '10.50 (3)', '10.50 (3)', '10.50 (3)', '- (0)'],
+        ['b', '0', '-', '- (0)', '10.00 (1)', '20.00 (2)', '30.00 (3)'],
+    ]
+
+
 def test_options_that_differ(in_tmp, capsys):
     for seed in (0, 1):
         options = {'alpha': 4.0, 'seed': seed, 'batch_size': 16}
@@ -298,6 +343,51 @@ def test_paired_over_images(in_tmp, rng, capsys):
     assert {row[4] for row in table[1:]} == {'+0.00 to +0.00'}
 
 
+def write_swept(name, rng, ids=20):
+    """Write a result of two thresholds, of which half of the images is better at each; return its two-fold counts."""
+    size, better = rng.integers(20, 60, ids), rng.integers(0, 2, ids)
+    counts = np.zeros((ids, 2, 2, 3), np.int64)  # images, thresholds, classes
+    for t in (0, 1):
+        hit = rng.binomial(size, np.where(better == t, 0.9, 0.6))
+        counts[:, t, 1] = np.stack([size, hit, hit], 1)
+        counts[:, t, 0] = np.stack([100 - size, 100 - hit, 100 - size], 1)
+    background, cat = counts[:, 1].sum(0)
+    confusion = np.array([[background[2], 0], [cat[0] - cat[2], cat[2]]])
+    by_image = [(np.arange(2), image) for image in counts]
+    content = write_counts(name, by_image, confusion, (0.2, 0.3), summarize_counts(confusion, ('background', 'cat')))
+    packed, folds = results.pack(by_image), two_folds([f'image{i}' for i in range(ids)])
+    chosen = choose_on_other_fold(folds, **packed, num_classes=2)
+    assert content['two_fold']['thresholds'] == [(0.2, 0.3)[t] for t in chosen]
+    return unpack(np.array(chosen)[folds], **packed, num_classes=2)
+
+
+def test_intervals_of_maps_are_two_fold(in_tmp, rng, capsys):
+    first = write_swept('a', rng)
+    (table,) = tables(capsys, 'a')
+    low, high = score_interval(first)['miou']
+    assert table[1][4] == f'{100 * low:.2f} to {100 * high:.2f}'
+    assert float(table[1][3]) == pytest.approx(100 * float(mean_scores(first.sum(0))['miou']), abs=0.006)
+    assert table[1][3] != table[1][6]
+
+
+def test_pairs_of_maps_are_compared_two_fold_and_at_the_best_threshold(in_tmp, rng, capsys):
+    seed = rng.integers(1 << 30)
+    first = write_swept('a', np.random.default_rng(seed))
+    second = write_counted('b', np.random.default_rng(seed), 0.7)  # label maps of the same sizes of cats
+    (table,) = tables(capsys, '--paired', 'a', 'b')
+    assert [row[0] for row in table[1:]] == ['mIoU %', 'best mIoU %', 'FP %', 'FN %']
+    low, high = difference_interval(first, second)['miou']
+    assert table[1][4] == f'{100 * low:+.2f} to {100 * high:+.2f}'
+    best = find.read_counts(find.find('a')[0])[1]
+    for row, name in zip(table[2:], ('miou', 'fp', 'fn'), strict=True):
+        low, high = difference_interval(best, second)[name]
+        assert row[4] == f'{100 * low:+.2f} to {100 * high:+.2f}'
+    # Without two-fold scores the best threshold is all there is.
+    content = json.loads(result_path('a').read_text())
+    result_path('a').write_text(json.dumps({**content, 'two_fold': None}))
+    assert tables(capsys, '--paired', 'a', 'b')[0] == [table[0], *table[2:]]
+
+
 def test_one_image_has_no_interval(in_tmp, rng, capsys):
     write_counted('a@train', rng, 0.7, ids=1)
     assert '95 %' not in tables(capsys, 'a')[0][0]
@@ -321,7 +411,7 @@ def test_counts_that_do_not_fit_are_refused(in_tmp, rng, capsys):
         assert 'a@train.npz: is damaged or not of a@train.json; rerun evaluate.py' in text
     path.unlink()
     assert '--paired a@train: has no counts per image' in fault_of(summarize, ['--paired', 'a', 'b'], capsys)
-    assert len(tables(capsys, 'a')[0][0]) == len(HEADERS)
+    assert len(tables(capsys, 'a')[0][0]) == len(OF_LABELS)
 
 
 def test_paired_over_seeds(in_tmp, capsys):
@@ -332,10 +422,12 @@ def test_paired_over_seeds(in_tmp, capsys):
     write_result('cl@seed=3@train', 90)
     summarize.main(summarize.parse_args(['--paired', 'cl@*', 'puzzle@*']))
     out, err = capsys.readouterr()
-    head, _, miou, fp, fn = map(cells, out.splitlines())
+    head, _, two_fold, miou, fp, fn = map(cells, out.splitlines())
     assert head == ['3 seeds', 'A', 'B', 'B - A', '95 %']
     half = 4.30265 / 3**0.5  # t with 2 degrees of freedom; the differences 4, 3, 5 deviate by 1
-    assert miou == ['mIoU %', '51.00', '55.00', '+4.00', f'{4 - half:+.2f} to {4 + half:+.2f}']
+    interval = f'{4 - half:+.2f} to {4 + half:+.2f}'
+    assert two_fold == ['mIoU %', '50.00', '54.00', '+4.00', interval]
+    assert miou == ['best mIoU %', '51.00', '55.00', '+4.00', interval]
     assert fp[1:] == ['20.04', '20.04', '+0.00', '+0.00 to +0.00']
     assert fn[3] == '-4.00'
     assert err == 'warning: seeds only in A or only in B are left out: 3\n'
@@ -358,12 +450,12 @@ def test_formats(in_tmp, capsys):
     first, second = capsys.readouterr().out.split('\n\n')
     assert list(csv.reader(io.StringIO(first))) == [
         HEADERS,
-        ['50 %, a', '1', '6', '50.00', '20.0', '20.0', '0.30', '12.50'],
+        ['50 %, a', '1', '6', '49.00', '59.00', '50.00', '20.0', '20.0', '0.30', '12.50'],
     ]
     assert list(csv.reader(io.StringIO(second)))[0] == ['IoU %', '50 %, a']
     summarize.main(summarize.parse_args(['a_b@train', '--format', 'latex']))
     out = capsys.readouterr().out
-    assert out.startswith('\\begin{tabular}{lrrrrrrr}')
+    assert out.startswith('\\begin{tabular}{lrrrrrrrrr}')
     assert 'a\\_b@train' in out
     assert 'mIoU \\%' in out
 
@@ -390,7 +482,8 @@ def test_latex_has_the_sign_of_plus_or_minus(capsys):
 def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
     """--paired A B --classes: the rows are A and B."""
     iou = {'background': 80.0, 'cat': 40.0}
-    result = {'miou': 60.0, 'fp': 20.0, 'fn': 20.0, 'images': 6, 'all_background_miou': 10.0, 'threshold': 0.3}
+    result = {'fp': 20.0, 'fn': 20.0, 'dice': 70.0, 'images': 6, 'all_background_miou': 10.0, 'threshold': 0.3}
+    result['sweep'] = {0.3: 60.0}
     results_of = {
         name: [{**result, 'name': name, 'experiment_name': name, 'miou': miou, 'iou': iou}]
         for name, miou in (('a', 60), ('b', 62))
@@ -398,7 +491,7 @@ def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
     monkeypatch.setattr(summarize.find, 'find', results_of.__getitem__)
     monkeypatch.setattr(summarize.find, 'check_comparable', lambda runs: None)
     monkeypatch.setattr(summarize.find, 'check_mean', lambda runs: None)
-    monkeypatch.setattr(summarize.find, 'read_counts', lambda result: None)
+    monkeypatch.setattr(summarize.find, 'read_counts', lambda result, two_fold: None)
     monkeypatch.setattr(summarize, 'tabulate_paired', lambda names: [['pair', *names], ['', '', '']])
     found = tables(capsys, '--paired', 'a', 'b', '--classes')
     assert [table[0][0] for table in found] == ['', 'IoU %', 'pair']

@@ -9,16 +9,21 @@ import numpy as np
 
 from core import UserError, has_control_characters
 from core.data.files import fits, load_json
+from core.image_scores import SIZES, two_folds, unpack
 from util.store.arrays import read_arrays
 from util.store.current import identity
 from util.store.fingerprints import read_args
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
 
 FOLDER = EXPERIMENTS / 'results'
-NUMBERS = ('miou', 'fp', 'fn', 'images', 'all_background_miou')
+NUMBERS = ('miou', 'fp', 'fn', 'dice', 'images', 'all_background_miou')
+TWO_FOLD = ('miou', 'dice')
 ROW = {'threshold': (float, None), 'miou': float}
 TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'made_with': dict}
 TYPES |= {'iou': {str: (float, None)}, 'confusion': [[int]], 'threshold': (float, None), 'thresholds': [ROW]}
+TYPES |= {'two_fold': ({**dict.fromkeys(TWO_FOLD, float), 'thresholds': [float]}, None)}
+TYPES |= {'false_masks': {'images': int, 'share': (float, None), 'classes': {str: (float, None)}}}
+TYPES |= {'by_size': {size: {'objects': int, 'iou': (float, None)} for size in SIZES}}
 TYPES |= dict.fromkeys(NUMBERS, float)
 
 ARRAYS = ('ids', 'thresholds', 'images', 'classes', 'counts')
@@ -46,6 +51,7 @@ def read(path: Path) -> dict:
             raise ValueError
         numbers = [content[name] for name in NUMBERS]
         numbers += [value for value in content['iou'].values() if value is not None]
+        numbers += [content['two_fold'][name] for name in TWO_FOLD] if content['two_fold'] else []
         if not np.isfinite(np.array(numbers, float)).all():
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
@@ -55,24 +61,35 @@ def read(path: Path) -> dict:
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
 
 
-def read_counts(result: dict) -> tuple[list[str], np.ndarray] | None:
+def headline(result: dict) -> dict | None:
+    """Return what holds the mIoU and Dice that a result is known by: of several thresholds, the two-fold scores.
+
+    None for maps whose images could not be divided (docs/method.md, "Evaluation").
+    """
+    return result['two_fold'] if len(result['sweep']) > 1 else result
+
+
+def read_counts(result: dict, two_fold: bool = False) -> tuple[list[str], np.ndarray] | None:
     """Return the ids and T, P and TP per image (N, classes, 3) at the threshold of a result; None without the file.
 
-    Raises UserError naming the file if it is damaged or of another evaluation.
+    two_fold: of maps, at the thresholds of the two-fold scores if there are any. Raises UserError naming the file if it
+    is damaged or of another evaluation.
     """
     path = result['path'].with_suffix('.npz')
     if not path.is_file():
         return None
     try:
-        ids, thresholds, images, classes, counts = read_arrays(path, *ARRAYS)
+        ids, thresholds, *packed = read_arrays(path, *ARRAYS)
         ids, thresholds = ids.tolist(), thresholds.tolist()
         confusion = np.array(result['confusion'])
         index = thresholds.index(result['threshold']) if thresholds else 0
-        by_image = np.zeros((len(ids), len(confusion), 3), counts.dtype)
-        by_image[images, classes] = counts[:, index]
+        by_image = unpack(np.full(len(ids), index), *packed, len(confusion))
         total = np.stack([confusion.sum(1), confusion.sum(0), np.diag(confusion)], 1)
-        if len(ids) != len(by_image) or not np.array_equal(by_image.sum(0, dtype=np.int64), total):
+        if not np.array_equal(by_image.sum(0, dtype=np.int64), total):
             raise ValueError
+        if two_fold and result['two_fold']:
+            chosen = np.array([thresholds.index(threshold) for threshold in result['two_fold']['thresholds']])
+            by_image = unpack(chosen[two_folds(ids)], *packed, len(confusion))
     except Exception:  # arrays of other shapes and kinds can raise anything
         raise UserError(f'{path}: is damaged or not of {result["path"].name}; rerun evaluate.py') from None
     return ids, by_image
