@@ -25,6 +25,7 @@ from plotly.utils import PlotlyJSONEncoder
 
 from core import UserError
 from core.data import drawing
+from core.image_scores import SIZES
 from core.metrics import ERROR_SHARES
 from tools.reporting import charts, find, gallery, panels, provenance, tables
 from tools.reporting.entries import add_recorded_data, find_entries, name_entries, open_recorded, stage_number
@@ -103,7 +104,7 @@ def make_gallery(args, dataset, entries, steps, counts):
     return {'sources': [source.title for source in sources], 'cards': cards, 'total': total}
 
 
-def render(dataset, entries, steps, counts, shown):
+def render(dataset, entries, steps, counts, two_fold, shown):
     """Return the page."""
     names = ('background', *dataset.class_names)
     backbone, published = tables.find_published(steps, dataset.class_names)
@@ -111,7 +112,7 @@ def render(dataset, entries, steps, counts, shown):
     errors = [make_label(name, colour) for name, colour in panels.ERRORS.items()]
     figures = make_charts(entries, steps, names)
     failures = {
-        i: tables.describe_failures(np.array(entry.result['confusion']), names)
+        i: tables.describe_failures(entry.result, names)
         for i, entry in enumerate(entries)
         if entry.result and 'confusion' in entry.result
     }
@@ -123,11 +124,13 @@ def render(dataset, entries, steps, counts, shown):
     return environment.get_template('report.html').render(
         dataset=dataset,
         entries=entries,
-        chain=tables.tabulate_chain(entries, counts, published),
+        chain=tables.tabulate_chain(entries, counts, two_fold, published),
         backbone=backbone,
         published=published,
         stale=[entry.label for entry in entries if entry.is_stale],
-        differences=tables.tabulate_differences(entries, counts),
+        differences=tables.tabulate_differences(entries, two_fold),
+        objects=tables.tabulate_objects(entries),
+        sizes=SIZES,
         classes=classes,
         errors=errors,
         by_class=tables.tabulate_classes(entries),
@@ -169,13 +172,16 @@ def main(args):
     records += [entry.scores.get('made_with') or {} for entry in entries]  # folders that no longer exist
     dataset = open_recorded(args, entries[0].folder, *records)
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
-    counts = [find.read_counts(entry.result) if entry.result else None for entry in entries]
+    counts, two_fold = (
+        [find.read_counts(entry.result, of_folds) if entry.result else None for entry in entries]
+        for of_folds in (False, True)
+    )
     steps = provenance.trace({entry.folder: entry.kind for entry in entries})
     folders = [step.path for step in steps if not step.is_run]
     provenance.warn_if_outdated(folders, dataset=dataset)  # the page marks entries that were scored before the change
     with provenance.unchanged(folders):
         shown = make_gallery(args, dataset, entries, steps, counts)
-        page = render(dataset, entries, steps, counts, shown).encode()
+        page = render(dataset, entries, steps, counts, two_fold, shown).encode()
     write_bytes(args.out, page)
     print(f'{args.out}: {len(shown["cards"])} of {shown["total"]} images, {len(page) / 1e6:.1f} MB')
 

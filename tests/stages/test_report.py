@@ -65,7 +65,7 @@ def page(page_file, here) -> str:
 
 def test_chain(page):
     head, *rows = rows_of(page, 'Results')
-    assert head[1:3] == ['mIoU %', '95 % interval']
+    assert head[1:8] == ['mIoU %', '95 % interval', 'Dice %', 'best mIoU %', 'FP %', 'FN %', 'threshold']
     assert [row[0] for row in rows] == [
         'CAM: my@puzzle',
         'random-walk CAM: my@affinity',
@@ -74,20 +74,54 @@ def test_chain(page):
     ]
     for row, folder, domain in zip(rows, (CAM, WALK, LABELS, PREDICTIONS_ON_VAL), 3 * ['train'] + ['val'], strict=True):
         (result,) = find.of_folder(folder)
-        low, high = score_interval(find.read_counts(result)[1])['miou']
-        assert row[1:3] == [f'{result["miou"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}']
-        assert row[6:8] == [domain, str(result['images'])]
-        assert [cell.split()[0] for cell in row[3:5]] == [f'{result["fp"]:.1f}', f'{result["fn"]:.1f}']
-    assert rows[0][5].endswith('best on these masks')
-    assert rows[2][5] == '-'
+        scores = result['two_fold'] if folder in (CAM, WALK) else result
+        low, high = score_interval(find.read_counts(result, two_fold=True)[1])['miou']
+        assert row[1:4] == [f'{scores["miou"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}', f'{scores["dice"]:.1f}']
+        assert row[4] == (f'{result["miou"]:.2f}' if folder in (CAM, WALK) else '-')
+        assert row[8:10] == [domain, str(result['images'])]
+        low, high = score_interval(find.read_counts(result)[1])['fp']
+        assert row[5] == f'{result["fp"]:.1f} {100 * low:.2f} to {100 * high:.2f}'
+        assert row[6].split()[0] == f'{result["fn"]:.1f}'
+    assert rows[0][7].endswith('best on these masks')
+    assert rows[2][7] == '-'
+
+
+def test_label_maps_alone_have_no_best_threshold(here, tmp_path):
+    page = make_page(tmp_path / 'r.html', LABELS)
+    assert 'best mIoU' not in ' '.join(rows_of(page, 'Results')[0])
+    assert 'two-fold' not in page.split('<script')[0]
+
+
+def test_maps_without_two_fold_scores_have_their_best_mIoU(here, in_tmp):
+    shutil.copytree(here / 'experiments', 'experiments')
+    (result,) = find.of_folder(CAM)
+    content = json.loads(result['path'].read_text())
+    result['path'].write_text(json.dumps({**content, 'two_fold': None}))
+    page = make_page(in_tmp / 'r.html', CAM, WALK)
+    cams, walks, _ = rows_of(page, 'Results')[1:]
+    assert cams[1:5] == ['-', '-', '-', f'{result["miou"]:.2f}']
+    assert '-' not in walks[1:5]
+    assert len(rows_of(page, 'Differences')) == 2  # of the walks and their labels alone
+
+
+def test_objects_by_size_and_false_masks(page):
+    head, *rows = rows_of(page, 'Objects by size')
+    assert head[1:] == ['&lt; 1 %', '1 to 5 %', '5 to 20 %', '&gt;= 20 %', 'false masks %']
+    (result,) = find.of_folder(PREDICTIONS_ON_VAL)
+    cells = [(row['iou'], row['objects']) for row in result['by_size'].values()]
+    cells.append((result['false_masks']['share'], result['false_masks']['images']))
+    assert sum(number for _, number in cells) > 4
+    assert rows[3][1:] == [f'{"-" if value is None else f"{value:.1f}"} {number}' for value, number in cells]
 
 
 def test_differences(page):
     rows = rows_of(page, 'Differences')[1:]
     assert len(rows) == 3  # three outputs on train, none shares its images with val
     first, second = (find.of_folder(folder)[0] for folder in (CAM, WALK))
-    low, high = difference_interval(find.read_counts(first)[1], find.read_counts(second)[1])['miou']
-    assert rows[0][2] == f'{second["miou"] - first["miou"]:+.2f}'
+    counts = [find.read_counts(result, two_fold=True)[1] for result in (first, second)]
+    low, high = difference_interval(*counts)['miou']
+    assert rows[0][2] == f'{second["two_fold"]["miou"] - first["two_fold"]["miou"]:+.2f}'
+    assert rows[0][4] == f'{second["miou"] - first["miou"]:+.2f}'
     assert rows[0][3].startswith(f'{100 * low:+.2f} to {100 * high:+.2f}')
 
 
@@ -95,8 +129,12 @@ def test_errors_by_class_add_up(page):
     head, *rows = rows_of(page, 'Errors by class')
     names = open_dataset(*_data()).class_names
     assert {row[0] for row in rows} <= {'background', *names}
+    (result,) = find.of_folder(CAM)  # the first output of the page
+    wrong = {name: '-' if share is None else f'{share:.1f}' for name, share in result['false_masks']['classes'].items()}
+    assert head[6] == 'false masks %'
     for row in rows:
         assert sum(map(float, row[1:6])) == pytest.approx(100, abs=0.3)
+        assert row[6] == wrong.get(row[0], '-')
     assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows)
 
 
@@ -174,7 +212,7 @@ def test_an_interval_needs_two_images(here):
     (entry,) = find_entries([PREDICTIONS_ON_VAL])
     ids, counts = find.read_counts(entry.result)
     for n, expected in ((1, False), (2, True)):
-        (row,) = tables.tabulate_chain([entry], [(ids[:n], counts[:n])], {})
+        (row,) = tables.tabulate_chain([entry], *2 * [[(ids[:n], counts[:n])]], {})
         assert bool(row['interval']) == bool(row['fp_interval']) == expected
         pair = tables.tabulate_differences([entry, entry], 2 * [(ids[:n], counts[:n])])
         assert bool(pair) == expected

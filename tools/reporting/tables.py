@@ -3,8 +3,10 @@
 import numpy as np
 
 from core.data.entries import read_json
+from core.image_scores import SIZES
 from core.intervals import difference_interval, score_interval
 from core.metrics import ERROR_SHARES, error_shares
+from tools.reporting import find
 from tools.reporting.entries import stage_number
 from util import flags
 from util.store import results
@@ -13,21 +15,27 @@ MOST_COMPARED = 12  # most outputs whose differences are tabulated: 66 pairs
 PUBLISHED = flags.REPOSITORY / 'data' / 'published.json'
 
 
-def tabulate_chain(entries, counts, published):
-    """Return the rows of the scored entries, as text by column."""
+def tabulate_chain(entries, counts, two_fold, published):
+    """Return the rows of the scored entries, as text by column.
+
+    counts and two_fold: of each entry what find.read_counts returns, for FP and FN, and for the mIoU.
+    """
     rows = []
-    for entry, count in zip(entries, counts, strict=True):
+    for entry, count, other in zip(entries, counts, two_fold, strict=True):
         result = entry.result
         if result is None:
             continue
-        intervals = score_interval(count[1]) if count and len(count[0]) > 1 else {}
-        interval = {name: percent_range(ends) for name, ends in intervals.items()}
+        head, swept = find.headline(result), len(result['sweep']) > 1
+        interval = {name: percent_range(ends) for name, ends in intervals_of(count).items()}
+        of_head = intervals_of(other).get('miou') if head else None
         threshold = results.format_threshold(result['threshold'])
         rows.append(
             {
                 'title': entry.title,
-                'miou': f'{result["miou"]:.2f}',
-                'interval': interval.get('miou', ''),
+                'miou': f'{head["miou"]:.2f}' if head else '',
+                'interval': percent_range(of_head) if of_head else '',
+                'dice': f'{head["dice"]:.1f}' if head else '',
+                'best': f'{result["miou"]:.2f}' if swept else '',
                 'fp': f'{result["fp"]:.1f}',
                 'fn': f'{result["fn"]:.1f}',
                 'fp_interval': interval.get('fp', ''),
@@ -41,6 +49,26 @@ def tabulate_chain(entries, counts, published):
             }
         )
     return rows
+
+
+def intervals_of(count) -> dict:
+    """Return the intervals of counts per image as fractions, {} of fewer than two images."""
+    return score_interval(count[1]) if count and len(count[0]) > 1 else {}
+
+
+def tabulate_objects(entries):
+    """Return rows of the scored entries: the title, false masks, and the IoU and number of objects by size, as text."""
+    rows = []
+    for entry in entries:
+        if entry.result:
+            wrong, sizes = entry.result['false_masks'], entry.result['by_size']
+            cells = [(percent(sizes[size]['iou']), sizes[size]['objects']) for size in SIZES]
+            rows.append((entry.label, (percent(wrong['share']), wrong['images']), cells))
+    return rows
+
+
+def percent(value) -> str:
+    return '-' if value is None else f'{value:.1f}'
 
 
 def percent_range(ends) -> str:
@@ -62,9 +90,16 @@ def find_published(steps, class_names) -> tuple[str, dict[tuple[str, str], float
 
 
 def tabulate_differences(entries, counts):
-    """Return the differences of all pairs of outputs scored on the same images, with intervals; [] if too many."""
+    """Return the differences of all pairs of outputs scored on the same images, with intervals; [] if too many.
+
+    counts: as find.read_counts returns them for two_fold.
+    """
     rows = []
-    scored = [(entry, count) for entry, count in zip(entries, counts, strict=True) if count and len(count[0]) > 1]
+    scored = [
+        (entry, count)
+        for entry, count in zip(entries, counts, strict=True)
+        if count and len(count[0]) > 1 and find.headline(entry.result)
+    ]
     if len(scored) > MOST_COMPARED:
         return []
     for i, (first, before) in enumerate(scored):
@@ -72,10 +107,11 @@ def tabulate_differences(entries, counts):
             if before[0] != after[0] or first.scores.get('masks') != second.scores.get('masks'):
                 continue
             interval = difference_interval(before[1], after[1])['miou']
-            change = second.result['miou'] - first.result['miou']
+            change = find.headline(second.result)['miou'] - find.headline(first.result)['miou']
             contains_zero = interval[0] <= 0 <= interval[1]
             ends = ' to '.join(f'{100 * end:+.2f}' for end in interval)
-            rows.append((first.label, second.label, f'{change:+.2f}', ends, contains_zero))
+            best = f'{second.result["miou"] - first.result["miou"]:+.2f}'
+            rows.append((first.label, second.label, f'{change:+.2f}', ends, contains_zero, best))
     return rows
 
 
@@ -91,8 +127,9 @@ def tabulate_classes(entries):
     return [entry.label for entry in scored], rows
 
 
-def describe_failures(confusion, names):
-    """Return the classes, lowest IoU first, with their errors: dicts of text."""
+def describe_failures(result, names):
+    """Return the classes of a result, lowest IoU first, with their errors: dicts of text."""
+    confusion, wrong = np.array(result['confusion']), result['false_masks']['classes']
     shares = error_shares(confusion)
     rows = []
     for index in np.argsort(np.nan_to_num(shares[:, 0], nan=2)):
@@ -107,6 +144,7 @@ def describe_failures(confusion, names):
                 'index': int(index),
                 'name': names[index],
                 'shares': [f'{100 * share:.1f}' for share in shares[index]],
+                'false_masks': percent(wrong.get(names[index])),
                 'cause': ERROR_SHARES[1 + int(errors.argmax())] if errors.any() else '',
                 'confused': names[worst] if others[worst] else '',
             }
