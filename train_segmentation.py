@@ -1,7 +1,8 @@
 """Stage 7: train DeepLabv3+ on the pseudo-labels.
 
 Reads   images of the list train_aug; experiments/predictions/{label_name}/{id}.png of stage 6; images and masks of the
-        list val, if there are any masks, to score each epoch
+        list val, if there are any masks, to score each epoch. With --label_name ground_truth, the supervised upper
+        bound, the masks of the data set instead of pseudo-labels, and only the images that have one
 Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.last.pth or {tag}.best.pth (the other),
         experiments/logs/{tag}.txt, data/{tag}.json, tensorboards/{tag}/
 
@@ -13,14 +14,17 @@ The paper reports 66.9 mIoU on val for the predictions (Table 3). It has not bee
 
 import torch.nn.functional as F
 
-from core import IGNORE
+from core import IGNORE, UserError
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import scored_crops, training_samples
 from core.metrics import ConfusionMatrix
 from core.models import build_segmenter, build_sgd, load_weights
 from util import draw, flags, script
 from util.store import PSEUDO_LABEL, open_folder
+from util.store.hashes import file_hashes
 from util.training import Run, SharedModel, options, ordered_loader, training_loader
+
+GROUND_TRUTH = 'ground_truth'  # --label_name: the masks of the data set
 
 
 def parse_args(argv=None):
@@ -30,10 +34,24 @@ def parse_args(argv=None):
     return options.parse_training(parser, argv)
 
 
-def build_loaders(args, dataset, pseudo_labels, device):
+def open_labels(args, dataset):
+    """Return the ids to train on, what reads their labels, and what identifies these for Run."""
+    if args.label_name == GROUND_TRUTH:
+        ids = dataset.ids_with_masks('train_aug', with_images=True)
+        if not ids:
+            fault = 'no image of the list "train_aug" has a mask: name a folder of stage 6'
+            raise UserError(f'--label_name {GROUND_TRUTH}: {fault}')
+        script.print_mask_count(dataset, 'train_aug', ids, 'trained on')
+        return ids, dataset.read_mask, {'masks': file_hashes({name: dataset.mask_path(name) for name in ids})}
+    ids = dataset.ids('train_aug', with_images=True)
+    pseudo_labels = open_folder(PSEUDO_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
+    return ids, pseudo_labels.read_label, {'labels': pseudo_labels}
+
+
+def build_loaders(args, dataset, ids, read_label, device):
     """Return the batches to train on, and the top-left crops of val with masks that are scored after each epoch."""
     where = (args.min_image_size, args.max_image_size), args.image_size, args.resize, args.seed
-    train_set = training_samples(dataset, *where, read_mask=pseudo_labels.read_label)
+    train_set = training_samples(dataset, *where, ids=ids, read_mask=read_label)
     train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
     score_set = scored_crops(dataset, 'val', args.image_size)
     return train_loader, ordered_loader(score_set, args.batch_size, args.num_workers, device)
@@ -56,9 +74,8 @@ def score_predictions(network, loader, dataset):
 def main(args):
     device = options.start(args)
     dataset = open_dataset(args.dataset, args.data_dir)
-    ids = dataset.ids('train_aug')
-    pseudo_labels = open_folder(PSEUDO_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
-    train_loader, score_loader = build_loaders(args, dataset, pseudo_labels, device)
+    ids, read_label, labels = open_labels(args, dataset)
+    train_loader, score_loader = build_loaders(args, dataset, ids, read_label, device)
 
     # Build the network on an ImageNet backbone.
     model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
@@ -70,7 +87,7 @@ def main(args):
     meta = {'network': args.architecture, 'backbone': args.backbone, 'mode': args.mode}
     meta |= {'use_gn': args.use_gn} if args.architecture == 'DeepLabv3+' else {}
     trained = train_loader, network, optimizer, schedule, meta, score_loader.dataset
-    inputs = {'record': args.record(), 'weights': weights, 'labels': pseudo_labels, **args.pick(options.RUNNING)}
+    inputs = {'record': args.record(), 'weights': weights, **labels, **args.pick(options.RUNNING)}
     with Run(*trained, **inputs) as run:
         for _ in run.epochs():
             for batch in run.batches():

@@ -198,6 +198,7 @@ if [ -n "$DRY_RUN" ]; then
 fi
 echo
 echo "Table $TABLE of the paper. 'published %' are the paper's figures (Jo and Yu, ICIP 2021), all others are ours."
+echo "Compare the 'best mIoU %' of CAMs and random walks with them: these thresholds were chosen on the scored masks too."
 python -m tools.summarize "${ROWS[@]}"
 [ "$TABLE" != 3 ] || echo 'On test, scored by the VOC server, the paper reports 67.7 (resnest101) and 72.2 (resnest269).'
 if [ -n "$UPLOAD" ]; then

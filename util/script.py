@@ -145,11 +145,11 @@ def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
         print(f'warning: {len(image_ids)} of {len(all_ids)} images ({image_ids[0]}, ...) {what}', file=sys.stderr)
 
 
-def print_mask_count(dataset: Dataset, domain: str, masked: Collection[str]) -> None:
-    """Print how many images of a list are scored if not all have a mask."""
+def print_mask_count(dataset: Dataset, domain: str, masked: Collection[str], use: str = 'scored') -> None:
+    """Print how many images of a list are used if not all have a mask."""
     total = len(dataset.ids(domain)) if domain in dataset.lists else 0
     if masked and len(masked) < total:
-        print(f'{len(masked)} of {total} images of the list "{domain}" have masks; only these are scored')
+        print(f'{len(masked)} of {total} images of the list "{domain}" have masks; only these are {use}')
 
 
 def _last_line(error: Exception) -> str:

@@ -64,10 +64,14 @@ def training_samples(
     augmentations: Sequence[str] = (),
     read_mask: Callable[[str, tuple[int, int]], np.ndarray] | None = None,
     mask_size: int | None = None,
+    ids: list[str] | None = None,
 ) -> ImageDataset:
-    """Return the augmented crops of train_aug (docs/method.md, "Augmentation"), with image-level labels or masks."""
+    """Return the augmented crops of train_aug (docs/method.md, "Augmentation"), with image-level labels or masks.
+
+    `ids` selects some of its images, by default all.
+    """
     transform = training_pipeline(longer_side, image_size, resize, augmentations, mask_size)
-    ids = dataset.ids('train_aug', with_images=True)
+    ids = dataset.ids('train_aug', with_images=True) if ids is None else ids
     labels = dataset.read_all_labels(ids) if with_labels else None
     return ImageDataset(dataset, ids, transform, labels, read_mask, seed)
 

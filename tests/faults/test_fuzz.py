@@ -12,6 +12,7 @@ from PIL import Image
 from core.data import voc
 from core.data.dataset import open_dataset
 from core.data.images import MaskValues, image_size, read_image, read_label_map
+from core.image_scores import SIZES
 from core.models.model_file import ModelFile
 from support.coco import TRAIN, H, W, content, make_coco
 from support.fuzz import attempt, fuzz
@@ -59,9 +60,9 @@ def npz(folder):
 def counts(folder):
     named = {'ids': np.array(['a', 'b']), 'thresholds': np.array([0.1, 0.2]), 'images': np.array([0, 1, 1], np.uint8)}
     named |= {'classes': np.array([0, 0, 1], np.uint8), 'counts': np.ones((3, 2, 3), np.uint16)}
-    result = {'confusion': [[2, 0], [0, 1]], 'threshold': 0.2}
+    result = {'confusion': [[2, 0], [0, 1]], 'threshold': 0.2, 'two_fold': {'thresholds': [0.1, 0.2]}}
     seed = saved(lambda file: np.savez_compressed(file, **named))
-    return {'counts.npz': seed}, lambda path: find.read_counts({**result, 'path': path.with_suffix('.json')})
+    return {'counts.npz': seed}, lambda path: find.read_counts({**result, 'path': path.with_suffix('.json')}, True)
 
 
 def npy(folder):
@@ -156,6 +157,7 @@ def records(folder):
         'miou': 50.0,
         'fp': 1.0,
         'fn': 2.0,
+        'dice': 60.0,
         'images': 3,
         'all_background_miou': 10.0,
         'domain': 'train',
@@ -163,7 +165,11 @@ def records(folder):
     }
     result |= {'dataset': 'd', 'format': 'CAM', 'masks': 'ab', 'made_with': args, 'confusion': [[1, 2], [3, 4]]}
     result |= {'threshold': 0.1, 'experiment_name': 'a', 'crf_iteration': 0}
-    result['thresholds'] = [{'threshold': 0.1, 'miou': 50.0, 'fp': 1.0, 'fn': 2.0, 'iou': iou}]
+    rows = [(0.1, 50.0), (0.2, 40.0)]
+    result['thresholds'] = [{'threshold': t, 'miou': miou, 'fp': 1.0, 'fn': 2.0, 'iou': iou} for t, miou in rows]
+    result['two_fold'] = {'miou': 49.0, 'dice': 59.0, 'thresholds': [0.2, 0.1]}
+    result['false_masks'] = {'images': 1, 'share': 100.0, 'classes': {'cat': None}}
+    result['by_size'] = {size: {'objects': 0, 'iou': None} for size in SIZES}
     holder = {'host': 'h', 'pid': 1, 'since': 'now'}
     cache = {str(folder / 'x'): [1, 2, 3, 'ab']}
     inputs = {'images': {'a': 'ab'}, 'labels': {'a': '1 2'}}

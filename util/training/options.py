@@ -112,7 +112,7 @@ SUPERVISED = (  # stages 1 and 7
     Flag('loss', '--label_smoothing', real(0, 1), 0.0, SMOOTHING),
     Flag('run and output', '--select', ('best', 'last'), 'best', SELECTED),
 )
-LABEL_FOLDER = 'folder of labels, of stage 3 (for stage 4) or stage 6 (for stage 7)'
+LABEL_FOLDER = 'folder of labels, of stage 3 (for stage 4) or stage 6 (for stage 7, or ground_truth: the masks)'
 LABELS = (  # trainers that read labels of an earlier stage
     Flag('data', '--label_name', flags.folder_name, REQUIRED, LABEL_FOLDER),
     Flag('data', '--pred_dir', str, 'experiments/predictions/', 'folder that contains --label_name', 'input'),

@@ -106,7 +106,8 @@ class Run:
         if labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
         if scored:
-            inputs['masks'] = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in scored.ids})
+            masks = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in scored.ids})
+            inputs['masks'] = {**inputs.get('masks', {}), **masks}  # perhaps it is trained on masks too
             inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
         outdated = find_outdated([Path(str(record.options.get('weights')))], self.dataset)
         if outdated:
