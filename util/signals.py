@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received = 0  # the last signal that has come
 _held = 0  # depth of nested `held`
 
@@ -19,7 +20,7 @@ def listen() -> None:
     """Let SIGINT and SIGTERM end this process from now on."""
     global _received
     _received = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, _hear)
 
 
@@ -47,6 +48,27 @@ def held() -> Iterator[None]:
         stop_if_asked()
 
 
+@contextmanager
+def held_while_forking() -> Iterator[None]:
+    """Hold signals inside; processes that are forked there do not get one before `leave_to_parent`."""
+    with held():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_to_parent() -> None:
+    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers signal every process of a command.
+
+    A second SIGTERM ends this worker, so that the parent can stop one that hangs.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _hear(number: int, frame: object) -> None:
     global _received
     _received = number
@@ -65,7 +87,7 @@ def obeyed_within(seconds: float) -> Iterator[None]:
 
     def watch() -> None:
         number = os.read(reader, 1)
-        if number and number[0] in (signal.SIGINT, signal.SIGTERM) and not done.wait(seconds):
+        if number and number[0] in SIGNALS and not done.wait(seconds):
             os._exit(128 + number[0])
 
     threading.Thread(target=watch, daemon=True).start()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,20 @@ def start_program(words: Sequence, stdout: int, stderr: int, cwd=None, env: dict
     process = SERVER.Process(target=_run, args=(*where, Descriptor(stdout), Descriptor(stderr)))
     process.start()
     return process
+
+
+def signal_after_each_fork(monkeypatch) -> None:
+    """Send SIGTERM and SIGINT to every process that this one forks from now on, as soon as there is one."""
+    fork = os.fork
+
+    def fork_and_signal() -> int:
+        child = fork()
+        if child:
+            os.kill(child, signal.SIGTERM)
+            os.kill(child, signal.SIGINT)
+        return child
+
+    monkeypatch.setattr(os, 'fork', fork_and_signal)
 
 
 def run_program(

@@ -12,7 +12,7 @@ import torch
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import EpochSampler, scored_crops, training_samples
-from support.programs import run_program, start_program
+from support.programs import run_program, signal_after_each_fork, start_program
 from util.training.loaders import batches_on_device, ordered_loader, training_loader
 
 CPU = torch.device('cpu')
@@ -277,6 +277,11 @@ def test_workers_leave_a_signal_to_all_processes_to_the_main_one():
             os.kill(worker.pid, signal.SIGTERM)
             time.sleep(0.2)
         list(loader)
+
+
+def test_a_signal_to_a_worker_that_has_just_been_forked_is_left_to_the_main_process(monkeypatch):
+    signal_after_each_fork(monkeypatch)
+    assert [batch.item() for batch in ordered_loader(SlowNumbers(), 1, 2, CPU)] == list(range(12))
 
 
 class EndOfFile:

@@ -12,6 +12,7 @@ import torch
 
 from core import UserError
 from support import subprocess_environment
+from support.programs import signal_after_each_fork
 from util import script
 from util.parallel import workers
 from util.parallel.workers import BackgroundWriter, parallel_map
@@ -32,6 +33,11 @@ def test_parallel_map_keeps_the_order_and_raises_errors(num_workers):
     assert list(parallel_map(half_of_even, ['0', '4', '2', '8'], num_workers, 'x')) == [0, 2, 1, 4]
     with pytest.raises(UserError, match='5 is odd'):
         list(parallel_map(half_of_even, ['0', '2', '5', '4'], num_workers, 'x'))
+
+
+def test_a_signal_to_a_worker_that_has_just_been_forked_is_left_to_the_main_process(monkeypatch):
+    signal_after_each_fork(monkeypatch)
+    assert list(parallel_map(half_of_even, ['0', '4', '2'], 2, 'x')) == [0, 2, 1]
 
 
 def test_killed_workers_are_named():

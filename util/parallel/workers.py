@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -41,7 +40,7 @@ def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecu
     """
     pool = ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
     try:
-        with signals.held():
+        with signals.held_while_forking():
             pool.submit(int)  # the first task starts all processes
     except BaseException:
         _end(pool)
@@ -63,21 +62,12 @@ def _end(pool: ProcessPoolExecutor) -> None:
 def _init_worker(function: Callable | None) -> None:
     global _function
     _function = function
-    leave_signals_to_parent()
+    signals.leave_to_parent()
     exit_with_parent()
 
 
 def _call(image_id: str) -> object:
     return _function(image_id)
-
-
-def leave_signals_to_parent() -> None:
-    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers signal every process of a command.
-
-    A second SIGTERM ends the worker, so that the parent can stop one that hangs.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def exit_with_parent() -> None:

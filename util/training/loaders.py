@@ -17,7 +17,7 @@ from core.data.torch_datasets import EpochSampler
 from util import launcher, signals
 from util.parallel import processes
 from util.parallel.devices import keep_freed_memory, release_freed_memory
-from util.parallel.workers import exit_with_parent, leave_signals_to_parent
+from util.parallel.workers import exit_with_parent
 from util.script import SHARED_MEMORY_FULL, WORKER_KILLED, progress
 
 
@@ -43,7 +43,7 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
             release_freed_memory()
-        with signals.held():
+        with signals.held_while_forking():
             batches = super().__iter__()  # forks the workers
         try:
             yield from batches
@@ -63,7 +63,7 @@ def init_worker(worker: int) -> None:
     """
     torch.set_num_threads(1)  # the workers share the cores
     keep_freed_memory()
-    leave_signals_to_parent()
+    signals.leave_to_parent()
     exit_with_parent()
     sys.excepthook = _report_error
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
