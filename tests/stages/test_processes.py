@@ -30,7 +30,7 @@ from core.models.backbones import BACKBONES, Backbone
 from support import REPOSITORY, run_stage, subprocess_environment
 from support.chain import commands
 from support.networks import Tiny, labels_of, synchronise_on_cpus
-from support.programs import SERVER, free_port, held, refusal
+from support.programs import SERVER, free_port, held, refusal, served
 from tools import check_dataset, predict
 from util import launcher, script, signals
 from util.parallel import batch, processes
@@ -67,7 +67,7 @@ class Group:
     def __init__(self, count: int):
         pipes = [SERVER.Pipe() for _ in range(count)]
         self.pipes = [ours for ours, _ in pipes]
-        self.members = [SERVER.Process(target=serve, args=(i, count, pipes[i][1]), daemon=True) for i in range(count)]
+        self.members = [served(serve, i, count, pipes[i][1], daemon=True) for i in range(count)]
         for member in self.members:
             member.start()
 
@@ -455,7 +455,7 @@ def run_program(data, folder: str, rank: int, port: int, name: str, more: tuple[
 
 
 def start(data, folder: Path, port: int, rank: int, *more: str, name: str = 'cls'):
-    process = SERVER.Process(target=run_program, args=(data, str(folder), rank, port, name, more))
+    process = served(run_program, data, str(folder), rank, port, name, more)
     process.start()
     return process
 

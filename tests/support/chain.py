@@ -22,7 +22,7 @@ import train_segmentation
 from core.data.dataset import Dataset, open_dataset
 from core.models.weights import read_state_dict
 from support import run_stage, without_seconds
-from support.programs import SERVER
+from support.programs import served
 from util.script import run as run_script
 
 NET = 'resnest14_narrow'
@@ -166,7 +166,7 @@ def run_child(data, name: str, folder: str, more: tuple[str, ...]) -> None:
 
 
 def start(data, name: str, folder, *more: str):
-    process = SERVER.Process(target=run_child, args=(data, name, str(folder), more))
+    process = served(run_child, data, name, str(folder), more)
     process.start()
     return process
 
@@ -182,7 +182,7 @@ def finish(data, name: str, folder, *more: str) -> float:
 
 def start_server() -> None:
     """Start the server that child processes are forked from, and wait for its imports."""
-    first = SERVER.Process(target=int)
+    first = served(int)
     first.start()
     first.join()
 

@@ -13,23 +13,32 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from support import subprocess_environment
 
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['support.chain', 'torch.utils.tensorboard'])
+SERVER.set_forkserver_preload(['support.chain', 'tools.predict', 'torch.utils.tensorboard'])
 
 
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(('localhost', 0))
         return listener.getsockname()[1]
+
+
+def served(target: Callable, *args, **options):
+    """Return a process, not started yet, that will be forked from the server and calls target(*args)."""
+    # Python starts the server without the paths of this process, and the server is silent about modules it cannot find.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+    return SERVER.Process(target=target, args=args, **options)
 
 
 def start_program(words: Sequence, stdout: int, stderr: int, cwd=None, env: dict[str, str] | None = None):
@@ -39,7 +48,7 @@ def start_program(words: Sequence, stdout: int, stderr: int, cwd=None, env: dict
     """
     environment = subprocess_environment() if env is None else env
     where = [str(word) for word in words], str(cwd or Path.cwd()), environment
-    process = SERVER.Process(target=_run, args=(*where, Descriptor(stdout), Descriptor(stderr)))
+    process = served(_run, *where, Descriptor(stdout), Descriptor(stderr))
     process.start()
     return process
 
