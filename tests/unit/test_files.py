@@ -24,6 +24,14 @@ from util.store.files import (
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, order = tmp_path / 'a.json', []
+    for name in ('fsync', 'replace'):
+        monkeypatch.setattr(os, name, lambda *_, name=name: order.append((name, path.exists())))
+    write_bytes(path, b'new')
+    assert order == [('fsync', False), ('replace', False)]
+
+
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'a'
     write_bytes(path, b'first')
