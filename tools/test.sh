@@ -11,4 +11,4 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
 fi
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --durations=10 "$@"
+python -m pytest -n 2 --dist worksteal --durations=10 "$@"
