@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _received = 0  # the last signal that has come
-_held = 0  # depth of nested `held`
+_held = 0  # depth of nested `put_off`
 
 
 def listen() -> None:
@@ -36,14 +36,21 @@ def stop_if_asked() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Hold signals inside: a signal takes effect at the end, unless an exception is already being raised."""
+def put_off() -> Iterator[None]:
+    """Hold signals inside, and leave one that comes to a later `stop_if_asked`: for places that lose an exception."""
     global _held
     _held += 1
     try:
         yield
     finally:
         _held -= 1
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold signals inside: a signal takes effect at the end, unless an exception is already being raised."""
+    with put_off():
+        yield
     if sys.exc_info()[0] is None:
         stop_if_asked()
 

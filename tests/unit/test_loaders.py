@@ -1,18 +1,22 @@
 """Order of the samples, batches, workers that live through a run, and fail rather than hang."""
 
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import EpochSampler, scored_crops, training_samples
 from support.programs import run_program, signal_after_each_fork, start_program
+from util import signals
 from util.training.loaders import batches_on_device, ordered_loader, training_loader
 
 CPU = torch.device('cpu')
@@ -282,6 +286,24 @@ def test_workers_leave_a_signal_to_all_processes_to_the_main_one():
 def test_a_signal_to_a_worker_that_has_just_been_forked_is_left_to_the_main_process(monkeypatch):
     signal_after_each_fork(monkeypatch)
     assert [batch.item() for batch in ordered_loader(SlowNumbers(), 1, 2, CPU)] == list(range(12))
+
+
+def test_a_signal_that_comes_while_the_workers_end_is_not_lost(monkeypatch):
+    lost, end = [], _MultiProcessingDataLoaderIter._shutdown_workers
+
+    def end_signalled(iterator):
+        signal.raise_signal(signal.SIGTERM)
+        end(iterator)
+
+    monkeypatch.setattr(sys, 'unraisablehook', lost.append)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, '_shutdown_workers', end_signalled)
+    loader = ordered_loader(SlowNumbers(), 1, 1, CPU)
+    next(iter(loader))
+    del loader
+    gc.collect()
+    assert (signals.received(), lost) == (signal.SIGTERM, [])
+    with pytest.raises(SystemExit):
+        signals.stop_if_asked()
 
 
 class EndOfFile:
