@@ -9,6 +9,10 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
         echo 'no Chromium: the tests in a browser are skipped (Debian and Ubuntu: apt-get install chromium)' >&2
     fi
 fi
+# Tests write the outputs of all stages hundreds of times, 100 MB each: in memory if there is room.
+if [ -z "${TMPDIR:-}" ] && [ "$(df --output=avail -k /dev/shm 2>/dev/null | tail -1)" -gt 4000000 ] 2>/dev/null; then
+    export TMPDIR=/dev/shm
+fi
 ruff check .
 ruff format --check .
 python -m pytest -n 2 --dist worksteal --durations=10 "$@"

@@ -412,9 +412,12 @@ def ids_shown(page) -> list[str]:
     return page.eval_on_selector_all('.card h3 > span:first-child', 'nodes => nodes.map(n => n.textContent.trim())')
 
 
-@pytest.mark.parametrize('width', [1280, 390])
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_page_fits_and_every_picture_and_chart_appears(open_page, width, scheme):
+WINDOWS = [('light', 1280), ('dark', 390)]
+WINDOWS += [pytest.param(*window, marks=pytest.mark.slow) for window in (('light', 390), ('dark', 1280))]
+
+
+@pytest.mark.parametrize('scheme, width', WINDOWS)
+def test_page_fits_and_every_picture_and_chart_appears(open_page, scheme, width):
     page = open_page(width, scheme)
     for chart in page.query_selector_all('.chart'):
         if chart.is_visible():

@@ -162,7 +162,7 @@ def test_torchrun(demo, without):
 def test_processes_end_when_another_is_killed(demo, without):
     """With one line. The same command resumes."""
     without('cams')
-    scales = ','.join(['4.0'] * 8)  # long enough for both to work at once
+    scales = ','.join(['4.0'] * 4)  # long enough for both to work at once
     longer = ('--scales', scales)
     folder = Path(f'experiments/predictions/cls@train@scale={scales}')
     run, until = torchrun(demo, 'cams', *longer), time.monotonic() + 120
@@ -175,9 +175,9 @@ def test_processes_end_when_another_is_killed(demo, without):
     assert (run.returncode, out) == (1, '')
     assert time.monotonic() - begun < 60
     assert err.count('inference_classification.py: stopped by SIGTERM, as torchrun stops all processes when one') == 1
-    assert torchrun(demo, 'cams', *longer).wait() == 0
+    script, words = commands(demo)['cams']
+    run_stage(script, [*words, *longer])
     assert not [*folder.glob('*.tmp')]
     resumed = {path.name: path.read_bytes() for path in folder.glob('*.npz')}
-    script, words = commands(demo)['cams']
     run_stage(script, [*words, *longer, '--overwrite'])
     assert {path.name: path.read_bytes() for path in folder.glob('*.npz')} == resumed

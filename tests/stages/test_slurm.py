@@ -210,13 +210,15 @@ def test_jobs_after_a_failed_one_do_not_run(cluster, tmp_path):
     assert list(Path(cluster['STATE']).glob('*requeued')) == []
 
 
-def test_a_job_whose_time_is_up_is_requeued_and_resumes(cluster):
-    """On two nodes. The model has the bytes of two processes that nothing has stopped."""
+@pytest.mark.parametrize('nodes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_job_whose_time_is_up_is_requeued_and_resumes(cluster, nodes):
+    """The model has the bytes of as many processes that nothing has stopped."""
     data = f'--dataset {cluster["DATASET"]} --data_dir {cluster["D"]} --num_workers 0'
     trainer = f'train_classification_with_puzzle.py {data} --architecture {NET} --weights none --tag my {SMALL}'
     trainer = [*trainer.split(), '--bn_replicas', '2', '--max_epoch', '3', '--print_ratio', '0']
-    sbatch = ['sbatch', '--nodes=2', '--job-name=my', '--output=experiments/%x.txt', 'recipes/slurm/stage.sbatch']
-    subprocess.run([*sbatch, *trainer], env={**cluster, 'SIGNAL': 'iteration 2/'}, check=True)
+    sbatch = ['sbatch', f'--nodes={nodes}', '--job-name=my', '--output=experiments/%x.txt']
+    stage = 'recipes/slurm/stage.sbatch'
+    subprocess.run([*sbatch, stage, *trainer], env={**cluster, 'SIGNAL': 'iteration 2/'}, check=True)
     printed = Path('experiments/my.txt').read_text()
     assert 'epoch 3: train CAM' in printed
     assert 'run the same command to resume' in printed
@@ -226,15 +228,16 @@ def test_a_job_whose_time_is_up_is_requeued_and_resumes(cluster):
 
     shutil.rmtree('experiments')
     Path('experiments').mkdir()
-    group = {**cluster, 'LOCAL_RANK': '0', 'WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost'}
+    group = {**cluster, 'LOCAL_RANK': '0', 'WORLD_SIZE': str(nodes), 'MASTER_ADDR': 'localhost'}
     group['MASTER_PORT'] = str(free_port())
     with open('experiments/my.txt', 'w') as file:
         members = [
-            start_program(trainer, file.fileno(), file.fileno(), env={**group, 'RANK': rank}) for rank in ('0', '1')
+            start_program(trainer, file.fileno(), file.fileno(), env={**group, 'RANK': str(rank)})
+            for rank in range(nodes)
         ]
         for member in members:
             member.join()
-    assert [member.exitcode for member in members] == [0, 0]
+    assert [member.exitcode for member in members] == [0] * nodes
     assert 'run the same command to resume' not in Path('experiments/my.txt').read_text()
     expected = torch.load('experiments/models/my.pth', weights_only=True)['model']
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
