@@ -150,6 +150,7 @@ def test_stages_take_images_of_any_size(stage, in_tmp):
             assert [read_image(path).size for path in outputs] == [size]
 
 
+@pytest.mark.slow
 def test_steps_shared_by_processes():
     """Two processes take the steps of one, and their seconds are added."""
     assert cases.share_steps('classifier', 2, 'cpu', batch=8, size=64, steps=1) > 0

@@ -219,25 +219,26 @@ def compare(demo, groups, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(
-    'more',
-    [
-        '--loss_option cl --batch_size 4 --bn_replicas 2',  # scores 4 images in one process, 2 in another
-        '--loss_option cl_pcl',
-        '--loss_option cl_re --re_loss_option none',
-        '--loss_option cl_re --re_loss_option masking --re_loss L2_Loss',
-        '--loss_option cl_re --re_loss_option selection',
-        '--loss_option cl_conf',
-        '--re_loss_option none --level cam',
-        '--re_loss_option masking',
-        '--re_loss_option selection --num_pieces 16',
-        '--loss_option cl_pcl_re_conf',
-        '--loss_option cl_pcl_re_conf --mode fix',
-        '--loss_option cl_re --re_loss_option selection --mode fix',
-        '--micro_batches 4',
-        '--micro_batches 4 --mode fix',
-    ],
-)
+CLASSIFIERS = [  # every option once
+    '--loss_option cl --batch_size 4 --bn_replicas 2',  # scores 4 images in one process, 2 in another
+    '--re_loss_option none --level cam',
+    '--re_loss_option selection --num_pieces 16 --re_loss L2_Loss',
+    '--loss_option cl_pcl_re_conf',
+    '--loss_option cl_re --re_loss_option selection --mode fix',
+    '--micro_batches 4',
+    '--micro_batches 4 --mode fix',
+]
+MORE_CLASSIFIERS = [
+    '--loss_option cl_pcl',
+    '--loss_option cl_re --re_loss_option none',
+    '--loss_option cl_re --re_loss_option masking --re_loss L2_Loss',
+    '--loss_option cl_re --re_loss_option selection',
+    '--loss_option cl_conf',
+    '--loss_option cl_pcl_re_conf --mode fix',
+]
+
+
+@pytest.mark.parametrize('more', [*CLASSIFIERS, *(pytest.param(x, marks=pytest.mark.slow) for x in MORE_CLASSIFIERS)])
 def test_classifier(compare, more):
     compare('cls', more, 2 if '--batch_size 4' in more else 4)
 
@@ -270,14 +271,17 @@ def test_segmentation(compare, more, count):
     compare('seg', more, count)
 
 
+BATCHNORM = '--mode normal --use_gn False'
+
+
 @pytest.mark.parametrize(
     'name, more, alone',
     [
         ('cls', '--sync_bn', '--bn_replicas 1'),
-        ('seg', '--mode normal --use_gn False --sync_bn', '--mode normal --use_gn False'),
+        ('seg', f'{BATCHNORM} --sync_bn', BATCHNORM),
         # Every process is a replica, and so is every part.
-        ('seg', '--mode normal --use_gn False', '--mode normal --use_gn False --micro_batches 4'),
-        ('seg', '--mode normal --use_gn False --micro_batches 4', '--mode normal --use_gn False --micro_batches 4'),
+        ('seg', BATCHNORM, f'{BATCHNORM} --micro_batches 4'),
+        pytest.param('seg', *[f'{BATCHNORM} --micro_batches 4'] * 2, marks=pytest.mark.slow),
     ],
 )
 def test_batchnorm_of_the_whole_batch_and_of_each_process(compare, name, more, alone):

@@ -233,7 +233,9 @@ def test_folder_without_outputs_starts_with_any_settings(demo, experiments, name
     assert {**read_args(folder), 'seconds': record['seconds']} == record
 
 
-@pytest.mark.parametrize('name', [*FOLDERS, *TRAINERS])
+@pytest.mark.parametrize(
+    'name', [x if x in KILLED else pytest.param(x, marks=pytest.mark.slow) for x in (*FOLDERS, *TRAINERS)]
+)
 def test_second_process_is_refused(demo, experiments, capsys, name):
     """Also with --overwrite, which removes nothing."""
     if name in TRAINERS:

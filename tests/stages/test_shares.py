@@ -148,6 +148,7 @@ def torchrun(data, name: str, *more: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=subprocess_environment(), **pipes)
 
 
+@pytest.mark.slow
 def test_torchrun(demo, without):
     """With workers; only the first process prints."""
     expected = without('cams')

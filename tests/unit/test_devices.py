@@ -59,6 +59,7 @@ def test_precision_is_that_of_the_flag():
 # Compiling ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs a C++ compiler')
 def test_compiled_code_computes_the_same():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
