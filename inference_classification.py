@@ -24,7 +24,7 @@ from util.training import batches_on_device, load_network, options
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_table(options.INFERENCE, options.SCALES, options.TRAINED_BACKBONE)
+    parser.add_table(options.INFERENCE, options.SCALES, options.READ_OUT, options.TRAINED_BACKBONE)
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='model of stage 1')
     return parser.parse_args(argv)
 
@@ -48,7 +48,7 @@ def main(args):
             for batch_ids, images, pixels in batches:
                 # Sum class maps over scales and mirror images.
                 present = np.stack([labels[image_id] for image_id in batch_ids])
-                maps = image_cams(classifier, pixels, present, images[0].shape[:2])
+                maps = image_cams(classifier, pixels, present, images[0].shape[:2], args.cam)
 
                 # Write the CAMs of the present classes.
                 for image_id, (cam, hr_cam) in zip(batch_ids, maps, strict=True):

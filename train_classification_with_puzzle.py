@@ -44,8 +44,9 @@ def parse_args(argv=None):
     loss.add_argument('--loss_option', type=loss_terms, default='cl_pcl_re', help=terms)
     tiles = 'tiles per image: 4 is 2 x 2; --image_size must be a multiple of 16 times the root of this'
     loss.add_argument('--num_pieces', type=flags.square, default=4, help=tiles)
-    level = 'what L_re compares: class maps (feature, published) or maps scaled to a maximum of 1 (cam)'
-    loss.add_argument('--level', default='feature', choices=('feature', 'cam'), help=level)
+    level = 'what L_re compares: class maps (feature, published), maps scaled to a maximum of 1 (cam), or class maps '
+    level += "of the classifier's positive weights alone (positive)"
+    loss.add_argument('--level', default='feature', choices=('feature', 'cam', 'positive'), help=level)
     loss.add_argument('--re_loss', default='L1_Loss', choices=('L1_Loss', 'L2_Loss'), help='distance in L_re')
     masks = ('none', 'masking', 'selection')
     counted = 'masking: absent classes count as 0 in L_re (published); selection: only present ones; none: all classes'

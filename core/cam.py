@@ -1,5 +1,7 @@
 """Class activation maps, in training and over scales (Puzzle-CAM, section 2.1; docs/method.md, "CAMs")."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from core.maps import strided_size
 from core.models.network import run_with_mirror_images
 
 EPSILON = 1e-5
+# How class maps are read: by all weights of the classifier, by its positive ones alone, or the mean of the two CAMs.
+READ_OUTS = ('published', 'positive', 'mean')
 
 
 def make_cam(maps: Tensor) -> Tensor:
@@ -19,24 +23,28 @@ def make_cam(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def multi_scale_maps(classifier: nn.Module, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def multi_scale_maps(
+    classifier: nn.Module, images: list[Tensor], read_out: str = 'published'
+) -> tuple[Tensor, list[list[Tensor]]]:
     """Run a classifier over N images at each scale, and over their mirror images.
 
-    images: the normalised images (N, 3, h_s, w_s) at each scale. Returns the class probabilities (N, C), the mean of
-    the sigmoids of all logits, and the class maps (N, C, h_s/16, w_s/16) at each scale: ReLU, summed over image and
-    mirror image.
+    images: the normalised images (N, 3, h_s, w_s) at each scale; read_out: one of READ_OUTS. Returns the class
+    probabilities (N, C), the mean of the sigmoids of all logits, and for each CAM that the read-out asks for the class
+    maps (N, C, h_s/16, w_s/16) at each scale: ReLU, summed over image and mirror image.
     """
+    wanted = {'published': slice(0, 1), 'positive': slice(1, 2), 'mean': slice(0, 2)}[read_out]
+    options = {} if read_out == 'published' else {'positive': True}
     probability, summed = 0, []
     for batch in images:
-        logits, maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True), batch)
+        logits, *maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True, **options), batch)
         probability = probability + torch.stack(torch.sigmoid(logits.float()).chunk(2)).mean(0)
-        maps, mirrored = F.relu(maps.float()).chunk(2)
-        summed.append(maps + mirrored.flip(-1))
-    return probability / len(images), summed
+        pairs = [F.relu(one.float()).chunk(2) for one in maps[wanted]]
+        summed.append([direct + mirrored.flip(-1) for direct, mirrored in pairs])
+    return probability / len(images), [list(scales) for scales in zip(*summed, strict=True)]
 
 
 def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """Sum the class maps of `multi_scale_maps` over scales. Returns the CAMs as `multi_scale_cam` does."""
+    """Sum the class maps of one read-out over scales; returns what `multi_scale_cam` does."""
     h, w = size
     rounded = (-(-h // STRIDE) * STRIDE, -(-w // STRIDE) * STRIDE)
     image_of, class_of = labels.nonzero(as_tuple=True)  # the present classes, image by image
@@ -53,6 +61,17 @@ def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) ->
     return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))
 
 
+def average_cams(cams: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return the mean of several CAMs of an image, each map divided by its maximum + 1e-5 again.
+
+    cams: of each CAM its maps, such as cam (K, h/4, w/4) and hr_cam (K, h, w). A single one is returned as it is.
+    """
+    if len(cams) == 1:
+        return cams[0]
+    means = [torch.stack(maps).mean(0) for maps in zip(*cams, strict=True)]
+    return tuple(mean / (mean.amax((1, 2), keepdim=True) + EPSILON) for mean in means)
+
+
 def multi_scale_cam(
     classifier: nn.Module, images: list[Tensor], labels: Tensor, size: tuple[int, int]
 ) -> list[tuple[Tensor, Tensor]]:
@@ -62,5 +81,5 @@ def multi_scale_cam(
     For each image with K present classes: cam (K, (h-1)//4+1, (w-1)//4+1) and hr_cam (K, h, w), each map divided by its
     maximum + 1e-5.
     """
-    _, maps = multi_scale_maps(classifier, images)
+    _, (maps,) = multi_scale_maps(classifier, images)
     return cams_from_maps(maps, labels, size)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.cam import cams_from_maps, multi_scale_maps
+from core.cam import average_cams, cams_from_maps, multi_scale_maps
 from core.data.transforms import normalize
 from core.maps import normalize_rw
 from core.models.affinitynet import predict_edges
@@ -17,27 +17,35 @@ from core.random_walk import BETA, EXP_TIMES, random_walk
 
 
 def image_cams(
-    classifier: nn.Module, pixels: list[Tensor], labels: np.ndarray | Tensor, size: tuple[int, int]
+    classifier: nn.Module,
+    pixels: list[Tensor],
+    labels: np.ndarray | Tensor,
+    size: tuple[int, int],
+    read_out: str = 'published',
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the CAMs of N images of one size (h, w): for each, cam (K, h/4, w/4) and hr_cam (K, h, w) in [0, 1].
 
-    pixels: (N, h_s, w_s, 3) uint8 on the device at each scale; labels (N, C) multi-hot: K present classes of an image.
+    pixels: (N, h_s, w_s, 3) uint8 on the device at each scale; labels (N, C) multi-hot: K present classes of an image;
+    read_out: one of core.cam.READ_OUTS.
     """
-    return cams_of(classify(classifier, pixels)[1], labels, size)
+    return cams_of(classify(classifier, pixels, read_out)[1], labels, size)
 
 
-def classify(classifier: nn.Module, pixels: list[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
-    """Return the class probabilities (N, C) of images, and their class maps at each scale (see core.cam)."""
-    probability, maps = multi_scale_maps(classifier, [normalize(scaled) for scaled in pixels])
+def classify(
+    classifier: nn.Module, pixels: list[Tensor], read_out: str = 'published'
+) -> tuple[np.ndarray, list[list[Tensor]]]:
+    """Return the class probabilities (N, C) of images, and their class maps (see core.cam.multi_scale_maps)."""
+    probability, maps = multi_scale_maps(classifier, [normalize(scaled) for scaled in pixels], read_out)
     return probability.cpu().numpy(), maps
 
 
 def cams_of(
-    maps: list[Tensor], labels: np.ndarray | Tensor, size: tuple[int, int]
+    maps: list[list[Tensor]], labels: np.ndarray | Tensor, size: tuple[int, int]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the CAMs of the present classes, as `image_cams` does, from the class maps of `classify`."""
-    present = torch.as_tensor(labels).to(maps[0].device)
-    return [(cam.cpu().numpy(), hr_cam.cpu().numpy()) for cam, hr_cam in cams_from_maps(maps, present, size)]
+    present = torch.as_tensor(labels).to(maps[0][0].device)
+    found = [cams_from_maps(scales, present, size) for scales in maps]
+    return [tuple(one.cpu().numpy() for one in average_cams(cams)) for cams in zip(*found, strict=True)]
 
 
 def image_edges(affinity_net: nn.Module, pixels: Tensor, min_size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The losses of the paper (Puzzle-CAM, section 2; AffinityNet's loss as in IRNet), short enough to read next to it."""
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ TERMS = ('cl', 'pcl', 're', 'conf')  # L_cls, L_p-cls, L_re, L_conf
 
 
 def puzzle_losses(
-    network: Callable[..., tuple[Tensor, Tensor]],
+    network: Callable[..., tuple[Tensor, ...]],
     images: Tensor,
     labels: Tensor,
     terms: Collection[str] = ('cl', 'pcl', 're'),
@@ -28,18 +29,22 @@ def puzzle_losses(
 
     network(images, with_cam=True) gives logits (N, C) and class maps (N, C, h, w); images (N, 3, H, W) are normalised,
     labels (N, C) multi-hot. The tiles pass through the network only if a term needs them. `level` says what L_re
-    compares: class maps ('feature', published), or CAMs ('cam').
+    compares: class maps ('feature', published), CAMs ('cam'), or class maps of the positive weights alone ('positive',
+    where network(images, with_cam=True, positive=True) gives them as well).
     """
-    logits, maps = network(images, with_cam=True)
+    read = partial(network, with_cam=True, **({'positive': True} if level == 'positive' else {}))
+    logits, *maps = read(images)
     losses = {'cl': classification_loss(logits, labels, smoothing)}
     if not {*terms} - {'cl'}:
         return losses
-    tile_logits, tile_maps = network(puzzle.tile(images, num_pieces), with_cam=True)
-    merged = puzzle.merge(tile_maps, num_pieces)
+    tile_logits, *tile_maps = read(puzzle.tile(images, num_pieces))
+    merged = [puzzle.merge(one, num_pieces) for one in tile_maps]
     if 'pcl' in terms:
-        losses['pcl'] = classification_loss(merged.mean((2, 3)), labels, smoothing)
+        losses['pcl'] = classification_loss(merged[0].mean((2, 3)), labels, smoothing)
     if 're' in terms:
-        compared = (maps, merged) if level == 'feature' else (make_cam(maps), make_cam(merged))
+        compared = maps[-1], merged[-1]
+        if level == 'cam':
+            compared = [make_cam(one) for one in compared]
         losses['re'] = reconstruction_loss(*compared, labels, re_loss, re_loss_option)
     if 'conf' in terms:
         losses['conf'] = confidence_loss(tile_logits)

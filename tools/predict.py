@@ -58,7 +58,10 @@ OUTPUTS = ('.png', '.npz', '_overlay.png')
 
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
 # val, where 0.25 is 0.5 points lower (docs/results/chain_photographs.md, "Scores by threshold").
-CAM_FLAGS = {'affinity': None, 'classes': None, 'class_threshold': 0.5, 'threshold': 0.25, 'crf_iteration': 1}
+CAM_FLAGS = {
+    **{'affinity': None, 'classes': None, 'class_threshold': 0.5},
+    **{'cam': 'published', 'threshold': 0.25, 'crf_iteration': 1},
+}
 WALK_FLAGS = {
     **CAM_FLAGS,
     'threshold': PSEUDO_THRESHOLD,
@@ -103,6 +106,8 @@ def parse_args(argv=None):
     inference.add_argument('--threshold', type=one, help=f'classifier: {above}')
     iterations = 'iterations of the dense CRF (0: no CRF; default: 1 with a classifier, 10 with a segmentation network)'
     inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0), help=iterations)
+    for flag in options.READ_OUT:
+        parser.add_table([flag._replace(default=None, help=f'classifier: {flag.help} (default: {flag.default})')])
     for flag in options.WALK:
         default = "AffinityNet's crop in training" if flag.name == '--image_size' else flag.default
         parser.add_table([flag._replace(default=None, help=f'--affinity: {flag.help} (default: {default})')])
@@ -258,7 +263,7 @@ def predict_by_cams(args, classifier, affinity_net, device, picture, labels):
     image = np.array(picture)
     size = image.shape[:2]
     scales = flags.floats(args.scales)
-    (probability,), maps = chain.classify(classifier, scaled_images(picture, scales, args, device))
+    (probability,), maps = chain.classify(classifier, scaled_images(picture, scales, args, device), args.cam)
     if not np.isfinite(probability).all():
         raise UserError(f'{args.model}: its scores are not finite: the model has diverged, train it again')
     present = (probability > args.class_threshold if labels is None else labels).astype(np.float32)

@@ -1,5 +1,6 @@
 """The image-level classifier whose class maps become CAMs (Puzzle-CAM, section 2.1)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.models.network import Network, kaiming
@@ -20,8 +21,14 @@ class Classifier(Network):
                 for module in modules:
                     module.requires_grad_(False)
 
-    def forward(self, x: Tensor, with_cam: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """(N, 3, H, W) -> logits (N, C); with_cam also returns the class maps before ReLU (N, C, H/16, W/16)."""
-        maps = self.classifier(self.backbone(x)[-1])
-        logits = maps.mean((2, 3))
-        return (logits, maps) if with_cam else logits
+    def forward(self, x: Tensor, with_cam: bool = False, positive: bool = False) -> Tensor | tuple[Tensor, ...]:
+        """(N, 3, H, W) -> logits (N, C); with_cam also returns the class maps before ReLU (N, C, H/16, W/16).
+
+        With `positive` a third output follows: the class maps that the positive weights of the classifier give alone.
+        """
+        features = self.backbone(x)[-1]
+        maps = self.classifier(features)
+        outputs = (maps.mean((2, 3)), maps)
+        if positive:
+            outputs = (*outputs, F.conv2d(features, self.classifier.weight.clamp(min=0)))
+        return outputs if with_cam else outputs[0]

@@ -26,6 +26,7 @@ from util.store.fingerprints import read_args
         ('--loss_option cl_pcl --re_loss_option none', {'cl', 'pcl'}),
         ('--loss_option cl_re --re_loss L2_Loss --re_loss_option none', {'cl', 're'}),
         ('--loss_option cl_pcl_re --level cam --re_loss_option selection', {'cl', 'pcl', 're'}),
+        ('--loss_option cl_pcl_re --level positive --bn_replicas 2', {'cl', 'pcl', 're'}),
         ('--loss_option cl_conf --augment colorjitter --label_smoothing 0.1', {'cl', 'conf'}),
         ('--loss_option cl_pcl_re_conf --level cam --alpha_schedule 0 --select last', {'cl', 'pcl', 're', 'conf'}),
         ('--mode fix --num_pieces 16 --augment colorjitter,randaugment --nesterov False', {'cl', 'pcl', 're'}),

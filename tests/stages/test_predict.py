@@ -130,20 +130,22 @@ def test_probabilities_of_a_segmenter(here):
 
 
 @pytest.mark.parametrize(
-    'exp_times, by, threshold, iterations', [(0, 'joint', 0.35, 1), (1, 'class', 0.5, 3), (3, 'joint', 0.6, 0)]
+    'read_out, exp_times, by, threshold, iterations',
+    [('published', 0, 'joint', 0.35, 1), ('positive', 1, 'class', 0.5, 3), ('mean', 3, 'joint', 0.6, 0)],
 )
 def test_masks_of_a_classifier_with_affinitynet_are_those_of_stages_2_5_and_6(
-    here, demo, exp_times, by, threshold, iterations
+    here, demo, read_out, exp_times, by, threshold, iterations
 ):
     common = f'{of_data(demo)} --num_workers 0 --domain train'
     network = f'{common} --batch_size 1 --device cpu'
-    run_stage(inference_classification, f'{network} --tag cls --scales {SCALES}'.split())
-    cams, walk = f'cls@train@scale={SCALES}', f'--beta 4 --exp_times {exp_times} --rw_normalization {by}'
+    run_stage(inference_classification, f'{network} --tag cls --scales {SCALES} --cam {read_out}'.split())
+    named = '' if read_out == 'published' else f'@cam={read_out}'
+    cams, walk = f'cls@train{named}@scale={SCALES}', f'--beta 4 --exp_times {exp_times} --rw_normalization {by}'
     run_stage(inference_rw, f'{network} --model_name aff --cam_dir {cams} --image_size 64 {walk}'.split())
     walks = f'aff@train@beta=4@exp_times={exp_times}{"@rw_normalization=class" * (by == "class")}@rw'
     crf = f'--threshold {threshold} --crf_iteration {iterations}'
     run_stage(make_pseudo_labels, f'{common} --experiment_name {walks} {crf}'.split())
-    more = f'--scales {SCALES} --affinity {model("aff")} {walk} {crf}'
+    more = f'--scales {SCALES} --cam {read_out} --affinity {model("aff")} {walk} {crf}'
 
     # The tags of a data set say which classes get a CAM.
     run(f'{model("cls")} {of_data(demo)} {more}')

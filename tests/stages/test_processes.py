@@ -222,11 +222,11 @@ def compare(demo, groups, tmp_path, monkeypatch):
 CLASSIFIERS = [  # every option once
     '--loss_option cl --batch_size 4 --bn_replicas 2',  # scores 4 images in one process, 2 in another
     '--re_loss_option none --level cam',
-    '--re_loss_option selection --num_pieces 16',
+    '--re_loss_option selection --num_pieces 16 --level positive',
     '--loss_option cl_pcl_re_conf',
     '--loss_option cl_re --re_loss_option selection --re_loss L2_Loss --mode fix',
     '--micro_batches 4',
-    '--micro_batches 4 --mode fix',
+    '--micro_batches 4 --mode fix --level positive',
 ]
 MORE_CLASSIFIERS = [
     '--loss_option cl_pcl',

@@ -18,12 +18,12 @@ from util.training import SharedModel
 
 
 def test_losses_by_hand():
-    """--level cam compares CAMs, but L_p-cls reads the class maps at either level."""
+    """--level says what L_re compares, but L_p-cls reads the class maps at any level."""
     torch.manual_seed(0)
     model = Classifier(NET, 5).eval()
     images = torch.randn(2, 3, 64, 64)
     labels = torch.tensor([[1.0, 0, 1, 0, 0], [0, 1, 0, 0, 0]])
-    for level in ('feature', 'cam'):
+    for level in ('feature', 'cam', 'positive'):
         found = puzzle_losses(model, images, labels, ('cl', 'pcl', 're', 'conf'), level=level)
         logits, maps = model(images, with_cam=True)
         tile_logits, tile_maps = model(tile(images, 4), with_cam=True)
@@ -35,6 +35,10 @@ def test_losses_by_hand():
                 F.relu(F.relu(x) - 1e-5) / (F.relu(x).flatten(2).max(2)[0][..., None, None] + 1e-5)
                 for x in (maps, merged)
             )
+        if level == 'positive':
+            weights = model.classifier.weight.clamp(min=0)
+            maps, features = (F.conv2d(model.backbone(x)[-1], weights) for x in (images, tile(images, 4)))
+            merged = merge(features, 4)
         torch.testing.assert_close(found['re'], ((maps - merged).abs() * labels[:, :, None, None]).mean())
         p = torch.sigmoid(tile_logits)
         torch.testing.assert_close(found['conf'], -(p * (p + 1e-5).log()).sum(1).mean())

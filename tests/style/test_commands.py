@@ -102,7 +102,7 @@ RECIPE = {
         're_loss': 'L1_Loss', 're_loss_option': 'masking', 'alpha': 4, 'alpha_schedule': 0.5, 'bn_replicas': 4,
         'select': 'best', 'augment': '', 'architecture': 'resnest101', 'label_smoothing': 0,
     },
-    'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': None},
+    'inference_classification --tag t': {'scales': '0.5,1.0,1.5,2.0', 'architecture': None, 'cam': 'published'},
     'make_affinity_labels --experiment_name t': {
         'fg_threshold': 0.4, 'bg_threshold': 0.1, 'crf_iteration': 10, 'gt_prob': 0.7, 'crf_gaussian': '3,3',
         'crf_bilateral': '50,5,10',

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.cam import make_cam, multi_scale_cam, multi_scale_maps
+from core.cam import average_cams, cams_from_maps, make_cam, multi_scale_cam, multi_scale_maps
 from support import bilinear
 
 
@@ -82,4 +82,45 @@ def test_class_probabilities_over_scales():
             with torch.no_grad():
                 expected = expected + 1 / (1 + np.exp(-model(x).numpy())) / 4
     np.testing.assert_allclose(probability.numpy(), expected, atol=1e-6)
-    assert [tuple(x.shape) for x in maps] == [(2, 5, 2, 2), (2, 5, 3, 4)]
+    assert [[tuple(x.shape) for x in one] for one in maps] == [[(2, 5, 2, 2), (2, 5, 3, 4)]]
+
+
+class Linear(nn.Module):
+    """Stand-in for a classifier: features that are not negative, and a 1x1 convolution."""
+
+    def __init__(self, weights: torch.Tensor):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, x, with_cam=False, positive=False):
+        features = nn.functional.avg_pool2d(x, 16).abs()
+        maps, positives = (
+            nn.functional.conv2d(features, w[:, :, None, None]) for w in (self.weights, self.weights.relu())
+        )
+        return (maps.mean((2, 3)), maps, *([positives] if positive else []))
+
+
+def test_read_outs():
+    """positive: CAMs of a classifier without negative weights; mean: the mean of both, with a maximum of 1 again."""
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(4, 3, generator=generator)
+    scales = [torch.randn((2, 3, *size), generator=generator) for size in ((64, 80), (128, 160))]
+    labels, size = torch.tensor([[1.0, 0, 1, 1], [0, 1, 0, 0]]), (64, 80)
+
+    def cams(model, read_out):
+        probability, maps = multi_scale_maps(model, scales, read_out)
+        return probability, [cams_from_maps(one, labels, size) for one in maps]
+
+    probability, (published,) = cams(Linear(weights), 'published')
+    _, (expected,) = cams(Linear(weights.relu()), 'published')
+    same, (positive,) = cams(Linear(weights), 'positive')
+    also, both = cams(Linear(weights), 'mean')
+    assert torch.equal(probability, same) and torch.equal(probability, also)  # the tags are those of all weights
+    for image in range(2):
+        means = average_cams([one[image] for one in both])
+        for index in range(2):
+            torch.testing.assert_close(positive[image][index], expected[image][index])
+            assert not torch.allclose(positive[image][index], published[image][index], atol=0.01)
+            mean = (published[image][index] + positive[image][index]) / 2
+            torch.testing.assert_close(means[index], mean / (mean.amax((1, 2), keepdim=True) + 1e-5))
+        assert average_cams([published[image]]) is published[image]

@@ -28,6 +28,19 @@ def test_logits_are_means_of_class_maps():
     ]
 
 
+def test_class_maps_of_the_positive_weights():
+    torch.manual_seed(0)
+    classifier = Classifier(NARROW, 7).eval()
+    with torch.no_grad():
+        logits, maps = classifier(IMAGES, with_cam=True)
+        again, same, positive = classifier(IMAGES, with_cam=True, positive=True)
+        assert torch.equal(logits, again) and torch.equal(maps, same)
+        classifier.classifier.weight.clamp_(min=0)
+        expected = classifier(IMAGES, with_cam=True)[1]
+    torch.testing.assert_close(positive, expected)
+    assert (positive >= maps).all() and (positive > maps + 0.01).any()
+
+
 def test_number_of_classes_is_required():
     with pytest.raises(TypeError, match='num_classes'):
         Classifier(NARROW)

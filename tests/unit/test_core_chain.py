@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from core import chain
+from core.cam import READ_OUTS
 from core.crf import crf_from_probability
 from core.data.torch_datasets import MultiScaleDataset
 from core.data.transforms import normalize
+from core.models import Classifier
 from core.models.model_file import ModelFile
 from core.random_walk import random_walk
 from support import bilinear
@@ -58,6 +60,23 @@ def test_cams_of_images(images, kind):
             assert array.min() >= 0
             np.testing.assert_allclose(array.max((1, 2)), 1, atol=1e-3)
         assert np.array_equal(cam, again) and np.array_equal(hr_cam, hr_again)
+
+
+@pytest.mark.parametrize('read_out', READ_OUTS)
+def test_read_outs_of_images(images, read_out):
+    """The mean is between the two others, up to the division by its maximum."""
+    labels = np.array([[0, 1, 1], [1, 0, 0]], np.float32)
+    torch.manual_seed(0)
+    classifier = Classifier('resnest14_narrow', 3).eval()
+    found = chain.image_cams(classifier, images, labels, SIZE, read_out)
+    with torch.no_grad():
+        classifier.classifier.weight.clamp_(min=0)
+    positive = chain.image_cams(classifier, images, labels, SIZE)
+    same = [np.allclose(cam, other, atol=1e-5) for (cam, _), (other, _) in zip(found, positive, strict=True)]
+    assert same == [read_out == 'positive'] * 2
+    for (cam, hr_cam), count in zip(found, (2, 1), strict=True):
+        assert (cam.shape, hr_cam.shape) == ((count, 10, 13), (count, *SIZE))
+        np.testing.assert_allclose(cam.max((1, 2)), 1, atol=1e-3)
 
 
 def test_probabilities_of_images(images):

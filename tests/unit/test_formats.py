@@ -20,7 +20,7 @@ from util.store.formats import (
 CRF = dict(crf_gaussian='3,3', crf_bilateral='50,5,10')
 SCALES = '0.5,1.0,1.5,2.0'
 DEFAULTS = {
-    CAM: dict(tag='T@x', scales=SCALES),
+    CAM: dict(tag='T@x', scales=SCALES, cam='published'),
     AFFINITY_LABEL: dict(experiment_name='C', fg_threshold=0.4, bg_threshold=0.1, crf_iteration=10, gt_prob=0.7, **CRF),
     RANDOM_WALK: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint'),
     EDGE: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint'),
@@ -55,6 +55,7 @@ def test_numbers_are_written_in_one_way():
 @pytest.mark.parametrize(
     'kind, changes, name',
     [
+        (CAM, {'cam': 'positive'}, f'T@x@train@cam=positive@scale={SCALES}'),
         (AFFINITY_LABEL, {'crf_iteration': 0}, 'C@crf_iteration=0@aff_fg=0.40_bg=0.10'),
         (PSEUDO_LABEL, {'crf_iteration': 10}, 'R@crf=10'),
         (PSEUDO_LABEL, {'gt_prob': 0.9, 'crf_gaussian': '1,3'}, 'R@gt_prob=0.9@crf_gaussian=1,3@crf=1'),

@@ -26,7 +26,7 @@ class Format(NamedTuple):
         return '.npz' if self.maps else '.png'
 
 
-CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', maps=('cam', 'hr_cam'))
+CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', ('cam', 'hr_cam'), optional=('cam',))
 AFFINITY_LABEL = Format(
     'affinity label',
     'make_affinity_labels.py',

@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from core import UserError
+from core.cam import READ_OUTS
 from core.models import BACKBONES, SEGMENTERS, find_backbone
 from core.puzzle import check_puzzle
 from core.random_walk import BETA, EXP_TIMES
@@ -40,6 +41,8 @@ SCALES = (
     Flag('inference', '--resize', ('pillow', 'torch'), 'pillow', RESIZING),
 )
 PER_BATCH = 'images of one size that pass through the network together'
+READING = 'published: all weights of the classifier; positive: its positive weights alone; mean: the mean of both CAMs'
+READ_OUT = (Flag('inference', '--cam', READ_OUTS, 'published', READING),)
 INFERENCE = (  # stages that run a network over a list
     *flags.OUTPUT_FOLDER,
     *COMPUTING,
