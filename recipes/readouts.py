@@ -1,0 +1,207 @@
+"""How class maps are read and which losses train them, on the VOC photographs of 2007, over several seeds.
+
+Reads   a VOC root (--data_dir) and a file of ImageNet weights (--weights)
+Writes  experiments/results/{name}@*.json and .npz, what the stages write on the way, their messages in
+        experiments/logs/{name}@{loss}@seed={seed}.out
+
+    python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE
+    python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl cl_pcl_re
+
+Stage 1 runs once for each loss and seed, each loss at its own learning rate; everything after it runs for each read-out
+of stage 2 (--cam): CAMs of train and val, and with --until the walk with an AffinityNet trained on their own labels,
+the pseudo-labels, and DeepLabv3+. Prints a table for each stage and list: every read-out and loss, then the paired
+differences to L_cls of the same read-out, and to the published read-out of the same loss. A run that has a result is
+not repeated, and one that was stopped resumes. On an idle CPU core a training of 12 epochs takes 14 minutes for cl and
+23 with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
+"""
+
+import shlex
+from typing import NamedTuple
+
+import train_classification_with_puzzle as stage1
+from core import UserError
+from core.cam import READ_OUTS
+from recipes.runner import execute_runs, execute_summaries
+from util import flags, script
+from util.store import formats
+
+DATASET = 'data/voc2012_2007.json'
+LOSSES = {  # flags of stage 1, each at the learning rate that is best for it (docs/results/losses_photographs.md)
+    'cl': '--loss_option cl --lr 0.08',
+    'cl_pcl_re': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04',
+    'positive': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04 --level positive',
+}
+STAGES = ('cams', 'walks', 'labels', 'predictions')
+DOMAINS = ('train', 'val')
+SIZES = '--image_size 256 --min_image_size 224 --max_image_size 384'
+EDGES = '--lr 0.05 --image_size 320 --min_image_size 256 --max_image_size 400 --max_epoch 10'
+SEGMENTER = '--mode normal --lr 0.002 --image_size 256 --min_image_size 192 --max_image_size 512 --max_epoch 24'
+# Thresholds of stage 3 (foreground, background) and of stage 6: those of chain_photographs.md, and higher ones for
+# positive read-outs, whose maps cover more.
+THRESHOLDS = {
+    'published': ('0.30', '0.10', '0.35'),
+    'positive': ('0.40', '0.15', '0.40'),
+    'mean': ('0.35', '0.12', '0.40'),
+}
+
+
+class Names(NamedTuple):
+    """Folders and tags of one loss, seed and read-out."""
+
+    classifier: str
+    read_out: str
+    scales: str
+
+    @property
+    def chain(self):
+        """The first part of the tags after stage 2."""
+        return f'{self.classifier}@{self.read_out}'
+
+    def cams(self, domain):
+        named = '' if self.read_out == 'published' else f'@cam={self.read_out}'
+        return f'{self.classifier}@{domain}{named}@scale={self.scales}'
+
+    def walks(self, domain):
+        return f'{self.chain}@aff@{domain}@beta=10@exp_times=8@rw'
+
+    def result(self, stage, domain):
+        """Return the name of the result of a stage, without its last part."""
+        if stage == 'predictions':
+            return f'{self.chain}@seg@{domain}@scale=0.75@iteration=10'
+        return {'cams': self.cams(domain), 'walks': self.walks(domain), 'labels': f'{self.walks(domain)}@crf=1'}[stage]
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    parser.groups['data'].add_argument('--data_dir', required=True, help='VOC root of the photographs')
+    model = parser.groups['model']
+    model.add_argument('--architecture', default='efficientnet_lite0', help='backbone')
+    model.add_argument('--weights', required=True, help='file of its ImageNet weights')
+    parser.groups['loss'].add_argument('--losses', nargs='+', choices=LOSSES, default=list(LOSSES), help='rows')
+    inference = parser.groups['inference']
+    inference.add_argument('--cam', nargs='+', choices=READ_OUTS, default=list(READ_OUTS), help='read-outs of stage 2')
+    inference.add_argument('--scales', type=flags.scales, default='0.5,1.0,1.5', help='scales of stage 2')
+    inference.add_argument('--until', choices=STAGES, default='cams', help='the last stage to run')
+    run = parser.groups['run and output']
+    run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
+    run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
+    run.add_argument('--name', type=flags.folder_name, default='photographs', help='first part of every tag')
+    run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--max_epoch 24'")
+    run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
+    return parser.parse_args(argv)
+
+
+def score(args, folder, domain, *more):
+    """Return the command that scores a folder, unless it has been scored."""
+    if formats.result_path(f'{folder}@{domain}').is_file():
+        return []
+    return [['evaluate.py', *data_of(args), '--experiment_name', folder, '--domain', domain, *more]]
+
+
+def data_of(args):
+    return ['--dataset', DATASET, '--data_dir', args.data_dir]
+
+
+def train(args, loss, seed):
+    """Return the command of stage 1."""
+    recipe = f'--momentum 0.9 --mode normal --bn_replicas 1 --batch_size 16 --max_epoch 12 --select last {SIZES}'
+    network = ['--num_workers', '1', '--architecture', args.architecture, '--weights', args.weights]
+    of_loss = [*shlex.split(recipe), '--seed', str(seed), '--tag', f'{args.name}@{loss}@seed={seed}']
+    script_flags = [*data_of(args), *network, *of_loss, *shlex.split(LOSSES[loss]), *args.more]
+    return ['train_classification_with_puzzle.py', *script_flags]
+
+
+def follow(args, names, seed):
+    """Return the commands that follow stage 1 for one read-out, up to --until."""
+    common = [*data_of(args), '--num_workers', '1']
+    last, commands = STAGES.index(args.until), []
+    for domain in DOMAINS:
+        infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', domain]
+        commands += [[*infer, '--scales', args.scales, '--cam', names.read_out]]
+        commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
+    if last == 0:
+        return commands
+    foreground, background, threshold = THRESHOLDS[names.read_out]
+    cams = names.cams('train')
+    labels = ['make_affinity_labels.py', *common, '--experiment_name', cams]
+    recipe = ['--seed', str(seed), '--momentum', '0.9', '--batch_size', '16', '--weights', args.weights]
+    commands += [
+        [*labels, '--fg_threshold', foreground, '--bg_threshold', background],
+        ['train_affinitynet.py', *common, '--architecture', args.architecture, *recipe, *shlex.split(EDGES)]
+        + ['--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', f'{names.chain}@aff'],
+    ]
+    for domain in DOMAINS:
+        walk = ['inference_rw.py', *common, '--model_name', f'{names.chain}@aff', '--cam_dir', names.cams(domain)]
+        commands += [[*walk, '--domain', domain], *score(args, names.walks(domain), domain, '--max_th', '0.8')]
+        if last > 1:
+            make = ['make_pseudo_labels.py', *common, '--experiment_name', names.walks(domain), '--domain', domain]
+            commands += [[*make, '--threshold', threshold], *score(args, f'{names.walks(domain)}@crf=1', domain)]
+    if last > 2:
+        start = ['--backbone', args.architecture, '--weights', f'experiments/models/{names.classifier}.pth']
+        tag = ['--tag', f'{names.chain}@seg']
+        segment = ['train_segmentation.py', *common, *recipe[:-2], *start, *shlex.split(SEGMENTER), '--select', 'last']
+        commands += [
+            [*segment, '--label_name', f'{names.walks("train")}@crf=1', *tag],
+            ['inference_segmentation.py', *common, *tag, '--scales', '0.75'],
+            *score(args, names.result('predictions', 'val'), 'val'),
+        ]
+    return commands
+
+
+def plan_runs(args):
+    """Return {name of a run: its commands}, seed by seed."""
+    runs = {}
+    for seed in args.seeds:
+        for loss in args.losses:
+            tag = f'{args.name}@{loss}@seed={seed}'
+            after = [follow(args, Names(tag, read_out, args.scales), seed) for read_out in args.cam]
+            runs[tag] = [train(args, loss, seed), *(command for commands in after for command in commands)]
+    return runs
+
+
+def plan_summaries(args):
+    """Return {title: command} of the tables."""
+    summaries = {}
+
+    def name(loss, read_out, stage, domain):
+        names = Names(f'{args.name}@{loss}@seed=*', read_out, args.scales)
+        return f'{names.result(stage, domain)}@{domain}'
+
+    def compare(title, before, after):
+        summaries[title] = ['-m', 'tools.summarize', '--paired', before, after]
+
+    for stage in STAGES[: STAGES.index(args.until) + 1]:
+        for domain in DOMAINS if stage != 'predictions' else ('val',):
+            where = stage, domain
+            rows = [(loss, cam) for loss in args.losses for cam in args.cam]
+            lines = [f'{loss}, {cam} | {name(loss, cam, *where)}' for loss, cam in rows]
+            summaries[f'{stage} of {domain}'] = ['-m', 'tools.summarize', *lines]
+            for loss, cam in rows:
+                if loss != args.losses[0]:
+                    before = name(args.losses[0], cam, *where)
+                    compare(
+                        f'{stage} of {domain}, {cam}: {loss} against {args.losses[0]}', before, name(loss, cam, *where)
+                    )
+                if cam != args.cam[0]:
+                    before = name(loss, args.cam[0], *where)
+                    compare(
+                        f'{stage} of {domain}, {loss}: {cam} against {args.cam[0]}', before, name(loss, cam, *where)
+                    )
+    return summaries
+
+
+def main(args):
+    runs, summaries = plan_runs(args), plan_summaries(args)
+    for command in runs.values():
+        stage1.parse_args(command[0][1:])  # before the first run starts
+    if args.dry_run:
+        for command in [*(command for commands in runs.values() for command in commands), *summaries.values()]:
+            print(f'python3 {shlex.join(command)}')
+        return
+    failed = execute_runs(runs, args.jobs) + execute_summaries(summaries)
+    if failed:
+        raise UserError('not everything succeeded: see the lines above')
+
+
+if __name__ == '__main__':
+    script.run(main, parse_args)
