@@ -36,8 +36,8 @@ DOMAINS = ('train', 'val')
 SIZES = '--image_size 256 --min_image_size 224 --max_image_size 384'
 EDGES = '--lr 0.05 --image_size 320 --min_image_size 256 --max_image_size 400 --max_epoch 10'
 SEGMENTER = '--mode normal --lr 0.002 --image_size 256 --min_image_size 192 --max_image_size 512 --max_epoch 24'
-# Thresholds of stage 3 (foreground, background) and of stage 6: those of chain_photographs.md, and higher ones for
-# positive read-outs, whose maps cover more.
+# Thresholds of stage 3 (foreground, background) and of stage 6: the published ones as in
+# docs/results/chain_photographs.md, and higher ones for positive read-outs, whose maps cover more.
 THRESHOLDS = {
     'published': ('0.30', '0.10', '0.35'),
     'positive': ('0.40', '0.15', '0.40'),

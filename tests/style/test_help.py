@@ -25,6 +25,7 @@ PROGRAMS = (
     'recipes.cut_pictures',
     'recipes.gradients',
     'recipes.precision',
+    'recipes.readouts',
     'recipes.rounding',
     'recipes.terms',
 )

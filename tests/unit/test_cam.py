@@ -115,7 +115,7 @@ def test_read_outs():
     _, (expected,) = cams(Linear(weights.relu()), 'published')
     same, (positive,) = cams(Linear(weights), 'positive')
     also, both = cams(Linear(weights), 'mean')
-    assert torch.equal(probability, same) and torch.equal(probability, also)  # the tags are those of all weights
+    assert torch.equal(probability, same) and torch.equal(probability, also)  # all weights decide on the tags
     for image in range(2):
         means = average_cams([one[image] for one in both])
         for index in range(2):

@@ -1,0 +1,69 @@
+"""recipes/readouts.py: every command is accepted, reads what an earlier one writes, and tables name the results."""
+
+import importlib
+import shlex
+
+import pytest
+
+from recipes import readouts
+from support.results import write_result
+from util.store import formats
+
+FLAGS = ['--data_dir', '/data/VOC 2012', '--weights', 'lite0.pth']
+
+
+def dry_run(capsys, *flags: str) -> list[list[str]]:
+    """Return the printed commands as words, without `python3`."""
+    readouts.main(readouts.parse_args([*FLAGS, *flags, '--dry_run']))
+    return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys):
+    written, models, scored = set(), set(), set()
+    for first, *words in dry_run(capsys, '--until', 'predictions', '--seeds', '4'):
+        name, words = (words[0], words[1:]) if first == '-m' else (first.removesuffix('.py'), words)
+        args = importlib.import_module(name).parse_args(words)
+        options = vars(args)
+        for option in ('cam_dir', 'experiment_name', 'label_name'):
+            assert options.get(option) in {None, *written}
+        if name.startswith('train_'):
+            models.add(args.tag)
+        kind = next((kind for kind in formats.FORMATS.values() if kind.script == first), None)
+        if kind:
+            assert {options.get('tag'), options.get('model_name')} & models or name.startswith('make_')
+            defaults = {action.dest: action.default for action in args.declared}
+            written.add(formats.folder_name(kind, options, defaults))
+        if name == 'evaluate':
+            scored.add(f'{args.experiment_name}@{args.domain}')
+        if name == 'tools.summarize':
+            shown = {row[-1] for row in args.rows} | set(args.paired or ())
+            assert {result.replace('seed=*', 'seed=4') for result in shown} <= scored
+    assert len(models) == 3 + 2 * 9  # a classifier for each loss, and two networks for each of its read-outs
+
+
+def test_finished_scores_are_not_repeated(in_tmp, capsys):
+    before = dry_run(capsys, '--seeds', '0', '--losses', 'cl', '--cam', 'positive')
+    write_result('photographs@cl@seed=0@train@cam=positive@scale=0.5,1.0,1.5@train', 38)
+    after = dry_run(capsys, '--seeds', '0', '--losses', 'cl', '--cam', 'positive')
+    gone = [words for words in before if words not in after]
+    assert [words[0] for words in gone] == ['evaluate.py'] and 'train' in gone[0]
+
+
+def test_differences_are_to_the_first_loss_and_the_first_read_out(in_tmp, capsys):
+    commands = dry_run(capsys, '--losses', 'cl', 'positive', '--cam', 'published', 'positive')
+    pairs = [words[-2:] for words in commands if '--paired' in words]
+    of = {
+        (loss, cam): f'photographs@{loss}@seed=*@train{named}@scale=0.5,1.0,1.5@train'
+        for loss in ('cl', 'positive')
+        for cam, named in (('published', ''), ('positive', '@cam=positive'))
+    }
+    first = [[of['cl', cam], of['positive', cam]] for cam in ('published', 'positive')]
+    second = [[of[loss, 'published'], of[loss, 'positive']] for loss in ('cl', 'positive')]
+    assert sorted(pairs[: len(pairs) // 2]) == sorted(first + second)
+
+
+@pytest.mark.parametrize('line, named', [('--losses cl_re', '--losses'), ("--more='--max_epoh 3'", '--max_epoh')])
+def test_wrong_flags_are_named(in_tmp, capsys, line, named):
+    with pytest.raises(SystemExit):
+        readouts.main(readouts.parse_args([*FLAGS, *shlex.split(line), '--dry_run']))
+    assert named in capsys.readouterr().err.splitlines()[-1]
