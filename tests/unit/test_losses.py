@@ -99,6 +99,16 @@ def test_reconstruction_loss(pair, re_loss, option):
         assert not maps.grad[LABELS == 0].any()
 
 
+def test_absent_classes_weaken_the_published_reconstruction_loss(pair):
+    """With ten times as many classes, none of them present, it is a tenth; --re_loss_option selection is the same."""
+    maps, merged = (torch.cat([x, torch.randn(N, 9 * C, H, W, dtype=x.dtype)], 1) for x in pair)
+    labels = torch.cat([LABELS, LABELS.new_zeros(N, 9 * C)], 1)
+    few, many = reconstruction_loss(*pair, LABELS), reconstruction_loss(maps, merged, labels)
+    torch.testing.assert_close(many, few / 10)
+    few, many = (reconstruction_loss(*x, option='selection') for x in ((*pair, LABELS), (maps, merged, labels)))
+    torch.testing.assert_close(many, few)
+
+
 def test_reconstruction_loss_defaults_to_the_published_options(pair):
     expected = reconstruction_loss(*pair, LABELS, 'L1_Loss', 'masking')
     assert torch.equal(reconstruction_loss(*pair, LABELS), expected)
