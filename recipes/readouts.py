@@ -1,41 +1,86 @@
-"""How class maps are read and which losses train them, on the VOC photographs of 2007, over several seeds.
+"""How class maps are read and which losses train them, over several seeds.
 
-Reads   a VOC root (--data_dir) and a file of ImageNet weights (--weights)
+Reads   --on photographs: a VOC root (--data_dir) and a file of ImageNet weights (--weights); --on drawn: nothing (the
+        quickstart's scenes are drawn into experiments/demo)
 Writes  experiments/results/{name}@*.json and .npz, what the stages write on the way, their messages in
         experiments/logs/{name}@{loss}@seed={seed}.out
 
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl cl_pcl_re
+    python3 -m recipes.readouts --on drawn
 
 Stage 1 runs once for each loss and seed, each loss at its own learning rate; everything after it runs for each read-out
 of stage 2 (--cam): CAMs of train and val, and with --until the walk with an AffinityNet trained on their own labels,
 the pseudo-labels, and DeepLabv3+. Prints a table for each stage and list: every read-out and loss, then the paired
 differences to L_cls of the same read-out, and to the published read-out of the same loss. A run that has a result is
-not repeated, and one that was stopped resumes. On an idle CPU core a training of 12 epochs takes 14 minutes for cl and
-23 with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
+not repeated, and one that was stopped resumes. On an idle CPU core a training on photographs takes 14 minutes for cl
+and 23 with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
 """
 
 import shlex
+from pathlib import Path
 from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core import UserError
 from core.cam import READ_OUTS
-from recipes.runner import execute_runs, execute_summaries
+from recipes.runner import DRAWN, draw_command, draw_scenes, execute_runs, execute_summaries
 from util import flags, script
 from util.store import formats
 
-DATASET = 'data/voc2012_2007.json'
-LOSSES = {  # flags of stage 1, each at the learning rate that is best for it (docs/results/losses_photographs.md)
-    'cl': '--loss_option cl --lr 0.08',
-    'cl_pcl_re': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04',
-    'positive': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04 --level positive',
-}
 STAGES = ('cams', 'walks', 'labels', 'predictions')
-DOMAINS = ('train', 'val')
-SIZES = '--image_size 256 --min_image_size 224 --max_image_size 384'
-EDGES = '--lr 0.05 --image_size 320 --min_image_size 256 --max_image_size 400 --max_epoch 10'
-SEGMENTER = '--mode normal --lr 0.002 --image_size 256 --min_image_size 192 --max_image_size 512 --max_epoch 24'
+
+
+class Setting(NamedTuple):
+    """What the runs on some data share: names, and flags of the trainers."""
+
+    dataset: str
+    architecture: str
+    scales: str  # of stage 2
+    domains: tuple[str, ...]  # lists that are scored
+    losses: dict[str, str]  # flags of each loss in stage 1, with the learning rate that is best for it
+    classifier: str
+    affinity: str
+    walk_size: str  # --image_size of stage 5
+    segmenter: str
+    segmenter_scales: str
+
+
+# The learning rates are the best ones of docs/results/losses_photographs.md and losses_drawn.md.
+SETTINGS = {
+    'photographs': Setting(
+        dataset='data/voc2012_2007.json',
+        architecture='efficientnet_lite0',
+        scales='0.5,1.0,1.5',
+        domains=('train', 'val'),
+        losses={
+            'cl': '--loss_option cl --lr 0.08',
+            'cl_pcl_re': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04',
+            'positive': '--loss_option cl_pcl_re --alpha 0.5 --lr 0.04 --level positive',
+        },
+        classifier='--max_epoch 12 --image_size 256 --min_image_size 224 --max_image_size 384',
+        affinity='--lr 0.05 --image_size 320 --min_image_size 256 --max_image_size 400 --max_epoch 10',
+        walk_size='512',
+        segmenter='--lr 0.002 --image_size 256 --min_image_size 192 --max_image_size 512 --max_epoch 24',
+        segmenter_scales='0.75',
+    ),
+    'drawn': Setting(
+        dataset=f'{DRAWN}/dataset.json',
+        architecture='resnest14_narrow',
+        scales='0.5,1.0,1.5,2.0',
+        domains=('train',),
+        losses={
+            'cl': '--loss_option cl --lr 0.01',
+            'cl_pcl_re': '--loss_option cl_pcl_re --alpha 4 --lr 0.02',
+            'positive': '--loss_option cl_pcl_re --alpha 4 --lr 0.02 --level positive',
+        },
+        classifier='--max_epoch 6 --image_size 128 --min_image_size 96 --max_image_size 192',
+        affinity='--radius 5 --image_size 128 --min_image_size 96 --max_image_size 192',
+        walk_size='128',
+        segmenter='--lr 0.003 --image_size 128 --min_image_size 96 --max_image_size 192 --max_epoch 3',
+        segmenter_scales='0.5,1.0,1.5,2.0',
+    ),
+}
 # Thresholds of stage 3 (foreground, background) and of stage 6: the published ones as in
 # docs/results/chain_photographs.md, and higher ones for positive read-outs, whose maps cover more.
 THRESHOLDS = {
@@ -51,6 +96,7 @@ class Names(NamedTuple):
     classifier: str
     read_out: str
     scales: str
+    segmenter_scales: str
 
     @property
     def chain(self):
@@ -67,28 +113,38 @@ class Names(NamedTuple):
     def result(self, stage, domain):
         """Return the name of the result of a stage, without its last part."""
         if stage == 'predictions':
-            return f'{self.chain}@seg@{domain}@scale=0.75@iteration=10'
+            return f'{self.chain}@seg@{domain}@scale={self.segmenter_scales}@iteration=10'
         return {'cams': self.cams(domain), 'walks': self.walks(domain), 'labels': f'{self.walks(domain)}@crf=1'}[stage]
 
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.groups['data'].add_argument('--data_dir', required=True, help='VOC root of the photographs')
+    data = parser.groups['data']
+    data.add_argument('--on', default='photographs', choices=SETTINGS, help='VOC photographs of 2007, or drawn scenes')
+    where = f'VOC root of the photographs (required for them), or folder of the drawn set (default: {DRAWN})'
+    data.add_argument('--data_dir', help=where)
     model = parser.groups['model']
-    model.add_argument('--architecture', default='efficientnet_lite0', help='backbone')
-    model.add_argument('--weights', required=True, help='file of its ImageNet weights')
-    parser.groups['loss'].add_argument('--losses', nargs='+', choices=LOSSES, default=list(LOSSES), help='rows')
+    networks = 'backbone (default: efficientnet_lite0 for photographs, resnest14_narrow for drawn)'
+    model.add_argument('--architecture', help=networks)
+    model.add_argument('--weights', help='file of its ImageNet weights (required for photographs; default: none)')
+    losses = SETTINGS['drawn'].losses
+    parser.groups['loss'].add_argument('--losses', nargs='+', choices=losses, default=list(losses), help='rows')
     inference = parser.groups['inference']
     inference.add_argument('--cam', nargs='+', choices=READ_OUTS, default=list(READ_OUTS), help='read-outs of stage 2')
-    inference.add_argument('--scales', type=flags.scales, default='0.5,1.0,1.5', help='scales of stage 2')
     inference.add_argument('--until', choices=STAGES, default='cams', help='the last stage to run')
     run = parser.groups['run and output']
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
-    run.add_argument('--name', type=flags.folder_name, default='photographs', help='first part of every tag')
+    run.add_argument('--name', type=flags.folder_name, help='first part of every tag (default: photographs or drawn)')
     run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--max_epoch 24'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.on == 'photographs' and not (args.data_dir and args.weights):
+        parser.error('--on photographs: also needs --data_dir (a VOC root) and --weights (an ImageNet file)')
+    setting = SETTINGS[args.on]
+    args.name, args.data_dir = args.name or args.on, args.data_dir or DRAWN
+    args.architecture, args.weights = args.architecture or setting.architecture, args.weights or 'none'
+    return args
 
 
 def score(args, folder, domain, *more):
@@ -99,50 +155,63 @@ def score(args, folder, domain, *more):
 
 
 def data_of(args):
-    return ['--dataset', DATASET, '--data_dir', args.data_dir]
+    """Return the flags of the data."""
+    return ['--dataset', SETTINGS[args.on].dataset, '--data_dir', args.data_dir]
+
+
+def names_of(args, loss, seed, read_out):
+    """Return the names of a chain; seed * is any."""
+    setting = SETTINGS[args.on]
+    return Names(f'{args.name}@{loss}@seed={seed}', read_out, setting.scales, setting.segmenter_scales)
 
 
 def train(args, loss, seed):
     """Return the command of stage 1."""
-    recipe = f'--momentum 0.9 --mode normal --bn_replicas 1 --batch_size 16 --max_epoch 12 --select last {SIZES}'
+    setting = SETTINGS[args.on]
+    recipe = '--momentum 0.9 --mode normal --bn_replicas 1 --batch_size 16 --select last'
     network = ['--num_workers', '1', '--architecture', args.architecture, '--weights', args.weights]
-    of_loss = [*shlex.split(recipe), '--seed', str(seed), '--tag', f'{args.name}@{loss}@seed={seed}']
-    script_flags = [*data_of(args), *network, *of_loss, *shlex.split(LOSSES[loss]), *args.more]
-    return ['train_classification_with_puzzle.py', *script_flags]
+    run = ['--seed', str(seed), '--tag', f'{args.name}@{loss}@seed={seed}']
+    of_loss = shlex.split(f'{recipe} {setting.classifier} {setting.losses[loss]}')
+    return ['train_classification_with_puzzle.py', *data_of(args), *network, *of_loss, *run, *args.more]
 
 
 def follow(args, names, seed):
     """Return the commands that follow stage 1 for one read-out, up to --until."""
+    setting, last = SETTINGS[args.on], STAGES.index(args.until)
     common = [*data_of(args), '--num_workers', '1']
-    last, commands = STAGES.index(args.until), []
-    for domain in DOMAINS:
+    commands = []
+    for domain in setting.domains:
         infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', domain]
-        commands += [[*infer, '--scales', args.scales, '--cam', names.read_out]]
+        commands += [[*infer, '--scales', setting.scales, '--cam', names.read_out]]
         commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
     if last == 0:
         return commands
+
+    # An AffinityNet on the labels of these CAMs, from the weights of the classifier on drawn scenes.
     foreground, background, threshold = THRESHOLDS[names.read_out]
-    cams = names.cams('train')
+    cams, own = names.cams('train'), f'experiments/models/{names.classifier}.pth'
+    recipe = ['--seed', str(seed), '--momentum', '0.9', '--batch_size', '16']
     labels = ['make_affinity_labels.py', *common, '--experiment_name', cams]
-    recipe = ['--seed', str(seed), '--momentum', '0.9', '--batch_size', '16', '--weights', args.weights]
+    affinity = ['train_affinitynet.py', *common, *recipe, '--architecture', args.architecture]
+    affinity += ['--weights', own if args.weights == 'none' else args.weights, *shlex.split(setting.affinity)]
     commands += [
         [*labels, '--fg_threshold', foreground, '--bg_threshold', background],
-        ['train_affinitynet.py', *common, '--architecture', args.architecture, *recipe, *shlex.split(EDGES)]
-        + ['--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', f'{names.chain}@aff'],
+        [*affinity, '--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', f'{names.chain}@aff'],
     ]
-    for domain in DOMAINS:
+    for domain in setting.domains:
         walk = ['inference_rw.py', *common, '--model_name', f'{names.chain}@aff', '--cam_dir', names.cams(domain)]
-        commands += [[*walk, '--domain', domain], *score(args, names.walks(domain), domain, '--max_th', '0.8')]
+        commands += [[*walk, '--image_size', setting.walk_size, '--domain', domain]]
+        commands += score(args, names.walks(domain), domain, '--max_th', '0.8')
         if last > 1:
             make = ['make_pseudo_labels.py', *common, '--experiment_name', names.walks(domain), '--domain', domain]
             commands += [[*make, '--threshold', threshold], *score(args, f'{names.walks(domain)}@crf=1', domain)]
     if last > 2:
-        start = ['--backbone', args.architecture, '--weights', f'experiments/models/{names.classifier}.pth']
         tag = ['--tag', f'{names.chain}@seg']
-        segment = ['train_segmentation.py', *common, *recipe[:-2], *start, *shlex.split(SEGMENTER), '--select', 'last']
+        segment = ['train_segmentation.py', *common, *recipe, '--backbone', args.architecture, '--weights', own]
+        segment += [*shlex.split(setting.segmenter), '--mode', 'normal', '--select', 'last']
         commands += [
             [*segment, '--label_name', f'{names.walks("train")}@crf=1', *tag],
-            ['inference_segmentation.py', *common, *tag, '--scales', '0.75'],
+            ['inference_segmentation.py', *common, *tag, '--scales', setting.segmenter_scales],
             *score(args, names.result('predictions', 'val'), 'val'),
         ]
     return commands
@@ -154,7 +223,7 @@ def plan_runs(args):
     for seed in args.seeds:
         for loss in args.losses:
             tag = f'{args.name}@{loss}@seed={seed}'
-            after = [follow(args, Names(tag, read_out, args.scales), seed) for read_out in args.cam]
+            after = [follow(args, names_of(args, loss, seed, read_out), seed) for read_out in args.cam]
             runs[tag] = [train(args, loss, seed), *(command for commands in after for command in commands)]
     return runs
 
@@ -164,14 +233,13 @@ def plan_summaries(args):
     summaries = {}
 
     def name(loss, read_out, stage, domain):
-        names = Names(f'{args.name}@{loss}@seed=*', read_out, args.scales)
-        return f'{names.result(stage, domain)}@{domain}'
+        return f'{names_of(args, loss, "*", read_out).result(stage, domain)}@{domain}'
 
     def compare(title, before, after):
         summaries[title] = ['-m', 'tools.summarize', '--paired', before, after]
 
     for stage in STAGES[: STAGES.index(args.until) + 1]:
-        for domain in DOMAINS if stage != 'predictions' else ('val',):
+        for domain in SETTINGS[args.on].domains if stage != 'predictions' else ('val',):
             where = stage, domain
             rows = [(loss, cam) for loss in args.losses for cam in args.cam]
             lines = [f'{loss}, {cam} | {name(loss, cam, *where)}' for loss, cam in rows]
@@ -195,9 +263,13 @@ def main(args):
     for command in runs.values():
         stage1.parse_args(command[0][1:])  # before the first run starts
     if args.dry_run:
+        if args.on == 'drawn':
+            print(f'python3 {shlex.join(draw_command(args.data_dir))}')
         for command in [*(command for commands in runs.values() for command in commands), *summaries.values()]:
             print(f'python3 {shlex.join(command)}')
         return
+    if args.on == 'drawn':
+        draw_scenes(Path(args.data_dir))
     failed = execute_runs(runs, args.jobs) + execute_summaries(summaries)
     if failed:
         raise UserError('not everything succeeded: see the lines above')

@@ -18,9 +18,10 @@ def dry_run(capsys, *flags: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys):
+@pytest.mark.parametrize('on', readouts.SETTINGS)
+def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys, on):
     written, models, scored = set(), set(), set()
-    for first, *words in dry_run(capsys, '--until', 'predictions', '--seeds', '4'):
+    for first, *words in dry_run(capsys, '--on', on, '--until', 'predictions', '--seeds', '4'):
         name, words = (words[0], words[1:]) if first == '-m' else (first.removesuffix('.py'), words)
         args = importlib.import_module(name).parse_args(words)
         options = vars(args)
