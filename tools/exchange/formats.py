@@ -1,0 +1,103 @@
+"""The formats of labelling tools by name, and which of them a file or folder is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from core import UserError
+from core.data.files import load_json
+from tools.exchange import coco, cvat, geojson, labelme, labelstudio, png, yolo
+from tools.exchange.objects import Picture
+from tools.exchange.reading import Found, list_files
+from tools.exchange.writing import Export
+
+
+class Format(Protocol):
+    """What the module of a format has.
+
+    It reads either JSON files, with `is_content` and `read_file`, or folders, with `is_folder` and `read_folder`.
+    """
+
+    SHAPES: tuple[str, ...]  # what it can hold, 'masks' and 'polygons', the default first
+    HAS_HOLES: bool  # of its polygons
+
+    def encode(self, picture: Picture, export: Export) -> object:
+        """Write the files of an image, in a worker process; return what `finish` needs of it."""
+
+    def finish(self, entries: list, export: Export) -> None:
+        """Write the files that are about all images."""
+
+
+FORMATS: dict[str, Format] = {
+    'coco': coco,
+    'cvat': cvat,
+    'labelme': labelme,
+    'labelstudio': labelstudio,
+    'yolo': yolo,
+    'png': png,
+    'geojson': geojson,
+}
+JSON = {name: module for name, module in FORMATS.items() if hasattr(module, 'read_file')}
+FOLDERS = {name: module for name, module in FORMATS.items() if hasattr(module, 'read_folder')}  # png comes last
+ENDINGS = ('.json', '.geojson')
+
+
+def read(path: Path, names: tuple[str, ...], chosen: str | None = None) -> tuple[str, list[Found]]:
+    """Return the format of a file or folder and the images in it; `names` are the classes of plain PNGs.
+
+    Raises UserError if it is none, or not the chosen one.
+    """
+    if path.is_file():
+        if path.suffix.lower() == '.zip':
+            raise UserError(f'{path}: is an archive: unpack it, and pass the folder')
+        if path.suffix.lower() not in ENDINGS:
+            raise UserError(f'{path}: is not a JSON file: pass the folder that it is in')
+        return _read_json([path], path, chosen)
+    if not path.is_dir():
+        raise UserError(f'{path}: no such file or folder')
+    special = [name for name, module in FOLDERS.items() if name != 'png' and module.is_folder(path)]
+    files = list_files(path, *ENDINGS)
+    if chosen in FOLDERS or (chosen is None and (special or not files)):
+        name = chosen or next(iter(special), 'png')
+        if not FOLDERS[name].is_folder(path):
+            raise UserError(_unknown(path, chosen))
+        with _naming(path):
+            found = FOLDERS[name].read_folder(path, names)
+    else:
+        name, found = _read_json(files, path, chosen)
+    if not found:
+        raise UserError(f'{path}: contains no image with masks')
+    return name, found
+
+
+def _read_json(files: list[Path], path: Path, chosen: str | None) -> tuple[str, list[Found]]:
+    """Return the format of the first JSON file that is of one, and the images of all files of this format."""
+    name, found = chosen, []
+    for file in files:
+        with _naming(file):
+            content = load_json(file)
+            name = name or next((other for other, module in JSON.items() if module.is_content(content)), None)
+            found += JSON[name].read_file(file, content) if name and JSON[name].is_content(content) else []
+    if not found:
+        raise UserError(_unknown(path, chosen))
+    return name, found
+
+
+def _unknown(path: Path, chosen: str | None) -> str:
+    if chosen:
+        return f'{path}: is not of the format {chosen}'
+    return f'{path}: is not recognised: a file or folder of {", ".join(FORMATS)} is needed'
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise UserError naming the file for what a damaged one raises inside."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f'{path}: {str(error).splitlines()[0]}') from None

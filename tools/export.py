@@ -1,0 +1,177 @@
+"""Write label maps as files of labelling tools, to look at them and to correct them there.
+
+Reads   FOLDER: pseudo-labels, predictions or affinity labels under experiments/predictions/, masks of tools.predict, or
+        any other folder of {id}.png; scores in {id}.npz beside them, if there are any; the images of the data set
+Writes  {out}, in one of these formats:
+        coco         annotations.json: RLE, or polygons
+        cvat         "Segmentation mask 1.1": labelmap.txt, ImageSets/, SegmentationClass/, SegmentationObject/
+        labelme      {path of the image}.json: polygons, or masks; labels.txt
+        labelstudio  tasks.json with predictions: brush masks, or polygons; config.xml
+        yolo         Ultralytics: data.yaml, links in images/, and masks/ (semantic) or labels/ (polygons)
+        png          {path of the image}.png: grey, of class indices; classes.txt
+        geojson      {path of the image}.geojson: polygons with holes, in pixels unless the image is georeferenced
+
+    python3 -m tools.export own@affinity@train@beta=20@exp_times=8@rw@crf=1 --format cvat --out cvat
+    python3 -m tools.export experiments/predict/own --dataset labels.csv --data_dir photos --format coco --out coco
+    python3 -m tools.export experiments/predict/own --classes cat,dog --data_dir photos --format labelme --out labelme
+
+Each connected component of a class is an object. Its score is the mean over its pixels of what tools.predict wrote: the
+probability, or the CAM. Stage 8 writes no probabilities. tools.import_masks takes all formats back.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from core import IGNORE, UserError
+from core.data.dataset import Dataset
+from tools.exchange import formats, objects
+from tools.exchange.matching import name_of
+from tools.exchange.photographs import open_photographs
+from tools.exchange.writing import IGNORED, Export, staged_folder
+from tools.reporting import find, provenance
+from tools.reporting.entries import add_recorded_data, open_recorded
+from util import flags, script
+from util.parallel.workers import parallel_map
+from util.store.fingerprints import read_args
+from util.store.formats import PREDICTIONS
+
+
+class Written(NamedTuple):
+    """What was written of an image: the entry for the last files, objects, small ones, filled holes, ignored pixels."""
+
+    entry: object
+    objects: int
+    small: int
+    filled: int
+    ignored: int
+    scored: int
+
+
+def parse_args(argv=None):
+    parser = flags.Parser(__doc__)
+    parser.add_argument('folder', metavar='FOLDER', help='label maps: a name under experiments/predictions/, or a path')
+    add_recorded_data(parser)
+    data = parser.groups['data']
+    classes = 'names of the values 1, 2, ..., separated by commas, instead of --dataset; images are those of --data_dir'
+    data.add_argument('--classes', help=classes)
+    data.add_argument('--ids', default='', help='ids of the images, comma-separated (default: all in the folder)')
+    parser.add_table(flags.WORKERS)
+    run = parser.groups['run and output']
+    run.add_argument('--format', required=True, choices=list(formats.FORMATS), help='format of the files')
+    run.add_argument('--out', required=True, type=Path, help='folder to write, new or empty')
+    shapes = 'masks (exact), or polygons (easier to edit; default: polygons for labelme and geojson)'
+    run.add_argument('--shapes', choices=('masks', 'polygons'), help=shapes)
+    corners = 'pixels by which the corners of polygons may leave the border of an object; 0 follows every pixel'
+    run.add_argument('--simplify', type=flags.real(0), default=1.0, help=corners)
+    small = 'leave out objects of fewer pixels: they become background'
+    run.add_argument('--min_area', type=flags.integer(1), default=1, help=small)
+    ignored = f'write ignored pixels (255) as objects of the class {IGNORED}; otherwise they become background'
+    run.add_argument('--keep_ignored', action='store_true', help=ignored)
+    prefix = "labelstudio: what the server has before the path of an image; the default is its local storage's"
+    run.add_argument('--image_prefix', default='/data/local-files/?d=', help=prefix)
+    return parser.parse_args(argv)
+
+
+def find_folder(name: str) -> Path:
+    """Return the folder of label maps that a name means. Raises UserError if it has none."""
+    path = next((path for path in (PREDICTIONS / name, Path(name)) if path.is_dir()), None)
+    if path is None:
+        raise UserError(f'FOLDER {name}: neither {PREDICTIONS / name} nor a folder of this name exists')
+    kind = find.format_of(path)
+    if kind is not None and kind.maps:
+        raise UserError(f'FOLDER {name}: contains {kind.title}s: name a folder of label maps, such as pseudo-labels')
+    return path
+
+
+def open_data(args, path: Path) -> Dataset:
+    """Open the data set of --dataset or --classes, by default the one that the folder records."""
+    if args.classes is None:
+        return open_recorded(
+            args, f'{path} (pass --dataset and --data_dir, or --classes and --data_dir)', read_args(path)
+        )
+    if args.dataset or not args.data_dir:
+        raise UserError('goes with --data_dir and without --dataset', option='classes')
+    return open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)))
+
+
+def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:
+    """Return the ids of the images that have a label map, with the first list of the data set that has them."""
+    lists: dict[str, str] = {}
+    for domain in sorted(dataset.lists, key=lambda domain: domain == 'train_aug'):
+        for image_id in dataset.ids(domain):
+            lists.setdefault(image_id, domain)
+    chosen = flags.names(args.ids)
+    for image_id in chosen:
+        if image_id not in lists or not (path / f'{image_id}.png').is_file():
+            raise UserError(f'{image_id}: is not an image of the data set with a label map in {path}', option='ids')
+    found = {image_id: lists[image_id] for image_id in chosen or lists if (path / f'{image_id}.png').is_file()}
+    if not found:
+        raise UserError(f'{path}: has no label map of an image of the data set "{dataset.name}": check --dataset')
+    return found
+
+
+def write(image_id, lists, dataset, path, module, export, min_area, has_ignored):
+    """Write the files of an image, and return what is said about it."""
+    size = dataset.image_size(image_id)
+    label = dataset.read_label_map(path / f'{image_id}.png', size)
+    scores = objects.read_scores(path / f'{image_id}.npz', size)
+    kept, found, small = objects.find_objects(label, min_area, scores, export.keep_ignored)
+    if has_ignored:
+        kept[label == IGNORE] = IGNORE
+    picture = objects.Picture(
+        image_id, name_of(dataset, image_id), dataset.image_path(image_id), lists[image_id], kept, found
+    )
+    filled = 0
+    if export.shapes == 'polygons' and not module.HAS_HOLES:
+        filled = sum(bool(export.outline(each).holes) for each in found)
+    scored = sum(each.score is not None for each in found)
+    return Written(module.encode(picture, export), len(found), small, filled, int((label == IGNORE).sum()), scored)
+
+
+def main(args):
+    path = find_folder(args.folder)
+    dataset = open_data(args, path)
+    module = formats.FORMATS[args.format]
+    shapes = args.shapes or module.SHAPES[0]
+    if shapes not in module.SHAPES:
+        raise UserError(f'{shapes}: {args.format} has {" and ".join(module.SHAPES)} only', option='shapes')
+    images = choose_images(args, dataset, path)
+    provenance.warn_if_outdated([path], dataset=dataset)
+
+    # Plain PNGs and Ultralytics' masks have a value for ignored pixels.
+    has_ignored = args.format in ('png', 'yolo') and shapes == 'masks'
+    keep_ignored = args.keep_ignored and not has_ignored
+    if keep_ignored and IGNORED in dataset.class_names:
+        raise UserError(f'would mix up the class {IGNORED} of the data set with ignored pixels', option='keep_ignored')
+    names = ('background', *dataset.class_names)
+    with staged_folder(args.out, '--out') as out, provenance.unchanged([path]):
+        export = Export(
+            out, args.out, path.name, names, dataset.palette, shapes, args.simplify, keep_ignored, args.image_prefix
+        )
+        one = partial(
+            write, lists=images, dataset=dataset, path=path, module=module, export=export, min_area=args.min_area,
+            has_ignored=has_ignored,
+        )  # fmt: skip
+        written = list(parallel_map(one, list(images), args.num_workers, 'images'))
+        module.finish([each.entry for each in written], export)
+    report(args, written, has_ignored, keep_ignored)
+
+
+def report(args, written: list[Written], has_ignored: bool, keep_ignored: bool) -> None:
+    """Print what was written, and what the format could not hold."""
+    count = {name: sum(getattr(each, name) for each in written) for name in Written._fields[1:]}
+    print(f'{args.out}: {count["objects"]} objects in {len(written)} images, {count["scored"]} of them with a score')
+    if count['small']:
+        print(f'{count["small"]} objects of fewer than {args.min_area} pixels were left out')
+    if count['filled']:
+        what = f'{count["filled"]} of {count["objects"]} objects have holes, which these polygons fill'
+        print(f'warning: {what}: --shapes masks keeps them', file=sys.stderr)
+    if count['ignored'] and not has_ignored:
+        became = f'objects of the class {IGNORED}' if keep_ignored else 'background (--keep_ignored keeps them)'
+        print(f'{count["ignored"]} ignored pixels (255) became {became}')
+
+
+if __name__ == '__main__':
+    script.run(main, parse_args)
