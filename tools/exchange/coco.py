@@ -65,7 +65,7 @@ def read_file(path: Path, content: dict) -> list[Found]:
         annotations.setdefault(annotation.get('image_id'), []).append(annotation)
     found = []
     for image in content['images']:
-        if not fits(image, {'file_name': str}) or 'id' not in image:
+        if not fits(image, {'file_name': str, 'id': (int, str)}):
             raise ValueError('an image lacks its "id" or "file_name"')
         entries = annotations.pop(image['id'], [])
         load = partial(_load, image.get('height'), image.get('width'), entries, names)

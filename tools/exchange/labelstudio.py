@@ -9,6 +9,7 @@ Brush masks are exact. Polygons can be edited by their points, but have no holes
 import re
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -35,7 +36,7 @@ def encode(picture: Picture, export: Export) -> dict:
     prediction = {'model_version': export.source, 'result': results}
     if scores:
         prediction['score'] = round(sum(scores) / len(scores), 4)
-    return {'data': {'image': f'{export.image_prefix}{picture.name}'}, 'predictions': [prediction]}
+    return {'data': {'image': f'{export.image_prefix}{quote(picture.name)}'}, 'predictions': [prediction]}
 
 
 def _result(number, found, picture, export):

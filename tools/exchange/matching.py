@@ -84,6 +84,7 @@ def _readings(name: str) -> Iterable[list[str]]:
     texts = [name]
     if address is not None:
         texts.append(unquote(address.query.removeprefix('d=') if address.query.startswith('d=') else address.path))
+    texts.append(unquote(name))
     for text in texts:
         parts = [part for part in _normal(text).replace('\\', '/').split('/') if part not in ('', '.', '..')]
         yield parts

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from core import IGNORE
-from core.maps import upsample_rw
+from core.maps import strided_size, upsample_rw
 from util.store import arrays
 
 
@@ -64,7 +64,7 @@ class Object(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image with its label map and objects, the largest box first: what fills its holes is drawn under what is there."""
+    """An image with its label map and objects, the largest box first: drawn in this order, filled holes hide nothing."""
 
     image_id: str
     name: str  # its path below the folder of the images, with '/'
@@ -116,10 +116,10 @@ def read_scores(path: Path, size: tuple[int, int]) -> dict[int, np.ndarray]:
     classes = keys if name == 'probability' else keys[1:]
     if maps.ndim != 3 or len(classes) != len(maps):
         return {}
+    if maps.shape[1:] != (strided_size(size) if name == 'rw' else size):
+        return {}
     maps = maps.astype(np.float32)
     maps = upsample_rw(maps, size) if name == 'rw' else maps
-    if maps.shape[1:] != tuple(size):
-        return {}
     return dict(zip(classes.tolist(), maps, strict=True))
 
 

@@ -25,5 +25,5 @@ def open_photographs(folder: Path, class_names: tuple[str, ...]) -> Dataset:
         rows[image_id] = Row(len(rows) + 1, name, (), '', 'train', '')
     if not rows:
         raise UserError(f'{folder}: contains no photographs', option='data_dir')
-    table = Table(Path(os.path.abspath(folder)), folder, rows, {'train': list(rows)})
+    table = Table(Path(os.path.abspath(folder)), folder, rows, {'train_aug': list(rows), 'train': list(rows)})
     return Dataset(folder.name, class_names, voc.palette(), None, folder, table)

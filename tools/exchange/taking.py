@@ -31,14 +31,17 @@ class Result(NamedTuple):
 
 
 def match(found: list[Found], images: Images, chosen: list[str]) -> tuple[dict[str, Found], list[str]]:
-    """Return the entry of each image by its id, and a line for each that is of no image, or of one that had one."""
+    """Return the entry of each image by its id, and a line for each that is of no image, or of one that had one.
+
+    Of `chosen` ids, if there are any, only these, and a line for each that has no entry.
+    """
     matched: dict[str, Found] = {}
     problems = []
     for entry in found:
         try:
             image_id = images.find(entry.name)
         except ValueError as error:
-            problems.append(f'{entry.where}: {error}')
+            problems += [] if chosen else [f'{entry.where}: {error}']
             continue
         if chosen and image_id not in chosen:
             continue
@@ -46,7 +49,7 @@ def match(found: list[Found], images: Images, chosen: list[str]) -> tuple[dict[s
             problems.append(f'{entry.where}: {entry.name!r} is the image of {matched[image_id].where} too')
             continue
         matched[image_id] = entry
-    return matched, problems
+    return matched, problems + [f'{image_id}: is not in the file' for image_id in chosen if image_id not in matched]
 
 
 def load(entry: Found, dataset: Dataset, image_id: str) -> tuple[Content, tuple[int, int]]:
@@ -94,11 +97,17 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
 
 
 def read_before(dataset, image_id, before, size):
-    """Return the label map (h, w) before the correction, None if there is none. Raises UserError."""
+    """Return the label map (h, w) before the correction, None if there is none, or one in the data set is damaged.
+
+    Raises UserError if one in the folder `before` is damaged.
+    """
     if before is not None:
         path = before / f'{image_id}.png'
         return dataset.read_label_map(path, size) if path.is_file() else None
-    return dataset.read_mask(image_id, size) if dataset.has_mask(image_id) else None
+    try:
+        return dataset.read_mask(image_id, size) if dataset.has_mask(image_id) else None
+    except UserError:
+        return None
 
 
 def take_labels(image_id, matched, dataset, classes, keep_empty) -> Result:
