@@ -9,14 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
+from core import has_control_characters, printable
 from core.data import voc
 from core.data.dataset import open_dataset
 from core.data.images import MaskValues, image_size, read_image, read_label_map
 from core.image_scores import SIZES
 from core.models.model_file import ModelFile
+from support import working_in
 from support.coco import TRAIN, H, W, content, make_coco
 from support.fuzz import attempt, fuzz
+from support.labelling import REX, make_photographs, run_export, submit
 from tools import prepare_coco
+from tools.exchange import formats as formats_of_tools
+from tools.exchange.matching import Classes, Images
+from tools.exchange.taking import match, take_labels, take_mask
 from tools.import_published import read_cams
 from tools.importing.published import convert
 from tools.reporting import find, provenance
@@ -275,7 +281,45 @@ def coco(folder):
     return {'a.json': json.dumps(entries).encode(), 'b.json': json.dumps(entries, indent=1).encode()}, read
 
 
-READERS = [npz, counts, npy, masks, pictures, models, records, data_sets, tables, lists, annotations, coco]
+def labelling(folder):
+    """JSON files of every tool, and the text files beside masks and polygons; all that the import does with them."""
+    with working_in(folder):
+        make_photographs(folder)
+        seeds = {}
+        for kind in ('coco', 'labelme', 'labelstudio', 'geojson', 'yolo', 'cvat'):
+            for shapes in formats_of_tools.FORMATS[kind].SHAPES:
+                run_export(kind, '--shapes', shapes, '--ids', REX, out=f'{kind}_{shapes}')
+        submit(folder / 'labelstudio_masks/tasks.json')
+        submit(folder / 'labelstudio_polygons/tasks.json')
+    places = {
+        'labelmap.txt': folder / 'cvat_masks/labelmap.txt',
+        'data.yaml': folder / 'yolo_masks/data.yaml',
+        'corners.txt': folder / f'yolo_polygons/labels/train/{REX}.txt',
+    }
+    for path in [*folder.glob('*_*/**/*.json'), *folder.glob('*_*/**/*.geojson')]:
+        seeds[f'{path.relative_to(folder).parts[0]}.json'] = path.read_bytes()
+    seeds |= {name: path.read_bytes() for name, path in places.items()}
+    assert len(seeds) == 10
+    dataset = open_dataset(folder / 'labels.csv', folder / 'photos')
+    images, classes = Images(dataset, dataset.ids('train')), Classes(dataset.class_names, {})
+
+    def read(path):
+        if path.name in places:
+            places[path.name].write_bytes(path.read_bytes())
+            path = folder / places[path.name].relative_to(folder).parts[0]
+        _, found = formats_of_tools.read(path, ('background', *dataset.class_names))
+        matched, lines = match(found, images, [])
+        for image_id in matched:
+            result = take_mask(image_id, matched, dataset, classes, folder / 'new', None, True, False)
+            lines += [result.problem, *result.unknown]
+            take_labels(image_id, matched, dataset, classes, True)
+        for line in lines:
+            assert not has_control_characters(printable(line).replace('\n', ' '))
+
+    return seeds, read
+
+
+READERS = [labelling, npz, counts, npy, masks, pictures, models, records, data_sets, tables, lists, annotations, coco]
 
 
 @pytest.mark.filterwarnings('ignore')

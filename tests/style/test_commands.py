@@ -147,6 +147,8 @@ def test_other_spellings():
 
 PROGRAMS = (
     *STAGES,
+    'tools.export',
+    'tools.import_masks',
     'tools.make_demo_data',
     'tools.prepare_coco',
     'tools.predict',
@@ -173,6 +175,8 @@ GROUPS = {
     'train_segmentation': TRAINER_GROUPS,
     'inference_segmentation': INFERENCE_GROUPS,
     'evaluate': ('data', 'inference', 'run and output'),
+    'tools.export': ('data', 'run and output'),
+    'tools.import_masks': ('data', 'run and output'),
     'tools.make_demo_data': ('data', 'run and output'),
     'tools.prepare_coco': ('data',),
     'tools.predict': ('data', 'model', 'inference', 'run and output'),

@@ -12,6 +12,8 @@ from tools import predict
 PROGRAMS = (
     *STAGES,
     'tools.check_dataset',
+    'tools.export',
+    'tools.import_masks',
     'tools.import_published',
     'tools.make_demo_data',
     'tools.prepare_coco',

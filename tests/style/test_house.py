@@ -30,6 +30,7 @@ NAMES = {path: str(path.relative_to(REPOSITORY)) for path in OURS}
 DOCUMENTS = [REPOSITORY / 'README.md', REPOSITORY / 'NOTES.md', *sorted((REPOSITORY / 'docs').rglob('*.md'))]
 # Programs whose workers are forked, which is not safe after torch has started its threads.
 FORKING = ('make_affinity_labels', 'make_pseudo_labels', 'evaluate', 'tools.prepare_coco')
+FORKING += ('tools.export', 'tools.import_masks')
 # What they are made of.
 TORCH_FREE = ('core.labels', *(name_of(path) for path in UTIL if path.parent.name == 'store'))
 # Modules of util that know the options of commands; to all others a function's parameters say what it takes.

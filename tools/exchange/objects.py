@@ -64,7 +64,7 @@ class Object(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image with its label map and objects, the largest box first: drawn in this order, filled holes hide nothing."""
+    """An image with its label map and objects, the largest box first: drawn in turn, filled holes hide none."""
 
     image_id: str
     name: str  # its path below the folder of the images, with '/'

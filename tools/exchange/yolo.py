@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> dict:
             elif not inside:
                 entries[key] = _scalar(value)
         elif inside:
-            is_item = re.match(r'\s*(-\s|\d+\s*:\s)', line)
+            is_item = re.match(r'\s*(-\s+\S|\d+\s*:\s)', line)
             names.append(_item(line.strip().removeprefix('- ')) if is_item else (None, ''))
     numbered = dict((i if number is None else number, name) for i, (number, name) in enumerate(names))
     if not names or sorted(numbered) != list(range(len(names))) or '' in numbered.values():
