@@ -54,7 +54,7 @@ def parse_args(argv=None):
     parser.add_argument('folder', metavar='FOLDER', help='label maps: a name under experiments/predictions/, or a path')
     add_recorded_data(parser)
     data = parser.groups['data']
-    classes = 'names of the values 1, 2, ..., separated by commas, instead of --dataset; images are those of --data_dir'
+    classes = 'names of the values 1, 2, ..., separated by commas, instead of --dataset, for the images of --data_dir'
     data.add_argument('--classes', help=classes)
     data.add_argument('--ids', default='', help='ids of the images, comma-separated (default: all in the folder)')
     parser.add_table(flags.WORKERS)

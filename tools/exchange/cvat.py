@@ -52,7 +52,7 @@ def _numbers(picture):
 
 
 def _colours(export):
-    """Return the colour of each class; those of VOC where the data set has a colour twice, or black."""
+    """Return the colour of each class: VOC's colours if the data set has a colour twice, or black."""
     names = (BACKGROUND, *export.classes)
     colours = {name: tuple(export.colour_of(name)) for name in names}
     if len(set(colours.values())) < len(names) or colours[BACKGROUND] != (0, 0, 0):
@@ -76,7 +76,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
-    """Return the images that have a mask, and those of the lists that have none. Raises ValueError or OSError."""
+    """Return the images that have a mask, and listed images that have none. Raises ValueError or OSError."""
     colours = _read_labels(path / LABELS)
     files = {
         file.relative_to(path / MASKS).with_suffix('').as_posix(): file for file in list_files(path / MASKS, '.png')

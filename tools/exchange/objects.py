@@ -106,7 +106,7 @@ def find_objects(
 def read_scores(path: Path, size: tuple[int, int]) -> dict[int, np.ndarray]:
     """Return the scores (h, w) by class of an npz file beside a label map, {} if it has none.
 
-    Those of tools.predict: probabilities of a segmentation network, or the random-walk CAMs or CAMs of a classifier.
+    tools.predict writes them: probabilities of a segmentation network, or the random-walk CAMs or CAMs of a classifier.
     """
     names = arrays.names_inside(path)
     name = next((name for name in ('probability', 'rw', 'hr_cam') if name in names), None)
@@ -124,7 +124,7 @@ def read_scores(path: Path, size: tuple[int, int]) -> dict[int, np.ndarray]:
 
 
 def _rings(pixels: np.ndarray, tolerance: float) -> list[np.ndarray]:
-    """Return the outer border of a connected mask and those of its holes, each (N, 2) int of x and y.
+    """Return the outer border of a connected mask and the borders of its holes, each (N, 2) int of x and y.
 
     OpenCV follows the centres of pixels. On the mask at twice its size they are a quarter of a pixel from the edge that
     is meant, so rounding outwards gives the edges of the pixels.

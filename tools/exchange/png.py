@@ -37,7 +37,7 @@ def is_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
-    """Return the masks below a folder; `names` are those of its values unless it has classes.txt."""
+    """Return the masks below a folder; `names` are the classes of its values unless it has classes.txt."""
     if (path / CLASSES).is_file():
         names = tuple(read_bytes(path / CLASSES).decode('utf-8-sig').splitlines())
     files = list_files(path, '.png')
