@@ -2,7 +2,7 @@
 
 Reads   FOLDER: pseudo-labels, predictions or affinity labels under experiments/predictions/, masks of tools.predict, or
         any other folder of {id}.png; scores in {id}.npz beside them, if there are any; the images of the data set
-Writes  {out}, in one of these formats:
+Writes  {out}, in one of these formats, and the masks that would come back unchanged in {out}/.exported/:
         coco         annotations.json: RLE, or polygons
         cvat         "Segmentation mask 1.1": labelmap.txt, ImageSets/, SegmentationClass/, SegmentationObject/
         labelme      {path of the image}.json: polygons, or masks; labels.txt
@@ -24,22 +24,27 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from core import IGNORE, UserError
 from core.data.dataset import Dataset
 from tools.exchange import formats, objects
 from tools.exchange.matching import name_of
 from tools.exchange.photographs import open_photographs
+from tools.exchange.reading import EXPORTED, Content, Polygons, Shape, compose
+from tools.exchange.shapes import read_polygons
 from tools.exchange.writing import IGNORED, Export, staged_folder
 from tools.reporting import find, provenance
 from tools.reporting.entries import add_recorded_data, open_recorded
 from util import flags, script
 from util.parallel.workers import parallel_map
+from util.store.files import write_bytes
 from util.store.fingerprints import read_args
 from util.store.formats import PREDICTIONS
 
 
 class Written(NamedTuple):
-    """What was written of an image: the entry for the last files, objects, small ones, filled holes, ignored pixels."""
+    """What was written of an image: the entry for the last files, and numbers of what was kept and left out."""
 
     entry: object
     objects: int
@@ -69,7 +74,7 @@ def parse_args(argv=None):
     run.add_argument('--min_area', type=flags.integer(1), default=1, help=small)
     ignored = f'write ignored pixels (255) as objects of the class {IGNORED}; otherwise they become background'
     run.add_argument('--keep_ignored', action='store_true', help=ignored)
-    prefix = "labelstudio: what the server has before the path of an image; the default is its local storage's"
+    prefix = 'labelstudio: what the server has before the path of an image; the default is its local storage'
     run.add_argument('--image_prefix', default='/data/local-files/?d=', help=prefix)
     return parser.parse_args(argv)
 
@@ -123,11 +128,26 @@ def write(image_id, lists, dataset, path, module, export, min_area, has_ignored)
     picture = objects.Picture(
         image_id, name_of(dataset, image_id), dataset.image_path(image_id), lists[image_id], kept, found
     )
-    filled = 0
-    if export.shapes == 'polygons' and not module.HAS_HOLES:
-        filled = sum(bool(export.outline(each).holes) for each in found)
+    back, filled = come_back(picture, export, module)
+    write_bytes(export.out / EXPORTED / f'{image_id}.png', dataset.encode_label_map(back))
     scored = sum(each.score is not None for each in found)
     return Written(module.encode(picture, export), len(found), small, filled, int((label == IGNORE).sum()), scored)
+
+
+def come_back(picture: objects.Picture, export: Export, module: formats.Format) -> tuple[np.ndarray, int]:
+    """Return the label map (h, w) that the import makes of an untouched picture, and the number of filled holes."""
+    if export.shapes == 'masks':
+        return picture.label, 0
+    shapes, filled = [], 0
+    for found in picture.objects:
+        outer, holes = export.outline(found)
+        kept = holes if module.HAS_HOLES else ()
+        filled += len(holes) > len(kept)
+        shapes.append(
+            Shape(None, Polygons(*(read_polygons([ring.reshape(-1) for ring in rings]) for rings in ([outer], kept))))
+        )
+    content = Content(None, shapes, module.BY_AREA)
+    return compose(content, [found.index for found in picture.objects], picture.size), filled
 
 
 def main(args):

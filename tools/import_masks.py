@@ -15,6 +15,7 @@ is not of the ratio of its image, all such lines are printed and nothing is writ
 without any object is left alone unless --empty background says that somebody has looked at it.
 """
 
+import shlex
 import sys
 from collections import defaultdict
 from dataclasses import replace
@@ -29,6 +30,7 @@ from core.data.images import encode_label_map
 from tools.exchange import formats
 from tools.exchange.matching import Classes, Images
 from tools.exchange.photographs import open_photographs
+from tools.exchange.reading import EXPORTED
 from tools.exchange.tables import check_absent, list_rows, write_table
 from tools.exchange.taking import Result, match, take_labels, take_mask
 from tools.exchange.writing import BACKGROUND, IGNORED, staged_folder
@@ -49,7 +51,7 @@ def parse_args(argv=None):
     renamed = 'other names of classes in the file: OLD=NEW; NEW may also be background or ignore'
     data.add_argument('--rename', nargs='+', default=[], metavar='OLD=NEW', help=renamed)
     data.add_argument('--ids', default='', help='ids of the images to take, comma-separated (default: all in the file)')
-    before = 'label maps that were exported: changes are counted against them instead of the masks of --dataset'
+    before = 'what tools.export wrote: changes are counted against it (default: FOLDER, if it is such, or --dataset)'
     data.add_argument('--before', type=Path, metavar='FOLDER', help=before)
     parser.add_table(flags.WORKERS)
     run = parser.groups['run and output']
@@ -59,7 +61,9 @@ def parse_args(argv=None):
     )
     empty = 'images without an object: skip them, or take them as background alone'
     run.add_argument('--empty', choices=('skip', 'background'), default='skip', help=empty)
-    run.add_argument('--changed_only', action='store_true', help='take only masks that differ from those before')
+    run.add_argument('--changed_only', action='store_true', help='take only masks that differ from the ones before')
+    slack = 'pixels from the border of an object within which a difference is not a change, but a conversion'
+    run.add_argument('--slack', type=flags.integer(0), default=0, help=slack)
     run.add_argument('--skip', action='store_true', help='leave out images with a problem, and take the others')
     return parser.parse_args(argv)
 
@@ -104,15 +108,11 @@ def list_unknown(results: dict[str, Result], classes: Classes) -> list[str]:
     lines = []
     for label, ids in sorted(found.items()):
         near = classes.near(label)
-        remedy = f'--rename {_quoted(f"{label}={near or IGNORED}")}' + ('' if near else ', or another class')
+        remedy = f'--rename {shlex.quote(f"{label}={near or IGNORED}")}' + ('' if near else ', or another class')
         lines.append(
-            f'{label!r} is not a class ({len(ids)} objects in {len(set(ids))} images, first {ids[0]}): {remedy}'
+            f'{label!r} is not a class (objects: {len(ids)}, images: {len(set(ids))}, the first is {ids[0]}): {remedy}'
         )
     return lines
-
-
-def _quoted(text):
-    return text if text.isalnum() or set(text) <= {*'=-_.'} | {c for c in text if c.isalnum()} else f"'{text}'"
 
 
 def print_problems(groups: list[list[str]]) -> int:
@@ -142,15 +142,15 @@ def print_changes(results: list[Result], names: tuple[str, ...]) -> None:
 # What is written ------------------------------------------------------------------------------------------------------
 
 
-def import_masks(args, dataset, matched, classes, problems, out):
+def import_masks(args, dataset, matched, classes, problems, out, before):
     """Write the masks and the CSV file."""
     folder = args.data_dir / f'{out.stem}_masks'
     check_absent(out, folder)
     ids = ids_of(dataset)
     with staged_folder(folder, '--out') as staged:
         take = partial(
-            take_mask, matched=matched, dataset=dataset, classes=classes, out=staged, before=args.before,
-            keep_empty=args.empty == 'background', changed_only=args.changed_only,
+            take_mask, matched=matched, dataset=dataset, classes=classes, out=staged, before=before,
+            keep_empty=args.empty == 'background', changed_only=args.changed_only, slack=args.slack,
         )  # fmt: skip
         results = dict(zip(matched, parallel_map(take, list(matched), args.num_workers, 'masks'), strict=True))
         check_problems(args, problems, results, classes)
@@ -172,7 +172,8 @@ def import_masks(args, dataset, matched, classes, problems, out):
     print_changes(taken, (BACKGROUND, *dataset.class_names))
     new = sum(result.before is None for result in taken)
     changed = sum(result.before is not None and result.differs for result in taken)
-    print(f'{out}: {len(taken)} masks: {new} new, {changed} changed, {len(taken) - new - changed} as before')
+    same = len(taken) - new - changed
+    print(f'{out}: masks taken: {len(taken)} ({new} new, {changed} changed, {same} as before)')
     report_rest(results, args)
     more = [
         i
@@ -215,7 +216,7 @@ def import_labels(args, dataset, matched, classes, problems, out):
     ]
     print(tabulate(rows, ('class', 'images before', 'images now'), 'pipe', colalign=('left', 'right', 'right')))
     changed = sum({*tags} != old[image_id] for image_id, tags in labels.items())
-    print(f'{out}: tags of {len(labels)} images, {changed} of them changed')
+    print(f'{out}: images whose tags were taken: {len(labels)} ({changed} changed)')
     report_rest(results, args)
     print(f'pass --dataset {out} --data_dir {args.data_dir}')
 
@@ -250,9 +251,9 @@ def report_rest(results: dict[str, Result], args) -> None:
     skipped = sum(bool(result.problem or result.unknown) for result in results.values())
     empty = sum(result.is_empty for result in results.values())
     if skipped:
-        print(f'{skipped} images with a problem were left out')
+        print(f'images with a problem, left out: {skipped}')
     if empty:
-        print(f'{empty} images without an object were left alone (--empty background takes them)')
+        print(f'images without an object, left alone: {empty} (--empty background takes them)')
 
 
 def main(args):
@@ -262,6 +263,9 @@ def main(args):
         raise UserError(f'{out}: must end in .csv', option='out')
     if args.before is not None and not args.before.is_dir():
         raise UserError(f'{args.before}: no such folder', option='before')
+    before = next(
+        (path / EXPORTED for path in (args.before, args.source) if path and (path / EXPORTED).is_dir()), args.before
+    )
     dataset = dataset or open_photographs(args.data_dir, ())
     classes = Classes(dataset.class_names, parse_renamed(args.rename))
     wrong = next((new for new in classes.renamed.values() if args.dataset and classes.find(new) is None), None)
@@ -274,8 +278,10 @@ def main(args):
     if unknown is not None:
         raise UserError(f'{unknown}: is not an image of the data set', option='ids')
     matched, problems = match(found, Images(dataset, ids), chosen)
-    take = import_labels if args.labels_only else import_masks
-    take(args, dataset, matched, classes, problems, out)
+    if args.labels_only:
+        import_labels(args, dataset, matched, classes, problems, out)
+    else:
+        import_masks(args, dataset, matched, classes, problems, out, before)
 
 
 if __name__ == '__main__':

@@ -310,7 +310,7 @@ def labelling(folder):
         _, found = formats_of_tools.read(path, ('background', *dataset.class_names))
         matched, lines = match(found, images, [])
         for image_id in matched:
-            result = take_mask(image_id, matched, dataset, classes, folder / 'new', None, True, False)
+            result = take_mask(image_id, matched, dataset, classes, folder / 'new', None, True, False, 0)
             lines += [result.problem, *result.unknown]
             take_labels(image_id, matched, dataset, classes, True)
         for line in lines:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,8 +29,9 @@ from support.labelling import (
     run_import,
     submit,
 )
-from tools import check_dataset, import_masks
+from tools import check_dataset, export, import_masks
 from tools.exchange import brush
+from tools.exchange.taking import near_borders
 
 H, W = SIZES[REX]
 
@@ -102,7 +104,7 @@ def test_the_same_pixels_come_back(photographs, kind, shapes, capsys):
         ['empty.jpg', '', f'labels_imported_masks/{EMPTY}.png', 'train_aug'],
         ['b c/tom 1.5.png', 'cat;traffic light, red', f'labels_imported_masks/{TOM}.png', 'val'],
     ]
-    assert 'labels_imported.csv: 3 masks: 3 new, 0 changed, 0 as before' in capsys.readouterr().out
+    assert 'labels_imported.csv: masks taken: 3 (0 new, 0 changed, 3 as before)' in capsys.readouterr().out
     check_dataset.main(check_dataset.parse_args(['--dataset', 'labels_imported.csv', '--data_dir', 'photos']))
     assert open_dataset('labels_imported.csv', 'photos').class_names == NAMES
 
@@ -304,11 +306,13 @@ def test_masks_of_ultralytics_without_a_background(photographs):
     np.testing.assert_array_equal(run_import('yolo')[REX], expected)
 
 
-@pytest.mark.parametrize('overlays', [False, True])
-def test_plain_masks_have_the_values_of_the_data_set(photographs, overlays):
-    """Such as the folder of tools.predict, edited in a paint program that keeps palettes."""
-    if overlays:
+@pytest.mark.parametrize('others', [(), ('overlays', 'records')])
+def test_plain_masks_have_the_values_of_the_data_set(photographs, others):
+    """Such as the folders of tools.predict and of stage 6, edited in a paint program that keeps palettes."""
+    if 'overlays' in others:
         Image.new('RGB', (W, H)).save(f'masks/{REX}_overlay.png')
+    if 'records' in others:
+        Path('masks/args.json').write_text('{"format": "pseudo-label"}')
     np.testing.assert_array_equal(run_import('masks')[REX], label_maps()[REX])
 
 
@@ -366,19 +370,75 @@ def test_what_changed_is_counted_by_class(photographs, capsys):
     assert table['cat'] == ['1', '1', '10', '0']
     assert table['traffic light, red'] == ['1', '0', '0', '2']
     assert table['background'] == ['', '', '2', '10']
-    assert 'dog' in table and 'labels_imported.csv: 1 masks: 0 new, 1 changed, 0 as before' in printed
+    assert 'dog' in table and 'labels_imported.csv: masks taken: 1 (0 new, 1 changed, 0 as before)' in printed
 
 
 def test_changes_are_counted_against_what_was_exported(photographs, capsys):
     shutil.copytree('masks', 'corrected')
     Image.fromarray(correct(label_maps()[REX])).save(f'corrected/{REX}.png')
     run_import('corrected', '--before', 'masks')
-    assert '2 masks: 0 new, 1 changed, 1 as before' in capsys.readouterr().out
+    assert 'masks taken: 2 (0 new, 1 changed, 1 as before)' in capsys.readouterr().out
+
+
+def default_labelme() -> Path:
+    """Export with simplified polygons, filled holes and ignored pixels as background."""
+    line = ['masks', '--dataset', 'labels.csv', '--data_dir', 'photos', '--format', 'labelme', '--out', 'out']
+    export.main(export.parse_args([*line, '--num_workers', '0', '--min_area', '2']))
+    return Path('out')
+
+
+def test_what_nobody_touched_is_not_a_change(photographs, capsys):
+    """Whatever the export has simplified, filled and left out."""
+    folder = default_labelme()
+    line, _ = fault(folder, capsys, '--changed_only', '--empty', 'background')
+    assert 'out: has no mask to take: nothing was written' in line
+    path = folder / 'b c' / 'tom 1.5.json'
+    content = json.loads(path.read_text())
+    content['shapes'][0]['label'] = 'dog'
+    path.write_text(json.dumps(content))
+    assert list(run_import(folder, '--changed_only')) == [TOM]
+    printed = capsys.readouterr().out
+    assert 'masks taken: 1 (0 new, 1 changed, 0 as before)' in printed
+
+
+def test_another_file_is_compared_with_the_export_it_came_from(photographs, capsys):
+    folder = exported('labelstudio', 'polygons', '--simplify', '1')
+    source = Path('project.json')
+    shutil.move(folder / 'tasks.json', source)
+    line, _ = fault(source, capsys, '--before', 'out', '--changed_only')
+    assert 'has no mask to take' in line
+    run_import(source)
+    assert 'masks taken: 2 (2 new, 0 changed, 0 as before)' in capsys.readouterr().out
+
+
+def test_differences_at_borders_can_be_conversions(photographs, capsys):
+    """A tool that turns masks into polygons and back moves borders by a pixel or two."""
+    before = label_maps()
+    Path('converted').mkdir()
+    for image_id, label in before.items():
+        Image.fromarray(cv2.erode(label, np.ones((3, 3), np.uint8))).save(f'converted/{image_id}.png')
+    run_export('cvat', '--keep_ignored')
+    line, _ = fault('converted', capsys, '--before', 'out', '--changed_only', '--slack', '1')
+    assert 'has no mask to take' in line
+    moved = before[TOM].copy()
+    moved[3:9, 9:12] = 2
+    Image.fromarray(moved).save(f'converted/{TOM}.png')
+    assert list(run_import('converted', '--before', 'out', '--changed_only', '--slack', '1')) == [TOM]
+
+
+@pytest.mark.parametrize('distance', [0, 1, 2, 5])
+def test_pixels_near_borders(distance, rng):
+    label = np.zeros((20, 20), np.uint8)
+    label[6:13, 4:15] = 1
+    near = near_borders(label, distance)
+    for y, x in np.ndindex(label.shape):
+        window = label[max(0, y - distance) : y + distance + 1, max(0, x - distance) : x + distance + 1]
+        assert near[y, x] == (len(np.unique(window)) > 1), (y, x)
 
 
 def test_images_without_an_object_are_left_alone(photographs, capsys):
     assert set(run_import(exported('coco', 'masks'))) == {REX, TOM}
-    assert '1 images without an object were left alone' in capsys.readouterr().out
+    assert 'images without an object, left alone: 1 (--empty background takes them)' in capsys.readouterr().out
 
 
 def test_other_masks_of_a_data_set_with_values_get_the_values_of_classes(photographs):
@@ -426,7 +486,7 @@ def test_labels_alone(photographs, capsys):
     assert tags() == {'holiday/rex.jpg': 'cat', 'b c/tom 1.5.png': 'dog', 'empty.jpg': ''}
     assert [row[2] for row in rows()[1:]] == ['gt/rex.png', '', 'gt/tom.png']
     printed = capsys.readouterr().out
-    assert 'labels_imported.csv: tags of 2 images, 2 of them changed' in printed
+    assert 'labels_imported.csv: images whose tags were taken: 2 (2 changed)' in printed
     assert imported() == {}
     assert not Path('photos/labels_imported_masks').exists()
 
@@ -505,8 +565,17 @@ def test_all_problems_are_listed_a_line_each(photographs, capsys):
         2
     ].startswith('c.json: image 1: is 30x30 in the file, but the image is 20x30')
     text = '\n'.join(before)
-    assert "'dgo' is not a class (1 objects in 1 images, first holiday__rex): --rename dgo=dog" in text
-    assert "'tree' is not a class (1 objects in 1 images, first empty): --rename tree=ignore, or another class" in text
+    assert "'dgo' is not a class (objects: 1, images: 1, the first is holiday__rex): --rename dgo=dog" in text
+    assert (
+        "'tree' is not a class (objects: 1, images: 1, the first is empty): --rename tree=ignore, or another class"
+        in text
+    )
+
+
+def test_a_label_that_a_shell_would_run_is_quoted(photographs, capsys):
+    source = coco(('holiday/rex.jpg', (H, W), 2, SQUARE), categories=('cat', "$(rm -r x)'\x1b[2J", 'x'))
+    _, before = fault(source, capsys)
+    assert "--rename '$(rm -r x)'" in before[0] and '\x1b' not in before[0]
 
 
 def test_skip_takes_the_rest(photographs, capsys):
@@ -514,7 +583,7 @@ def test_skip_takes_the_rest(photographs, capsys):
         ('holiday/rex.jpg', (H, W), 1, SQUARE), ('bob.jpg', (16, 16), 1, SQUARE), ('empty.jpg', (9, 9), 3, SQUARE)
     )
     assert list(run_import(source, '--skip')) == [REX]
-    assert '1 images with a problem were left out' in capsys.readouterr().out
+    assert 'images with a problem, left out: 1' in capsys.readouterr().out
 
 
 def test_labels_can_be_renamed_to_background_and_ignored(photographs):

@@ -78,7 +78,8 @@ def test_classes():
 
 
 def test_a_class_may_have_the_name_of_ignored_pixels():
-    assert Classes(('ignore', 'cat'), {}).find('ignore') == 1
+    classes = Classes(('ignore', 'cat'), {})
+    assert (classes.find('ignore'), classes.find(None)) == (1, IGNORE)
 
 
 def test_photographs_of_a_folder(in_tmp):

@@ -11,6 +11,7 @@ from tools.exchange.writing import Export, write_compact
 
 SHAPES = ('masks', 'polygons')
 HAS_HOLES = False  # of polygons
+BY_AREA = True  # no order is defined: smaller objects lie on larger ones
 
 
 def encode(picture: Picture, export: Export) -> dict:
@@ -90,4 +91,4 @@ def _load(height, width, entries, names, size, _image):
         polygons = read_polygons(shape or [])
         box = None if entry.get('bbox') is None else Box(read_box(entry['bbox']))
         shapes.append(Shape(label, Polygons(polygons) if polygons else box))
-    return Content(stated, shapes, by_area=True)
+    return Content(stated, shapes, by_area=BY_AREA)

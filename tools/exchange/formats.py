@@ -21,6 +21,7 @@ class Format(Protocol):
 
     SHAPES: tuple[str, ...]  # what it can hold, 'masks' and 'polygons', the default first
     HAS_HOLES: bool  # of its polygons
+    BY_AREA: bool  # whether smaller objects lie on larger ones, whatever their order
 
     def encode(self, picture: Picture, export: Export) -> object:
         """Write the files of an image, in a worker process; return what `finish` needs of it."""
@@ -53,34 +54,36 @@ def read(path: Path, names: tuple[str, ...], chosen: str | None = None) -> tuple
             raise UserError(f'{path}: is an archive: unpack it, and pass the folder')
         if path.suffix.lower() not in ENDINGS:
             raise UserError(f'{path}: is not a JSON file: pass the folder that it is in')
-        return _read_json([path], path, chosen)
+        name, found = _read_json([path], chosen)
+        if not found:
+            raise UserError(_unknown(path, chosen))
+        return name, found
     if not path.is_dir():
         raise UserError(f'{path}: no such file or folder')
     special = [name for name, module in FOLDERS.items() if name != 'png' and module.is_folder(path)]
     files = list_files(path, *ENDINGS)
-    if chosen in FOLDERS or (chosen is None and (special or not files)):
-        name = chosen or next(iter(special), 'png')
-        if not FOLDERS[name].is_folder(path):
-            raise UserError(_unknown(path, chosen))
+    name, found = chosen or next(iter(special), None), []
+    if name not in FOLDERS:
+        name, found = _read_json(files, name)
+    name = name or 'png'  # args.json and inputs.json of a stage are of no format
+    if name in FOLDERS and FOLDERS[name].is_folder(path):
         with _naming(path):
             found = FOLDERS[name].read_folder(path, names)
-    else:
-        name, found = _read_json(files, path, chosen)
+    elif not found:
+        raise UserError(_unknown(path, chosen))
     if not found:
         raise UserError(f'{path}: contains no image with masks')
     return name, found
 
 
-def _read_json(files: list[Path], path: Path, chosen: str | None) -> tuple[str, list[Found]]:
-    """Return the format of the first JSON file that is of one, and the images of all files of this format."""
+def _read_json(files: list[Path], chosen: str | None) -> tuple[str | None, list[Found]]:
+    """Return the format of the first JSON file that is of one (None: of none), and the images of all its files."""
     name, found = chosen, []
     for file in files:
         with _naming(file):
             content = load_json(file)
             name = name or next((other for other, module in JSON.items() if module.is_content(content)), None)
             found += JSON[name].read_file(file, content) if name and JSON[name].is_content(content) else []
-    if not found:
-        raise UserError(_unknown(path, chosen))
     return name, found
 
 

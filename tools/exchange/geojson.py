@@ -18,6 +18,7 @@ from tools.exchange.writing import Export, write_compact
 
 SHAPES = ('polygons',)
 HAS_HOLES = True
+BY_AREA = False
 
 
 def encode(picture: Picture, export: Export) -> None:

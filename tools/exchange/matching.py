@@ -52,8 +52,10 @@ class Classes:
         self.indices = {_normal(name): index for index, name in enumerate(self.names, 1)}
         self.indices = {BACKGROUND: 0, IGNORED: IGNORE, **self.indices}
 
-    def find(self, label: str) -> int | None:
-        """Return the index of a class, None if it is unknown."""
+    def find(self, label: str | None) -> int | None:
+        """Return the index of a class, None if it is unknown; a label that is None means ignored pixels."""
+        if label is None:
+            return IGNORE
         return self.indices.get(_normal(self.rename(label)))
 
     def rename(self, label: str) -> str:

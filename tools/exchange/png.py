@@ -13,11 +13,12 @@ from core.data.files import read_bytes
 from core.data.images import read_label_map
 from tools.exchange.objects import Picture
 from tools.exchange.reading import Content, Found, Shape, check_size, list_files
-from tools.exchange.writing import BACKGROUND, IGNORED, Export, write_png
+from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
 SHAPES = ('masks',)
 HAS_HOLES = True
+BY_AREA = False
 CLASSES = 'classes.txt'
 
 
@@ -57,11 +58,10 @@ def load(file: Path, names: tuple[str, ...], size: tuple[int, int], _image: Path
 def split(label: np.ndarray, names: tuple[str, ...], size: tuple[int, int]) -> Content:
     """Return a shape for each class in a label map (h', w') of indices into `names`; 255 is ignored."""
     check_size(label.shape, size)
-    named = {value: names[value] if value < len(names) else None for value in np.unique(label).tolist()}
-    if IGNORE in named:
-        named[IGNORE] = IGNORED
-    wrong = [value for value, name in named.items() if name is None]
+    values = np.unique(label).tolist()
+    wrong = [value for value in values if len(names) <= value < IGNORE]
     if wrong:
         raise ValueError(f'contains the value {wrong[0]}, but its classes end at {len(names) - 1}')
+    named = {value: None if value == IGNORE else names[value] for value in values}
     shapes = [Shape(name, label == value) for value, name in named.items() if name != BACKGROUND]
     return Content(label.shape, shapes)

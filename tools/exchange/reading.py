@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 from core import IGNORE
 from tools.exchange.shapes import SIDE_LIMIT, encode_shape
 
+EXPORTED = '.exported'  # folder of an export: the masks that would come back if nobody changed anything
 PIXEL_LIMIT = 2**26  # of a mask in a file that says its size; a larger one must be of the size of its image
 
 
@@ -28,9 +29,12 @@ class Box(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """An object: polygons, compressed RLE, pixels (h, w) bool, a box, or None for a tag of the whole image."""
+    """An object: polygons, compressed RLE, pixels (h, w) bool, a box, or None for a tag of the whole image.
 
-    label: str
+    The label of ignored pixels is None.
+    """
+
+    label: str | None
     content: Polygons | dict | np.ndarray | Box | None
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from core import IGNORE, UserError
@@ -63,7 +64,7 @@ def load(entry: Found, dataset: Dataset, image_id: str) -> tuple[Content, tuple[
         raise UserError(f'{entry.where}: {str(error).splitlines()[0]}') from None
 
 
-def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, changed_only) -> Result:
+def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, changed_only, slack) -> Result:
     """Write the mask of an image, and return what changed. Problems are returned, not raised: others follow."""
     entry = matched[image_id]
     try:
@@ -82,7 +83,8 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
     if not present and not keep_empty:
         return Result(is_empty=True)
     differs = np.ones_like(label, bool) if old is None else label != old
-    if changed_only and not differs.any():
+    is_changed = old is None or bool((differs & ~near_borders(old, slack)).any())
+    if changed_only and not is_changed:
         return Result(differs=False)
     write_bytes(out / f'{image_id}.png', encode_label_map(label, dataset.palette))
     return Result(
@@ -91,7 +93,7 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
         before=None if old is None else frozenset(np.unique(old).tolist()) - {0, IGNORE},
         added=Counter(label[differs].tolist()),
         removed=Counter() if old is None else Counter(old[differs].tolist()),
-        differs=bool(differs.any()),
+        differs=is_changed,
         boxes=sum(isinstance(shape.content, Box) for shape in content.shapes),
     )
 
@@ -108,6 +110,15 @@ def read_before(dataset, image_id, before, size):
         return dataset.read_mask(image_id, size) if dataset.has_mask(image_id) else None
     except UserError:
         return None
+
+
+def near_borders(label: np.ndarray, distance: int) -> np.ndarray:
+    """Return which pixels (h, w) are at most `distance` pixels from a border between two classes, or next to it."""
+    if not distance:
+        return np.zeros_like(label, bool)
+    square = np.ones((3, 3), np.uint8)
+    borders = (cv2.dilate(label, square) != cv2.erode(label, square)).astype(np.uint8)  # a pixel on both sides
+    return cv2.dilate(borders, square, iterations=distance - 1) > 0
 
 
 def take_labels(image_id, matched, dataset, classes, keep_empty) -> Result:

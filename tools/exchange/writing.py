@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -13,8 +13,7 @@ import numpy as np
 
 from core import IGNORE, UserError
 from tools.exchange.objects import Object, Outline
-from util.store.files import make_folder, temporary_stem, write_bytes
-from util.store.locks import lock_path, locked
+from util.store.files import make_folder, write_bytes
 
 BACKGROUND = 'background'
 IGNORED = 'ignore'  # name of the class of ignored pixels
@@ -66,17 +65,18 @@ def write_compact(path: Path, content: object) -> None:
 def staged_folder(target: Path, flag: str) -> Iterator[Path]:
     """Yield a folder to fill, which gets the name `target` at the end; after an error nothing is left of it.
 
-    Raises UserError naming the flag if there is something at `target` already, other than an empty folder.
+    Raises UserError naming the flag if there is something at `target` before or at the end, but an empty folder.
     """
+    taken = UserError(f'{flag} {target}: exists and is not an empty folder: name another one')
     target = Path(os.path.abspath(target))
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f'{flag} {target}: exists and is not an empty folder: name another one')
-    staged = target.with_name(f'.{temporary_stem(target)}.partial')
-    with locked(lock_path(target), str(target)):
-        shutil.rmtree(staged, ignore_errors=True)  # of a killed writer
-        make_folder(staged)
+        raise taken
+    make_folder(target.parent)
+    with tempfile.TemporaryDirectory(prefix='.', suffix='.partial', dir=target.parent) as folder:
+        staged = Path(folder) / target.name
+        staged.mkdir()
+        yield staged
         try:
-            yield staged
             os.replace(staged, target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        except OSError:
+            raise taken from None

@@ -27,6 +27,7 @@ from util.store.files import make_folder, write_bytes
 
 SHAPES = ('masks', 'polygons')
 HAS_HOLES = False
+BY_AREA = True  # no order is defined: smaller objects lie on larger ones
 YAML = 'data.yaml'
 FOLDERS = {'masks': 'masks', 'polygons': 'labels'}
 
@@ -160,4 +161,4 @@ def _load(file, names, size, _image):
             continue
         corners = values[: len(values) // 2 * 2].reshape(-1, 2)  # the last number alone is a confidence
         shapes.append(Shape(label, Polygons(read_polygons([(corners * (w, h)).reshape(-1)]))))
-    return Content(size, shapes, by_area=True)
+    return Content(size, shapes, by_area=BY_AREA)
