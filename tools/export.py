@@ -92,10 +92,12 @@ def find_folder(name: str) -> Path:
 
 def open_data(args, path: Path) -> Dataset:
     """Open the data set of --dataset or --classes, by default the one that the folder records."""
+    record = read_args(path)
+    if args.classes is None and not record and not args.dataset:
+        remedy = 'pass --dataset and --data_dir, or --classes and --data_dir'
+        raise UserError(f'FOLDER {path}: does not record its data set: {remedy}')
     if args.classes is None:
-        return open_recorded(
-            args, f'{path} (pass --dataset and --data_dir, or --classes and --data_dir)', read_args(path)
-        )
+        return open_recorded(args, str(path), record)
     if args.dataset or not args.data_dir:
         raise UserError('goes with --data_dir and without --dataset', option='classes')
     return open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)))
@@ -160,8 +162,7 @@ def main(args):
     images = choose_images(args, dataset, path)
     provenance.warn_if_outdated([path], dataset=dataset)
 
-    # Plain PNGs and Ultralytics' masks have a value for ignored pixels.
-    has_ignored = args.format in ('png', 'yolo') and shapes == 'masks'
+    has_ignored = module.HAS_IGNORED and shapes == 'masks'
     keep_ignored = args.keep_ignored and not has_ignored
     if keep_ignored and IGNORED in dataset.class_names:
         raise UserError(f'would mix up the class {IGNORED} of the data set with ignored pixels', option='keep_ignored')

@@ -12,7 +12,7 @@ Writes  --out, a new CSV file, with a JSON file of the same name beside it (name
 
 Images are found by their id or the end of their path, classes by name. If an image or a class is not found, or a mask
 is not of the ratio of its image, all such lines are printed and nothing is written; --rename and --skip help. An image
-without any object is left alone unless --empty background says that somebody has looked at it.
+without any object is left alone, unless the export had one there or --empty background says that it is background.
 """
 
 import shlex

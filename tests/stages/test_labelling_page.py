@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from core.data.dataset import open_dataset
 from support import REPOSITORY
+from support.chain import dataset_of
 from support.documents import commands_of, module_of
 from support.labelling import FILES, REX, SIZES, TOM, label_maps, make_photographs, submit
+from tools import predict
 
 PAGE = (REPOSITORY / 'docs' / 'labelling.md').read_text()
 
@@ -89,6 +92,25 @@ def test_label_studio(in_tmp):
     run(*back)
     dataset = open_dataset('labels_imported.csv', 'photos')
     np.testing.assert_array_equal(dataset.read_mask(REX), np.where(masks[REX] == 255, 0, masks[REX]))
+
+
+def test_masks_of_predict_have_scores(experiments, demo, tmp_path):
+    """The mean of the CAM over the pixels of each object; of probabilities: tests/unit/test_export.py."""
+    out, names = tmp_path / 'predicted', dataset_of(demo).class_names
+    line = ['experiments/models/cls.pth', str(demo / 'JPEGImages'), '--out', str(out), '--scales', '1.0']
+    predict.main(predict.parse_args([*line, '--device', 'cpu', '--crf_iteration', '0']))
+    classes = ['--classes', ','.join(f'"{name}"' for name in names), '--data_dir', str(demo / 'JPEGImages')]
+    run('tools.export', [str(out), *classes, '--format', 'coco', '--out', str(tmp_path / 'coco')])
+    content = json.loads((tmp_path / 'coco/annotations.json').read_text())
+    assert len(content['images']) == 16 and [entry['name'] for entry in content['categories']] == list(names)
+    assert content['annotations']
+    for entry in content['annotations'][:20]:
+        name = next(image['file_name'] for image in content['images'] if image['id'] == entry['image_id'])
+        with np.load(out / f'{Path(name).stem}.npz') as file:
+            keys, maps = file['keys'].tolist(), file['hr_cam']
+        scores = maps[keys.index(entry['category_id']) - 1].astype(np.float32)
+        mask = coco_mask.decode(entry['segmentation']) > 0
+        assert abs(entry['score'] - scores[mask].mean()) < 1e-4
 
 
 def test_labels_alone_and_ultralytics(in_tmp):

@@ -287,7 +287,10 @@ def line(*more: str, kind='coco') -> list[str]:
     'words, said',
     [
         (['nowhere', '--format', 'coco', '--out', 'out'], 'FOLDER nowhere: neither'),
-        (['masks', '--format', 'coco', '--out', 'out'], '--dataset: args.json of masks'),
+        (
+            ['masks', '--format', 'coco', '--out', 'out'],
+            'FOLDER masks: does not record its data set: pass',
+        ),
         (line('--ids', 'bob'), '--ids bob: is not an image of the data set with a label map in masks'),
         (line('--shapes', 'polygons', kind='cvat'), '--shapes polygons: cvat has masks only'),
         (line('--classes', 'cat'), '--classes goes with --data_dir and without --dataset'),

@@ -401,6 +401,16 @@ def test_what_nobody_touched_is_not_a_change(photographs, capsys):
     assert 'masks taken: 1 (0 new, 1 changed, 0 as before)' in printed
 
 
+def test_removing_all_objects_is_a_correction(photographs):
+    """Where the export had some; the image that was empty before is left alone."""
+    folder = default_labelme()
+    for name in ('holiday/rex', 'empty'):
+        content = json.loads((folder / f'{name}.json').read_text())
+        (folder / f'{name}.json').write_text(json.dumps({**content, 'shapes': []}))
+    masks = run_import(folder, '--changed_only')
+    assert list(masks) == [REX] and not masks[REX].any()
+
+
 def test_another_file_is_compared_with_the_export_it_came_from(photographs, capsys):
     folder = exported('labelstudio', 'polygons', '--simplify', '1')
     source = Path('project.json')

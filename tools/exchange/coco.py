@@ -11,6 +11,7 @@ from tools.exchange.writing import Export, write_compact
 
 SHAPES = ('masks', 'polygons')
 HAS_HOLES = False  # of polygons
+HAS_IGNORED = False
 BY_AREA = True  # no order is defined: smaller objects lie on larger ones
 
 

@@ -26,6 +26,7 @@ from util.store.files import write_bytes
 
 SHAPES = ('masks',)
 HAS_HOLES = True
+HAS_IGNORED = False
 BY_AREA = False
 LABELS, LIST = 'labelmap.txt', 'ImageSets/Segmentation/default.txt'
 MASKS, OBJECTS = 'SegmentationClass', 'SegmentationObject'

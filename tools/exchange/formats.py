@@ -21,6 +21,7 @@ class Format(Protocol):
 
     SHAPES: tuple[str, ...]  # what it can hold, 'masks' and 'polygons', the default first
     HAS_HOLES: bool  # of its polygons
+    HAS_IGNORED: bool  # whether its masks have a value for ignored pixels
     BY_AREA: bool  # whether smaller objects lie on larger ones, whatever their order
 
     def encode(self, picture: Picture, export: Export) -> object:

@@ -18,6 +18,7 @@ from tools.exchange.writing import Export, write_compact
 
 SHAPES = ('polygons',)
 HAS_HOLES = True
+HAS_IGNORED = False
 BY_AREA = False
 
 

@@ -22,6 +22,7 @@ from util.store.files import write_bytes
 
 SHAPES = ('polygons', 'masks')
 HAS_HOLES = False
+HAS_IGNORED = False
 BY_AREA = False
 CORNERS = {'polygon': 3, 'rectangle': 2, 'oriented_rectangle': 4, 'circle': 2, 'mask': 2}  # points, at least
 LINES = ('point', 'points', 'line', 'linestrip')  # shapes without an area

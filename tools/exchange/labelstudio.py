@@ -25,6 +25,7 @@ from util.store.hashes import digest
 
 SHAPES = ('masks', 'polygons')
 HAS_HOLES = False
+HAS_IGNORED = False
 BY_AREA = False
 IMAGE = re.compile(r'\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|avif|jp2|j2k)$', re.IGNORECASE)
 TAGS = ('choices', 'taxonomy')  # results about a whole image

@@ -18,6 +18,7 @@ from util.store.files import write_bytes
 
 SHAPES = ('masks',)
 HAS_HOLES = True
+HAS_IGNORED = True
 BY_AREA = False
 CLASSES = 'classes.txt'
 

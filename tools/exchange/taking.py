@@ -80,7 +80,8 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
     except (ValueError, OverflowError) as error:
         return Result(f'{entry.where}: {error}')
     present = frozenset(np.unique(label).tolist()) - {0}
-    if not present and not keep_empty:
+    was_emptied = before is not None and old is not None and bool(old.any())
+    if not present and not keep_empty and not was_emptied:
         return Result(is_empty=True)
     differs = np.ones_like(label, bool) if old is None else label != old
     is_changed = old is None or bool((differs & ~near_borders(old, slack)).any())

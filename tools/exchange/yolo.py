@@ -27,6 +27,7 @@ from util.store.files import make_folder, write_bytes
 
 SHAPES = ('masks', 'polygons')
 HAS_HOLES = False
+HAS_IGNORED = True
 BY_AREA = True  # no order is defined: smaller objects lie on larger ones
 YAML = 'data.yaml'
 FOLDERS = {'masks': 'masks', 'polygons': 'labels'}
