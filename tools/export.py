@@ -23,6 +23,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -74,8 +75,8 @@ def parse_args(argv=None):
     run.add_argument('--min_area', type=flags.integer(1), default=1, help=small)
     ignored = f'write ignored pixels (255) as objects of the class {IGNORED}; otherwise they become background'
     run.add_argument('--keep_ignored', action='store_true', help=ignored)
-    prefix = 'labelstudio: what the server has before the path of an image; the default is its local storage'
-    run.add_argument('--image_prefix', default='/data/local-files/?d=', help=prefix)
+    prefix = 'labelstudio: address of the folder of images (default: /data/local-files/?d={name of --data_dir}/)'
+    run.add_argument('--image_prefix', help=prefix)
     return parser.parse_args(argv)
 
 
@@ -167,10 +168,11 @@ def main(args):
     if keep_ignored and IGNORED in dataset.class_names:
         raise UserError(f'would mix up the class {IGNORED} of the data set with ignored pixels', option='keep_ignored')
     names = ('background', *dataset.class_names)
+    prefix = args.image_prefix
+    if prefix is None:  # Label Studio serves a folder of its local storage under the name of that folder
+        prefix = f'/data/local-files/?d={quote(dataset.root.resolve().name)}/'
     with staged_folder(args.out, '--out') as out, provenance.unchanged([path]):
-        export = Export(
-            out, args.out, path.name, names, dataset.palette, shapes, args.simplify, keep_ignored, args.image_prefix
-        )
+        export = Export(out, args.out, path.name, names, dataset.palette, shapes, args.simplify, keep_ignored, prefix)
         one = partial(
             write, lists=images, dataset=dataset, path=path, module=module, export=export, min_area=args.min_area,
             has_ignored=has_ignored,

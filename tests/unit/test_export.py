@@ -132,8 +132,8 @@ def test_masks_of_labelme(photographs):
 def test_label_studio(photographs):
     folder = run_export('labelstudio')
     tasks = {task['data']['image']: task['predictions'][0] for task in json.loads((folder / 'tasks.json').read_text())}
-    assert set(tasks) == {f'/data/local-files/?d={name.replace(" ", "%20")}' for name in FILES.values()}
-    prediction = tasks['/data/local-files/?d=holiday/rex.jpg']
+    assert set(tasks) == {f'/data/local-files/?d=photos/{name.replace(" ", "%20")}' for name in FILES.values()}
+    prediction = tasks['/data/local-files/?d=photos/holiday/rex.jpg']
     assert prediction['model_version'] == 'masks' and 'score' not in prediction
     result = prediction['result'][1]
     assert (result['original_height'], result['original_width'], result['image_rotation']) == (24, 32, 0)

@@ -92,11 +92,16 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
         is_taken=True,
         classes=present - {IGNORE},
         before=None if old is None else frozenset(np.unique(old).tolist()) - {0, IGNORE},
-        added=Counter(label[differs].tolist()),
-        removed=Counter() if old is None else Counter(old[differs].tolist()),
+        added=_count(label[differs]),
+        removed=NOTHING if old is None else _count(old[differs]),
         differs=is_changed,
         boxes=sum(isinstance(shape.content, Box) for shape in content.shapes),
     )
+
+
+def _count(values: np.ndarray) -> Counter:
+    """Return how often each value occurs."""
+    return Counter({value: count for value, count in enumerate(np.bincount(values).tolist()) if count})
 
 
 def read_before(dataset, image_id, before, size):
