@@ -38,7 +38,8 @@ from core import UserError, chain
 from core.crf import check_installed, crf_from_probability
 from core.data import drawing, voc
 from core.data.dataset import open_dataset
-from core.data.images import encode_label_map, make_image_id, read_image
+from core.data.files import walk
+from core.data.images import ENDINGS, UNREADABLE, encode_label_map, make_image_id, read_image
 from core.data.transforms import rescale
 from core.labels import PSEUDO_THRESHOLD, pseudo_label
 from core.maps import present_keys, upsample_rw
@@ -51,9 +52,6 @@ from util.store.locks import locked
 from util.training import options
 from util.training.models import load_for_inference
 
-ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif', '.jpe', '.mpo', '.avif')
-ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx')  # JPEG 2000
-UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 OUTPUTS = ('.png', '.npz', '_overlay.png')
 
 # Defaults of the flags that only some models use. Plain CAMs of photographs score best at 0.25 on train and at 0.20 on
@@ -91,7 +89,7 @@ def parse_args(argv=None):
     images = f'photographs, folders or quoted patterns ({" ".join(ENDINGS)}, in any case)'
     data.add_argument('images', metavar='IMAGE', nargs='*', help=images)
     data.add_argument('--dataset', help='data set to predict instead of IMAGEs, all its lists')
-    data.add_argument('--data_dir', help='folder of the images of --dataset')
+    data.add_argument('--data_dir', help='folder of the images of --dataset; none for a --dataset that is a folder')
 
     inference = parser.groups['inference']
     parser.add_table(options.SCALES, options.COMPUTING)
@@ -118,6 +116,8 @@ def parse_args(argv=None):
     run.add_argument('--overwrite', action='store_true', help=overwrite)
     run.add_argument('--font', type=Path, help="font file for class names in scripts that Pillow's own font lacks")
     args = parser.parse_intermixed_args(argv)  # IMAGEs may follow flags
+    if args.dataset and Path(args.dataset).is_dir():
+        args.data_dir = args.data_dir or args.dataset  # a folder is its own root
     if bool(args.images) == bool(args.dataset) or bool(args.dataset) != bool(args.data_dir):
         parser.error('pass either IMAGEs or --dataset with --data_dir')
     args.out = args.out or formats.EXPERIMENTS / 'predict' / args.model.stem
@@ -156,21 +156,6 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], Counter]:
         reasons = f'; {count_left_out(left_out)}' if left_out else ''
         raise UserError(f'{argument}: no image found ({", ".join(ENDINGS)}){reasons}')
     return folder, sorted(images), left_out
-
-
-def walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
-    """Return the files below a folder. Links are followed, unless they lead back to a folder `above`."""
-    above, found = above | {os.path.realpath(folder)}, []
-    try:
-        paths = sorted(folder.iterdir())
-    except PermissionError:
-        return []
-    for path in paths:
-        if path.is_file():
-            found.append(path)
-        elif path.is_dir() and os.path.realpath(path) not in above:
-            found += walk(path, above)
-    return found
 
 
 def count_left_out(left_out: Counter) -> str:

@@ -248,9 +248,9 @@ def cpu_count() -> int:
 
 VOC = str(REPOSITORY / 'data' / 'voc2012.json')
 VOC_ROOT = '../VOCdevkit/VOC2012'  # where tools.prepare_voc --out .. puts it
-LISTED = 'data set: CSV (one row per image: path, classes) or JSON (class names and lists of ids)'
+LISTED = "data set: CSV (a row per image), JSON (lists of ids), a folder (one per class) or a labelling tool's file"
 DATASET = (Flag('data', '--dataset', str, VOC, LISTED, 'input'),)
-LAYOUT = 'folder that the paths of the data set are relative to; for VOC, the folder that contains JPEGImages'
+LAYOUT = 'folder that image paths are relative to (of VOC: with JPEGImages); a --dataset that is a folder needs none'
 DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'))
 NUM_WORKERS = 'extra processes that load images (in stages 3, 6 and 9: that compute); 0: none'
 WORKERS = (Flag('data', '--num_workers', integer(0), min(4, cpu_count()), NUM_WORKERS, 'speed'),)

@@ -1,47 +1,27 @@
 """A data set: its classes and lists, and the image, image-level label and mask of an id.
 
-Stages use `Dataset`, which is independent of the layout. Its source finds the files of an id. There is one source for
-each kind of file that --dataset accepts: `Lists` for JSON (core/data/lists.py), `Table` for CSV (core/data/table.py). A
-new kind is a new source and a row in KINDS. No torch: stages 3, 6 and 9 import this module and fork.
+Stages use `Dataset`, which is independent of the layout. Its source (core/data/source.py) finds the files of an id.
+Each kind of file or folder that --dataset accepts has a function that opens a source: lists.py for JSON, table.py for
+CSV, tree.py for folders and files of labelling tools. A new kind is such a function and a row in KINDS. No torch:
+stages 3, 6 and 9 import this module and fork.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from core import IGNORE, UserError, has_control_characters
-from core.data import images, voc
-from core.data.entries import look_alikes, parse_classes, parse_palette
+from core.data import exports, images, voc
+from core.data.entries import look_alikes, parse_classes, parse_palette, read_json
 from core.data.lists import open_lists
+from core.data.source import Source
 from core.data.table import open_table
+from core.data.tree import open_export, open_tree
 
 BATCH_PIXELS = 2**22  # pixels of a batch for inference, such as four images of 1024x1024
-KINDS = {'.json': open_lists, '.csv': open_table}
-
-
-class Source(Protocol):
-    """Lists of image ids, and where the files of an id are. Methods raise UserError naming the file."""
-
-    @property
-    def domains(self) -> tuple[str, ...]: ...
-
-    def ids(self, domain: str) -> list[str]: ...
-
-    def list_path(self, domain: str) -> Path: ...
-
-    def image_path(self, image_id: str) -> Path: ...
-
-    def mask_path(self, image_id: str) -> Path | None: ...
-
-    def has_mask(self, image_id: str) -> bool: ...
-
-    def labels_path(self, image_id: str) -> Path | str: ...
-
-    def read_tags(self, image_id: str) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -131,7 +111,11 @@ class Dataset:
         Raises UserError naming the file if it is missing or names an unknown class.
         """
         labels = np.zeros(self.num_classes, np.float32)
-        for name in self.source.read_tags(image_id):
+        tags = self.source.read_tags(image_id)
+        if tags is None:
+            present = np.unique(self.read_mask(image_id))
+            labels[present[(present > 0) & (present != IGNORE)] - 1] = 1
+        for name in tags or ():
             if name not in self.class_names:
                 alike = next((known for known in self.class_names if look_alikes([known, name])), None)
                 hint = f', but {alike!a} is, and looks the same as {name!a}' if alike else ''
@@ -176,7 +160,14 @@ class Dataset:
         """Return the ground-truth mask (h, w) uint8: 0..C, 255 void. Raises UserError if there is none."""
         if self.mask_path(image_id) is None:
             raise UserError(f'{self.labels_path(image_id)}: names no mask')
-        return images.read_label_map(self.mask_path(image_id), self.num_classes, size, self.mask_values)
+        name, values = self.source.masked_class(image_id), self.mask_values
+        if name in self.class_names:
+            values = images.MaskValues.of_class(self.class_names.index(name) + 1)
+        return images.read_label_map(self.mask_path(image_id), self.num_classes, size, values)
+
+    def read_boxes(self, image_id: str) -> list[voc.Box]:
+        """Return the (width, height) of the boxes of the objects, [] if they are unknown. Raises UserError."""
+        return self.source.read_boxes(image_id)
 
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return a label map of this data set's classes; see core.data.images.read_label_map."""
@@ -217,17 +208,27 @@ class Dataset:
         )
 
 
-def open_dataset(path: str | Path, root: str | Path) -> Dataset:
-    """Open a data set: a JSON file (core/data/lists.py) or a CSV file (core/data/table.py), and its root folder.
+def _open_json(path: Path, root: Path) -> tuple[Path, dict, Source]:
+    """Open lists of ids, or annotations in COCO's format."""
+    content = read_json(path)
+    return (open_export if exports.is_coco(content) else open_lists)(path, root, content)
 
-    Entries of the JSON, or of a JSON of the same name next to the CSV: "classes", and optionally "name", "palette"
+
+KINDS = {'.json': _open_json, '.csv': open_table, '.tsv': open_table, '.xml': open_export}  # of files, by their ending
+
+
+def open_dataset(path: str | Path, root: str | Path) -> Dataset:
+    """Open a data set: a file of one of KINDS, with the root folder of its images, or a folder, which is its own root.
+
+    Entries of the JSON, or of a JSON of the same name next to another kind: "classes", and optionally "name", "palette"
     [[r, g, b]] and "mask_values" {value or "#rrggbb": class}. Raises UserError naming the file.
     """
     path, root = Path(path), Path(root)
-    where, entries, source = KINDS.get(path.suffix.lower(), open_lists)(path, root)
+    kind = open_tree if path.is_dir() else KINDS.get(path.suffix.lower(), _open_json)
+    where, entries, source = kind(path, root)
     class_names = parse_classes(where, entries['classes'])
     palette = parse_palette(where, entries.get('palette'))
-    name, mask_values = str(entries.get('name', path.stem)), None
+    name, mask_values = str(entries.get('name', path.stem or path.resolve().stem)), None
     if has_control_characters(name):
         raise UserError(f'{where}: "name" contains control characters', option='dataset')
     if 'mask_values' in entries:
@@ -235,7 +236,7 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
             mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
         except ValueError as error:
             raise UserError(f'{where}: "mask_values" must {error}', option='dataset') from None
-    return Dataset(name, class_names, palette, mask_values, root, source)
+    return Dataset(name, class_names, palette, mask_values, source.root, source)
 
 
 def _check_files(paths: list[Path], listed: Path | None = None) -> None:

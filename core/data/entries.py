@@ -25,6 +25,13 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def read_sidecar(path: Path) -> dict:
+    """Return the entries of the JSON file of the same name beside a CSV file or a folder, {} if there is none."""
+    place = path.resolve()
+    sidecar = place.with_name(f'{place.name}.json') if path.is_dir() else path.with_suffix('.json')
+    return read_json(sidecar) if sidecar.is_file() else {}
+
+
 def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
     """Return the names of the foreground classes. Raises UserError naming the file; warns of names that look alike."""
     are_names = isinstance(classes, list) and all(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -26,6 +27,21 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a file. Raises OSError, also if it is not a regular file."""
     check_regular(path)
     return path.read_bytes()
+
+
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
+    """Return the files below a folder, sorted. Links are followed, unless they lead back to a folder `above`."""
+    above, found = above | {os.path.realpath(folder)}, []
+    try:
+        paths = sorted(folder.iterdir())
+    except PermissionError:
+        return []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+        elif path.is_dir() and os.path.realpath(path) not in above:
+            found += walk(path, above)
+    return found
 
 
 def load_json(path: Path) -> object:

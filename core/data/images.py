@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
@@ -25,6 +26,10 @@ from core.data.files import check_regular
 # allowed.
 FORMATS = ('JPEG', 'PNG', WebPImagePlugin.WebPImageFile.format, 'BMP', TiffImagePlugin.TiffImageFile.format, 'GIF')
 FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))  # AVIF since Pillow 11.3
+# Names of files that are images; in folders others are left out.
+ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif', '.jpe', '.mpo', '.avif')
+ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx')  # JPEG 2000
+UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # by orientation: Image.Transpose
@@ -66,6 +71,19 @@ def find_file(path: Path) -> Path:
     parent = find_file(path.parent)
     forms = (parent / unicodedata.normalize(form, path.name) for form in ('NFC', 'NFD'))
     return next((other for other in forms if other.exists()), path)
+
+
+def find_named(folder: Path, name: str) -> str:
+    """Return the path below a folder of an image that a labelling tool names, whose folders may have been moved.
+
+    `name` may be a path of another machine, or an address of Label Studio, which puts 8 digits before names. The
+    longest end of it that is a file is returned, or its last part if there is none.
+    """
+    parts = [part for part in re.split(r'[/\\]', unquote(name.split('?d=')[-1])) if part not in ('', '.')]
+    ends = [parts[i:] for i in range(len(parts)) if '..' not in parts[i:]] or [[name]]
+    ends.append([*ends[-1][:-1], re.sub('^[0-9a-f]{8}-', '', ends[-1][-1])])
+    found = (end for end in ends if find_file(folder.joinpath(*end)).is_file())
+    return '/'.join(next(found, ends[-2]))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -133,6 +151,12 @@ class MaskValues:
 
     indices: dict[int, int]  # 0: background, 255: ignore
     are_colours: bool
+    named_by: str = '"mask_values" does not name'  # end of the error for another value
+
+    @classmethod
+    def of_class(cls, index: int) -> 'MaskValues':
+        """Return the values of masks of a single class: 0, and 1 or 255."""
+        return cls({0: 0, 1: index, 255: index}, False, 'is neither 0, nor 1 or 255 for its class')
 
     @classmethod
     def parse(cls, content: object, class_names: tuple[str, ...]) -> 'MaskValues':
@@ -170,7 +194,7 @@ class MaskValues:
         for value in values:
             if int(value) not in self.indices:
                 text = f'#{value:06x}' if self.are_colours else str(value)
-                raise ValueError(f'contains {text}, which "mask_values" does not name')
+                raise ValueError(f'contains {text}, which {self.named_by}')
         return np.array([self.indices[int(value)] for value in values], np.uint8)[where].reshape(pixels.shape)
 
 

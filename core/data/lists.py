@@ -3,9 +3,10 @@
     {"name": "pets", "classes": ["cat", "dog"], "lists": {"train_aug": "train.txt", "train": "train.txt"},
      "images": "photos/{id}.jpg", "masks": "masks/{id}.png", "labels": "labels.csv"}
 
-List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. "annotations":
-"photos/{id}.xml" instead of "labels" names files in VOC's format. Without these entries the layout is VOC's. No torch
-here: stages 3, 6 and 9 import this module and fork.
+List files and "labels" are relative to the JSON, "images" and "masks" to the root folder. "labels" is a CSV file or one
+of a labelling tool, or "masks": the classes are those that the masks contain. "annotations": "photos/{id}.xml" instead
+of "labels" names files in the format of VOC, or with .json of labelme. Without these entries the layout is VOC's. No
+torch here: stages 3, 6 and 9 import this module and fork.
 """
 
 from collections.abc import Callable
@@ -13,24 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from core import UserError, has_control_characters
-from core.data import images, table, voc
+from core.data import exports, table, voc
 from core.data.entries import read_json
 from core.data.files import read_bytes
 from core.data.images import find_file
+from core.data.source import Source
 
+MASKS = 'masks'  # as "labels"
 TEMPLATES = {'images': '.jpg', 'masks': '.png', 'annotations': '.xml'}  # entries that are paths with {id}, and endings
 
 
 @dataclass(frozen=True)
-class Lists:
+class Lists(Source):
     """The files of an id. Without templates and table the layout is VOC's."""
 
     root: Path
     files: dict[str, Path]
     image_template: str | None = None
     mask_template: str | None = None
-    xml_template: str | None = None
-    labels: table.Labels | None = None
+    annotation_template: str | None = None
+    labels: table.Labels | str | None = None  # MASKS: the masks
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -76,21 +79,40 @@ class Lists:
         return self.mask_path(image_id).is_file()
 
     def labels_path(self, image_id: str) -> Path:
+        if self.labels == MASKS:
+            return self.mask_path(image_id)
         if self.labels is not None:
             return self.labels.path
-        return self._find(self.xml_template, voc.xml_path, image_id)
+        return self._find(self.annotation_template, voc.xml_path, image_id)
 
-    def read_tags(self, image_id: str) -> list[str]:
-        """Return the names of the classes of an image. Raises UserError naming the file."""
+    def read_tags(self, image_id: str) -> list[str] | None:
+        if self.labels == MASKS:
+            return None
         if self.labels is not None:
-            relative = PurePosixPath((self.image_template or 'JPEGImages/{id}.jpg').replace('{id}', image_id))
-            return self.labels.of(image_id, str(relative))
-        return voc.read_tags(self.labels_path(image_id), images.image_size(self.image_path(image_id)))
+            return self.labels.of(image_id, self._relative(image_id))
+        return [thing.name for thing in self._read_annotation(image_id)]
+
+    def read_boxes(self, image_id: str) -> list[voc.Box]:
+        if self.labels == MASKS:
+            return []
+        if self.labels is not None:
+            return self.labels.boxes_of(image_id, self._relative(image_id))
+        return list(exports.boxes_of(self._read_annotation(image_id)))
+
+    def _read_annotation(self, image_id: str) -> list[voc.Thing]:
+        return exports.read_beside(self.labels_path(image_id), self.image_path(image_id))
+
+    def _relative(self, image_id: str) -> str:
+        """Return the path of an image below the root."""
+        return str(PurePosixPath((self.image_template or 'JPEGImages/{id}.jpg').replace('{id}', image_id)))
 
 
-def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
-    """Return the JSON file, its entries and its lists. Raises UserError naming the file."""
-    entries = read_json(path)
+def open_lists(path: Path, root: Path, entries: dict | None = None) -> tuple[Path, dict, Lists]:
+    """Return the JSON file, its entries and its lists. Raises UserError naming the file.
+
+    `entries` are the content of the file, if known.
+    """
+    entries = read_json(path) if entries is None else entries
     if not {'classes', 'lists'} <= entries.keys():
         hint = f' (pass {path.with_suffix(".csv")} itself)' if path.with_suffix('.csv').is_file() else ''
         raise UserError(f'{path}: needs the entries "classes" and "lists"{hint}', option='dataset')
@@ -109,7 +131,11 @@ def open_lists(path: Path, root: Path) -> tuple[Path, dict, Lists]:
     if labels is not None and 'annotations' in entries:
         raise UserError(f'{path}: has both "labels" and "annotations": keep one', option='dataset')
     if labels is not None and not isinstance(labels, str):
-        raise UserError(f'{path}: "labels" must name a CSV file of image or id and classes', option='dataset')
-    labels = None if labels is None else table.Labels.read(path.parent / labels)
+        kinds = 'a CSV file of image or id and classes, a file of a labelling tool, or "masks"'
+        raise UserError(f'{path}: "labels" must name {kinds}', option='dataset')
+    if templates[2] is not None and Path(templates[2]).suffix.lower() not in exports.BESIDE:
+        known = ' or '.join(exports.BESIDE)
+        raise UserError(f'{path}: "annotations" must end in {known}, such as "photos/{{id}}.xml"', option='dataset')
+    labels = labels if labels in (None, MASKS) else table.Labels.read(path.parent / labels)
     files = {domain: path.parent / file for domain, file in lists.items()}
     return path, entries, Lists(root, files, *templates, labels)

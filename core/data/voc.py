@@ -3,7 +3,10 @@
 Under a root: JPEGImages/{id}.jpg, Annotations/{id}.xml, SegmentationClass/{id}.png (palette; 255 void).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml
@@ -12,6 +15,15 @@ from defusedxml.ElementTree import fromstring
 
 from core import UserError
 from core.data.files import read_bytes
+
+Box = tuple[float, float]  # width and height in pixels
+
+
+class Thing(NamedTuple):
+    """An object in an annotation: the name of its class, and its box where it is known."""
+
+    name: str
+    box: Box | None = None
 
 
 def image_path(root: Path, image_id: str) -> Path:
@@ -47,17 +59,39 @@ def palette() -> np.ndarray:
 
 
 def read_tags(path: Path, size: tuple[int, int]) -> list[str]:
-    """Return the names of the objects in an annotation of an image of the size (h, w), `difficult` ones included.
+    """Return the names of the objects in an annotation of an image of the size (h, w); see `read_things`."""
+    return [thing.name for thing in read_things(path, size)]
+
+
+def read_things(path: Path, size: tuple[int, int]) -> list[Thing]:
+    """Return the objects in an annotation of an image of the size (h, w), `difficult` ones included.
 
     A box without area after clipping to the image is skipped, as published. Boxes and <size> are optional. Raises
     UserError naming the file if it is not a VOC annotation, its <size> contradicts the image, or a box lies outside it.
     """
-    try:
-        root = fromstring(read_bytes(path), forbid_dtd=True)
+    with _reading(path):
+        root = parse_xml(path)
         _check_size(path, root, size)
-        return [
-            name for name, has_area in (_read_object(path, thing, size) for thing in root.iter('object')) if has_area
-        ]
+        things = [_read_thing(path, element, size) for element in root.iter('object')]
+        return [thing for thing in things if thing.box is None or min(thing.box) > 0]
+
+
+def read_names(path: Path) -> list[str]:
+    """Return the names of the objects in an annotation, whatever else is in it. Raises UserError naming the file."""
+    with _reading(path):
+        return [(element.findtext('name') or '').strip() for element in parse_xml(path).iter('object')]
+
+
+def parse_xml(path: Path) -> Element:
+    """Return the root of an XML file without a document type. Raises what defusedxml and reading raise."""
+    return fromstring(read_bytes(path), forbid_dtd=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UserError naming the file for whatever an annotation raises inside."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f'{path}: no such annotation{similar_names(path)}') from None
     except defusedxml.DTDForbidden:
@@ -76,18 +110,18 @@ def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
         raise UserError(f'{path}: <size> is {stated[1]:g}x{stated[0]:g}, the image is {size[1]}x{size[0]}: correct it')
 
 
-def _read_object(path: Path, thing: Element, size: tuple[int, int]) -> tuple[str, bool]:
-    """Return the name of an object, and whether its box has area (an object without a box counts)."""
-    name = (thing.findtext('name') or '').strip()
-    if not thing.findall('bndbox/*'):
-        return name, True
+def _read_thing(path: Path, element: Element, size: tuple[int, int]) -> Thing:
+    """Return an object with its box, clipped to the image."""
+    name = (element.findtext('name') or '').strip()
+    if not element.findall('bndbox/*'):
+        return Thing(name)
     h, w = size
-    x = sorted(_number(path, thing, f'bndbox/{side}') for side in ('xmin', 'xmax'))
-    y = sorted(_number(path, thing, f'bndbox/{side}') for side in ('ymin', 'ymax'))
+    x = sorted(_number(path, element, f'bndbox/{side}') for side in ('xmin', 'xmax'))
+    y = sorted(_number(path, element, f'bndbox/{side}') for side in ('ymin', 'ymax'))
     if x[1] < 0 or y[1] < 0 or x[0] > w or y[0] > h:
         raise UserError(f'{path}: the box of {name!r} lies outside the {w}x{h} image: correct or remove it')
-    x, y = np.clip(x, 0, w), np.clip(y, 0, h)
-    return name, bool(x[1] > x[0] and y[1] > y[0])
+    (left, right), (top, bottom) = np.clip(x, 0, w).tolist(), np.clip(y, 0, h).tolist()
+    return Thing(name, (right - left, bottom - top))
 
 
 def _number(path: Path, element: Element, tag: str) -> float:

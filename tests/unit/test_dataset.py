@@ -115,7 +115,7 @@ def test_file_that_is_not_a_data_set(tmp_path, content):
     assert_one_line(error)
     with pytest.raises(UserError, match='^dataset .*nowhere.json: cannot be read'):
         open_dataset(tmp_path / 'nowhere.json', tmp_path)
-    with pytest.raises(UserError, match='^dataset .*: cannot be read'):
+    with pytest.raises(UserError, match='^dataset .*: needs a folder per class, or files of a labelling tool'):
         open_dataset(tmp_path, tmp_path)
 
 

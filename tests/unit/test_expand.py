@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from core import UserError
+from core.data import images
 from core.data.images import read_image
 from support import draw_image
 from tools import predict
@@ -35,7 +36,7 @@ def test_links_are_followed_without_going_in_circles(here, capsys):
     assert capsys.readouterr().err == ''
 
 
-@pytest.mark.parametrize('ending', predict.ENDINGS)
+@pytest.mark.parametrize('ending', images.ENDINGS)
 def test_every_ending_can_be_read(here, ending):
     """The content is what the ending says."""
     Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(here / 'photos' / f'x{ending.upper()}')

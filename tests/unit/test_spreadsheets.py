@@ -77,6 +77,13 @@ def test_comment_lines_of_files_with_semicolons(tmp_path, line):
         ('image,classes\nb.jpg,cat\na.jpg,background\n', 'line 3: background is not a class: leave the cell'),
         ('image,classes\na.jpg,dog\na.jpg,\n', 'a.jpg is in line 2 and again in line 3, once without classes'),
         ('image,classes,mask\na.jpg,dog,m.png\na.jpg,dog,n.png\n', 'again in line 3, with another mask'),
+        (
+            'image,class,label\na.jpg,dog,cat\n',
+            'line 1 has the columns "class" and "label": call one of them "classes"',
+        ),
+        ('image,dog,note\na.jpg,1,x\n', "line 2 has 'x' in the column 'note': a class has 0 or 1 in its column"),
+        ('image,dog,cat\na.jpg,1\n', 'line 2 has 2 columns, the header 3'),
+        ('image,dog,dog\na.jpg,1,1\n', 'line 1 has 2 columns "dog"'),
     ],
 )
 def test_errors_name_the_line(tmp_path, text, said):
@@ -84,6 +91,82 @@ def test_errors_name_the_line(tmp_path, text, said):
         open_text(tmp_path, text)
     assert said in str(error.value)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'filename, dog, cat\na.jpg, 1, 1\nb.jpg, 0, 1\n',  # _classes.csv of Roboflow
+        'image;mask;dog;cat;\na.jpg;;1;1;\nb.jpg;;0;1;\n',
+        'image,dog,cat\na.jpg,True,true\nb.jpg,FALSE,1.0\n',
+    ],
+)
+def test_a_column_for_each_class(tmp_path, text):
+    dataset = open_text(tmp_path, text)
+    assert dataset.class_names == ('dog', 'cat')
+    assert tags(tmp_path, text) == {'a': ['dog', 'cat'], 'b': ['cat']}
+
+
+def test_columns_of_classes_keep_their_case_and_may_be_joined_by_object(tmp_path):
+    dataset = open_text(tmp_path, 'filename,Big Cat,dog\na.jpg,1,0\na.jpg,0,1\nb.jpg,0,0\n')
+    assert dataset.class_names == ('Big Cat', 'dog')
+    assert dataset.read_all_labels(['a', 'b']).tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    'header', ['filename,class', 'file_name,label', 'path,tags', 'Image,Label', 'image,filename,classes,label']
+)
+def test_other_names_of_the_columns(tmp_path, header):
+    cells = ['a.jpg', 'x.jpg', 'dog;cat', 'x'] if header.count(',') > 1 else ['a.jpg', 'dog;cat']
+    assert tags(tmp_path, f'{header}\n{",".join(cells)}\n') == {'a': ['dog', 'cat']}
+
+
+def test_a_row_for_each_box_of_roboflow(tmp_path):
+    rows = ['a.jpg,64,48,dog,1,2,9,9', 'a.jpg,64,48,cat,1,2,9,9', 'b.jpg,64,48,cat,1,2,9,9']
+    text = '\n'.join(['filename,width,height,class,xmin,ymin,xmax,ymax', *rows])
+    assert tags(tmp_path, text) == {'a': ['dog', 'cat'], 'b': ['cat']}
+
+
+@pytest.mark.parametrize(
+    'cell',
+    [
+        {'choices': ['dog', 'cat']},
+        [
+            {'x': 1, 'rectanglelabels': ['dog']},
+            {'x': 2, 'rectanglelabels': ['cat']},
+            {'x': 3, 'rectanglelabels': ['dog']},
+        ],
+        [{'brushlabels': ['dog', 'cat'], 'format': 'rle', 'rle': [1, 2]}],
+    ],
+)
+def test_cells_of_label_studio(tmp_path, cell):
+    quoted = json.dumps(cell).replace('"', '""')
+    assert tags(tmp_path, f'image,label\na.jpg,"{quoted}"\nb.jpg,[]\n') == {'a': ['dog', 'cat'], 'b': []}
+
+
+@pytest.mark.parametrize(
+    'address',
+    [
+        '/data/upload/3/0a1b2c3d-my%20dog.jpg',
+        '/data/local-files/?d=elsewhere/pets/my%20dog.jpg',
+        's3://bucket/pets/my dog.jpg',
+        'https://example.org/media/my%20dog.jpg',
+    ],
+)
+def test_addresses_of_label_studio_are_found_in_the_folder(tmp_path, address):
+    draw_image(tmp_path / 'pets' / 'my dog.jpg')
+    draw_image(tmp_path / 'my dog.jpg')
+    (image_id,) = open_text(tmp_path, f'image,choice\n{address},dog\n').ids('train', with_images=True)
+    assert image_id == ('pets__my dog' if 'pets' in address else 'my dog')
+
+
+@pytest.mark.parametrize(
+    'encoding, what', [('utf-16', 'UTF-16'), ('utf-16-le', 'UTF-16'), ('cp1252', 'ANSI .* in line 3')]
+)
+def test_other_encodings_are_named(tmp_path, encoding, what):
+    (tmp_path / 'labels.csv').write_bytes('image,classes\r\na.jpg,dog\r\ncafé.jpg,dog\r\n'.encode(encoding))
+    with pytest.raises(UserError, match=f'is not UTF-8 text, but {what}.*: save it as "CSV UTF-8"'):
+        open_dataset(tmp_path / 'labels.csv', tmp_path)
 
 
 def test_commas_in_names_are_warned_of_unless_confirmed(tmp_path):

@@ -84,7 +84,7 @@ def test_json_of_the_same_name_fixes_classes_palette_and_name(tmp_path):
     'text, part',
     [
         ('', 'needs a header with the columns image and classes'),
-        ('image,tags\na.jpg,x\n', 'needs a header with the columns image and classes'),
+        ('image,kind\na.jpg,x\n', 'needs a header with the columns image and classes'),
         ('image,classes\n', 'has no rows'),
         ('image,classes\n,x\n', 'line 2 names no image'),
         ('image,classes\na.jpg,x,y\n', 'line 2 has 3 columns, the header 2 (names with commas need quotes)'),
@@ -108,7 +108,7 @@ def test_wrong_tables_are_named(tmp_path, text, part):
 
 def test_tables_that_are_not_text(tmp_path):
     (tmp_path / 'a.csv').write_bytes(b'image,classes\n\xff\xfe,x\n')
-    with pytest.raises(UserError, match='a.csv: is not UTF-8 text: save it as "CSV UTF-8"'):
+    with pytest.raises(UserError, match='a.csv: is not UTF-8 text, but ANSI .* in line 2: save it as "CSV UTF-8"'):
         open_dataset(tmp_path / 'a.csv', tmp_path)
     with pytest.raises(UserError, match='b.csv: cannot be read'):
         open_dataset(tmp_path / 'b.csv', tmp_path)

@@ -139,7 +139,7 @@ def short_title(kind: str, folder: str, crf: str = '') -> str:
 def add_recorded_data(parser: flags.Parser) -> None:
     """Add --dataset and --data_dir, which `open_recorded` reads."""
     data = parser.groups['data']
-    data.add_argument('--dataset', help='data set: JSON or CSV file (default: recorded in args.json of the output)')
+    data.add_argument('--dataset', help='data set, a file or a folder (default: recorded in args.json of the output)')
     data.add_argument('--data_dir', help='folder of the images (default: recorded in args.json of the output)')
 
 
