@@ -1,11 +1,14 @@
-"""Turn MS COCO's instance annotations into a CSV data set with masks.
+"""Turn annotations in COCO's format into a CSV data set with masks: MS COCO itself, or the file of a labelling tool.
 
 Reads   {data_dir}/annotations/instances_{train,val}{year}.json, and the names of the images in {data_dir}/train{year}
-        and {data_dir}/val{year}
+        and {data_dir}/val{year}; or the file --annotations, and the names of the images in --images
 Writes  {data_dir}/masks{year}/{train,val}/{image id}.png (palette; crowds are 255), next to them source.json, which
-        identifies the annotation file, and last {data_dir}/coco{year}.json (class names) and {data_dir}/coco{year}.csv
+        identifies the annotation file, and last {data_dir}/coco{year}.json (class names) and {data_dir}/coco{year}.csv.
+        With --annotations the names have no year, and coco.csv keeps its rows of other splits
 
     python3 -m tools.prepare_coco --data_dir ../COCO --year 2017
+    python3 -m tools.prepare_coco --annotations export/train/_annotations.coco.json --images export/train
+    python3 -m tools.prepare_coco --annotations export/valid/_annotations.coco.json --images export/valid
 
 Classes are the categories in order of their ids. Objects are drawn in order of their area, smaller ones on top;
 annotations that cover no pixel are skipped. An object without an outline keeps its tag, and its box is set to 255;
@@ -23,16 +26,18 @@ import os
 import sys
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from core import IGNORE, UserError
-from core.data import voc
+from core.data import exports, voc
 from core.data.files import check_regular
-from core.data.images import encode_label_map, find_file, image_size, make_image_id
+from core.data.images import encode_label_map, find_file, find_named, image_size, make_image_id
+from core.data.source import SPLITS
+from core.data.tree import SPLIT_NAMES
 from tools.exchange.shapes import SIDE_LIMIT, encode_shape, is_side, read_box, read_polygons, read_rle
 from util import flags, script
 from util.parallel.workers import parallel_map
@@ -41,7 +46,7 @@ from util.store.fingerprints import read_json
 from util.store.hashes import file_hash
 from util.store.locks import lock_path, locked
 
-SPLITS = ('train', 'val')
+COLUMNS = ('image', 'classes', 'mask', 'split')
 PALETTE = voc.palette()
 
 
@@ -58,6 +63,15 @@ class Instance(NamedTuple):
     shape: dict | tuple[bytes, ...]
 
 
+class Part(NamedTuple):
+    """The images of a split: their annotations, the folder that they are in, and the folder of their masks."""
+
+    split: str
+    annotations: Path
+    images: Path
+    masks: Path
+
+
 class Picture(NamedTuple):
     """An image, its size (h, w) and its annotations."""
 
@@ -69,13 +83,38 @@ class Picture(NamedTuple):
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     data = parser.groups['data']
-    layout = 'folder of annotations and of the images of train and val'
-    data.add_argument('--data_dir', type=Path, default=Path('../COCO'), help=layout)
+    layout = 'folder of annotations and of the images of train and val (default: ../COCO)'
+    root = 'with --annotations: folder to write to, which contains --images (default: the one that contains both)'
+    data.add_argument('--data_dir', type=Path, help=f'{layout}; {root}')
     data.add_argument('--year', type=int, default=2017, choices=(2014, 2017), help='release of COCO')
+    data.add_argument('--annotations', type=Path, help="a file in COCO's format instead of a release of COCO")
+    data.add_argument('--images', type=Path, help='folder of the images of --annotations')
+    split = 'split of --annotations (default: the name of the folder --images, if it is one, or else train)'
+    data.add_argument('--split', choices=tuple(SPLITS), help=split)
     negatives = 'images without objects: keep them as negatives, or skip them'
     data.add_argument('--negatives', default='keep', choices=('keep', 'skip'), help=negatives)
     parser.add_table(flags.WORKERS)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if bool(args.annotations) != bool(args.images) or (args.split and not args.annotations):
+        parser.error('--annotations, --images and --split go together: pass the first two')
+    return args
+
+
+def list_parts(args):
+    """Return the folder to write to, the name of the data set, and what to read."""
+    if not args.annotations:
+        root, year = args.data_dir or Path('../COCO'), args.year
+        places = [(split, root / 'annotations' / f'instances_{split}{year}.json') for split in ('train', 'val')]
+        parts = [Part(split, path, root / f'{split}{year}', root / f'masks{year}' / split) for split, path in places]
+        return root, f'COCO {year}', parts
+    folder, named = args.images, SPLIT_NAMES.get(args.images.resolve().name.lower())
+    beside = folder.resolve() == args.annotations.resolve().parent
+    common = Path(os.path.relpath(os.path.commonpath([folder.resolve(), args.annotations.resolve().parent])))
+    root = args.data_dir or (folder.parent if beside and named and folder.name else folder if beside else common)
+    if not folder.resolve().is_relative_to(root.resolve()):
+        raise UserError(f'{folder}: must be inside of {root} (--data_dir)', option='images')
+    split = args.split or named or 'train'
+    return root, root.resolve().name, [Part(split, args.annotations, folder, root / 'masks' / split)]
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -117,9 +156,10 @@ def read_annotations(path, image_folder):
     if any(entry is not None for entry in content['annotations']):
         raise UserError(f'{path}: not COCO instance annotations: an annotation lacks "image_id"')
     names = read_categories(path, content['categories'])
-    unknown = {instance.category for group in instances.values() for instance in group} - names.keys()
-    if unknown:
-        raise UserError(f'{path}: category_id {min(unknown)} is not in "categories"')
+    used = {instance.category for group in instances.values() for instance in group}
+    if used - names.keys():
+        raise UserError(f'{path}: category_id {min(used - names.keys(), key=str)} is not in "categories"')
+    names = check_names(path, names, used, exports.optional_names(content['categories']))
     return names, read_pictures(path, content['images'], instances, image_folder)
 
 
@@ -127,9 +167,9 @@ def read_instance(entry):
     """Return an annotation in compact form. Raises ValueError, TypeError or OverflowError."""
     if 'category_id' not in entry:
         raise ValueError('lacks "category_id"; COCO instance annotations are needed')
-    if type(entry['image_id']) is not int or type(entry['category_id']) is not int:
-        raise ValueError('"image_id" and "category_id" must be integers')
-    area, is_crowd, shape = entry.get('area', 0), entry.get('iscrowd', 0), entry.get('segmentation')
+    if not is_id(entry['image_id']) or not is_id(entry['category_id']):
+        raise ValueError('"image_id" and "category_id" must be integers or texts')
+    area, is_crowd, shape = entry.get('area') or 0, entry.get('iscrowd') or 0, entry.get('segmentation')
     if is_crowd not in (0, 1) or not math.isfinite(area):
         raise ValueError('"iscrowd" must be 0 or 1 and "area" a number')
     shape = read_polygons(shape or []) if isinstance(shape, list | None) else read_rle(shape)
@@ -143,16 +183,23 @@ def read_categories(path, categories):
     names = {}
     for entry in categories:
         number, name = (entry.get('id'), entry.get('name')) if isinstance(entry, dict) else (None, None)
-        if type(number) is not int or not isinstance(name, str):
-            raise UserError(f'{path}: a category must have an integer "id" and a "name"')
-        if name in ('', 'background') or name != name.strip() or ';' in name or not name.isprintable():
-            raise UserError(f'{path}: category {name!r} cannot be the name of a class')
+        if not is_id(number) or not isinstance(name, str):
+            raise UserError(f'{path}: a category must have an "id", an integer or a text, and a "name"')
         if number in names or name in names.values():
             raise UserError(f'{path}: category {number} ({name}) occurs twice')
         names[number] = name
+    return dict(sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def check_names(path, names, used, optional):
+    """Return the categories without the optional ones that no object has. Raises UserError if one cannot be a class."""
+    names = {number: name for number, name in names.items() if number in used or name not in optional}
+    for name in names.values():
+        if name in ('', 'background') or name != name.strip() or ';' in name or not name.isprintable():
+            raise UserError(f'{path}: category {name!r} cannot be the name of a class')
     if not 0 < len(names) < IGNORE:
         raise UserError(f'{path}: has {len(names)} categories: 1 to {IGNORE - 1} are possible')
-    return dict(sorted(names.items()))
+    return names
 
 
 def read_pictures(path, images, instances, folder):
@@ -160,17 +207,18 @@ def read_pictures(path, images, instances, folder):
     pictures, image_ids = {}, set()
     for image in images:
         number, name = (image.get('id'), image.get('file_name')) if isinstance(image, dict) else (None, None)
-        if type(number) is not int or not isinstance(name, str):
-            raise UserError(f'{path}: an image must have an integer "id" and a "file_name"')
+        if not is_id(number) or not isinstance(name, str):
+            raise UserError(f'{path}: an image must have an "id", an integer or a text, and a "file_name"')
+        # Folders are often moved, and Label Studio and Roboflow change names.
+        found = find_named(folder, name) if name.isprintable() and name else name
+        name = found if (folder / found).is_file() else name.replace('\\', '/')
+        if not name.isprintable() or any(part.startswith('.') or not part for part in name.split('/')):
+            raise UserError(f'{path}: image {number}: {name!r} is not a file name')
         size = image.get('height'), image.get('width')
+        if size in ((None, None), (-1, -1)) and (folder / name).is_file():
+            size = image_size(folder / name)
         if not all(is_side(side) for side in size):
             raise UserError(f'{path}: image {number} must have a "height" and a "width" of 1 to {SIDE_LIMIT}')
-        parts = name.replace('\\', '/').split('/')
-        if not name.isprintable() or any(part.startswith('.') or not part for part in parts):
-            raise UserError(f'{path}: image {number}: {name!r} is not a file name')
-        # Some programs write the folder into the name, and an archive is often unpacked without it.
-        is_bare = len(parts) > 1 and not (folder / name).is_file() and (folder / parts[-1]).is_file()
-        name = parts[-1] if is_bare else '/'.join(parts)
         image_id = make_image_id(name)
         if number in pictures or image_id in image_ids:
             raise UserError(f'{path}: image {number} ({name}) occurs twice')
@@ -178,7 +226,7 @@ def read_pictures(path, images, instances, folder):
         pictures[number] = Picture(name, tuple(map(int, size)), instances.get(number, []))
     unknown = instances.keys() - pictures.keys()
     if unknown:
-        raise UserError(f'{path}: image_id {min(unknown)} of an annotation is not in "images"')
+        raise UserError(f'{path}: image_id {min(unknown, key=str)} of an annotation is not in "images"')
     if not pictures:
         raise UserError(f'{path}: contains no images')
     for picture in pictures.values():
@@ -192,14 +240,21 @@ def read_pictures(path, images, instances, folder):
 
 def check_files(folder, names):
     """Raise UserError naming the first image that does not exist."""
+    is_release = re.fullmatch('(train|val)[0-9]{4}', folder.name)
+    remedy = f'unpack {folder.name}.zip there' if is_release else 'check --images'
     try:
         present = set(os.listdir(folder))
     except OSError as error:
-        raise UserError(f'{folder}: cannot be read ({error.strerror}): unpack {folder.name}.zip there') from None
+        raise UserError(f'{folder}: cannot be read ({error.strerror}): {remedy}') from None
     missing = [name for name in names if name not in present and not find_file(folder / name).is_file()]
     if missing:
         count = f'{len(missing)} of {len(names)} are missing'
-        raise UserError(f'{folder / missing[0]}: no such image ({count}): unpack {folder.name}.zip there')
+        raise UserError(f'{folder / missing[0]}: no such image ({count}): {remedy}')
+
+
+def is_id(value):
+    """Return whether a value identifies an image or a category: some programs write texts."""
+    return type(value) in (int, str)
 
 
 def first_line(error):
@@ -209,13 +264,15 @@ def first_line(error):
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def claim_masks(sources, outputs):
+def claim_masks(sources, outputs, keep):
     """Record the annotation file of each folder of masks; remove masks and outputs of other annotations.
 
-    `sources` maps a folder to its record. Raises UserError if there are files that this program did not write.
+    `sources` maps a folder to its record; `keep`: the outputs also belong to other splits. Raises UserError if there
+    are files that this program did not write.
     """
     records = {folder: read_json(folder / 'source.json') for folder in sources}
-    foreign = [] if any(records.values()) else [path for path in outputs if path.exists()]
+    ours = any(records.values()) or (keep and any(next(iter(sources)).parent.glob('*/source.json')))
+    foreign = [] if ours else [path for path in outputs if path.exists()]
     for folder, record in records.items():
         foreign += [] if record else folder.glob('*.png')
     if foreign:
@@ -223,9 +280,22 @@ def claim_masks(sources, outputs):
     for folder, source in sources.items():
         remove_all_leftovers(folder)
         if records[folder] != source:
-            for path in [*outputs, *folder.glob('*.png')]:
+            for path in [*([] if keep else outputs), *folder.glob('*.png')]:
                 path.unlink(missing_ok=True)
             write_json(folder / 'source.json', source)
+
+
+def read_other_splits(output, names, split):
+    """Return the rows of other splits in an earlier CSV. Raises UserError if its classes are others."""
+    if not output.is_file() or not any(output.parent.glob('masks/*/source.json')):
+        return []
+    with output.open(newline='', encoding='utf-8') as file:
+        rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS) and row[-1] != split]
+    before = read_json(output.with_suffix('.json')).get('classes')
+    if rows and before != names:
+        remedy = 'make the categories equal, or pass another --data_dir'
+        raise UserError(f'{output}: has rows of {rows[0][-1]} with other classes than {split}: {remedy}')
+    return rows
 
 
 def write_mask(images, folder, indices, negatives, picture):
@@ -268,47 +338,45 @@ def mask_path(folder, picture):
 def write_csv(path, rows):
     text = io.StringIO(newline='')
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['image', 'classes', 'mask', 'split'])
+    writer.writerow(COLUMNS)
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
 
 
-def prepare(args, output):
+def prepare(args, root, title, parts, output):
     """Write the masks, and then the class names and the CSV."""
-    root, year = args.data_dir, args.year
-    folders = {split: root / f'masks{year}' / split for split in SPLITS}
     sources, categories, pictures = {}, {}, {}
-    for split in SPLITS:
-        path = root / 'annotations' / f'instances_{split}{year}.json'
-        sources[folders[split]] = {'annotations': path.name, 'sha256': file_hash(path)}
-        print(f'reading {path}', flush=True)
-        categories[split], pictures[split] = read_annotations(path, root / f'{split}{year}')
-    if categories['train'] != categories['val']:
-        raise UserError(f'{root / "annotations"}: train and val of {year} have different categories')
-    names = list(categories['train'].values())
-    indices = {number: index for index, number in enumerate(categories['train'], 1)}
+    for part in parts:
+        sources[part.masks] = {'annotations': part.annotations.name, 'sha256': file_hash(part.annotations)}
+        print(f'reading {part.annotations}', flush=True)
+        categories[part.split], pictures[part.split] = read_annotations(part.annotations, part.images)
+    first, *others = categories.values()
+    if any(found != first for found in others):
+        raise UserError(f'{root / "annotations"}: train and val of {args.year} have different categories')
+    names, indices = list(first.values()), {number: index for index, number in enumerate(first, 1)}
+    rows = read_other_splits(output, names, parts[0].split) if args.annotations else []
     sidecar = output.with_suffix('.json')
-    claim_masks(sources, (output, sidecar))
+    claim_masks(sources, (output, sidecar), keep=bool(args.annotations))
 
-    rows = []
-    for split, folder in folders.items():
-        write = partial(write_mask, root / f'{split}{year}', folder, indices, args.negatives)
-        found = parallel_map(write, pictures[split], args.num_workers, f'masks of {split}')
+    for part in parts:
+        write = partial(write_mask, part.images, part.masks, indices, args.negatives)
+        found = parallel_map(write, pictures[part.split], args.num_workers, f'masks of {part.split}')
         # Masks without any class cannot score anything, and the stages would reject them.
-        has_classes = any(is_drawn(instance) for picture in pictures[split] for instance in picture.instances)
+        has_classes = any(is_drawn(instance) for picture in pictures[part.split] for instance in picture.instances)
         if not has_classes:
-            print(f'{split}: no object has an outline, so {output.name} names no masks of this split')
-        for picture, classes in zip(pictures[split], found, strict=True):
+            print(f'{part.split}: no object has an outline, so {output.name} names no masks of this split')
+        folder = PurePosixPath(part.images.resolve().relative_to(root.resolve()).as_posix())
+        for picture, classes in zip(pictures[part.split], found, strict=True):
             if classes or args.negatives == 'keep':
-                mask = mask_path(folder, picture).relative_to(root).as_posix() if has_classes else ''
+                mask = mask_path(part.masks, picture).relative_to(root).as_posix() if has_classes else ''
                 tags = ';'.join(names[index - 1] for index in classes)
-                rows.append([f'{split}{year}/{picture.file_name}', tags, mask, split])
+                rows.append([str(folder / picture.file_name), tags, mask, part.split])
 
-    write_json(sidecar, {'name': f'COCO {year}', 'classes': names})
+    write_json(sidecar, {'name': title, 'classes': names})
     write_csv(output, rows)
-    counts = [sum(row[-1] == split for row in rows) for split in SPLITS]
-    print(f'{output}: {counts[0]} images of train, {counts[1]} of val, {len(names)} classes')
-    drawn = [picture for split in SPLITS for picture in pictures[split]]
+    counts = [f'{sum(row[-1] == part.split for row in rows)} of {part.split}' for part in parts]
+    print(f'{output}: {", ".join(counts).replace(" ", " images ", 1)}, {len(names)} classes')
+    drawn = [picture for part in parts for picture in pictures[part.split]]
     objects = [instance.has_outline for picture in drawn for instance in picture.instances]
     if not all(objects):
         without = f'{objects.count(False)} of {len(objects)} objects have no outline'
@@ -317,11 +385,12 @@ def prepare(args, output):
 
 
 def main(args):
-    if not args.data_dir.is_dir():
-        raise UserError(f'{args.data_dir}: no such folder', option='data_dir')
-    output = args.data_dir / f'coco{args.year}.csv'
+    root, title, parts = list_parts(args)
+    if not root.is_dir():
+        raise UserError(f'{root}: no such folder', option='data_dir')
+    output = root / ('coco.csv' if args.annotations else f'coco{args.year}.csv')
     with locked(lock_path(output.absolute()), str(output)):
-        prepare(args, output)
+        prepare(args, root, title, parts, output)
 
 
 if __name__ == '__main__':

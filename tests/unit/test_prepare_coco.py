@@ -270,10 +270,10 @@ TOO_FEW = 'do not add up to 24x32 pixels'
 @pytest.mark.parametrize(
     'change, said',
     [
-        ({'area': None}, 'must be real number'),
+        ({'area': 'x'}, 'must be real number'),
         ({'area': NAN}, '"area" a number'),
         ({'iscrowd': 2}, '"iscrowd" must be 0 or 1'),
-        ({'category_id': '7'}, 'must be integers'),
+        ({'category_id': 7.0}, 'must be integers or texts'),
         ({'image_id': [1]}, 'unhashable'),
         ({'category_id': 3}, 'category_id 3 is not in "categories"'),
         ({'image_id': 77}, 'image_id 77 of an annotation is not in "images"'),
@@ -319,7 +319,7 @@ def test_compressed_counts_must_fit_exactly(size, rng):
 @pytest.mark.parametrize(
     'name, change, said',
     [
-        ('images', {'id': None}, 'an image must have an integer "id" and a "file_name"'),
+        ('images', {'id': None}, 'an image must have an "id", an integer or a text, and a "file_name"'),
         ('images', {'height': 0}, 'image 6 must have a "height" and a "width" of 1 to 65535'),
         ('images', {'width': 1.5}, 'image 6 must have a "height" and a "width"'),
         ('images', {'file_name': '../x.jpg'}, "image 6: '../x.jpg' is not a file name"),
@@ -331,7 +331,7 @@ def test_compressed_counts_must_fit_exactly(size, rng):
         ('categories', {'name': 'cat'}, 'category 90 (cat) occurs twice'),
         ('categories', {'name': 'a;b'}, "category 'a;b' cannot be the name of a class"),
         ('categories', {'name': 'background'}, "category 'background' cannot be"),
-        ('categories', {'name': None}, 'a category must have an integer "id" and a "name"'),
+        ('categories', {'name': None}, 'a category must have an "id", an integer or a text, and a "name"'),
     ],
 )
 def test_damaged_images_and_categories(root, entries, name, change, said, capsys):
