@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a folder of tagged photographs to their masks, the commands of docs/own_images.md, "One command, or five":
-#   CSV=labels.csv D=photos bash recipes/own.sh
+#   CSV=labels.csv D=photos bash recipes/own.sh      (with a folder per class: CSV=photos D=photos)
 # It writes masks and overlays to experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
 # one CPU core, masks of 40.8 % mIoU. Time grows with photographs times epochs. DEEPLAB=1 takes longer than the rest.
 # Optional variables, with their defaults:
@@ -13,11 +13,12 @@
 #   DEEPLAB=              1 also trains DeepLabv3+ on the masks, for photographs without tags
 #   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
 # Finished steps are not repeated, except for the masks.
-CSV=$(realpath "${CSV:?the CSV of images and classes}") D=$(realpath "${D:?the folder of photographs}")
+CSV=$(realpath "${CSV:?the CSV of images and classes, or a folder per class}") D=$(realpath "${D:?the folder of photographs}")
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
-PHOTOGRAPHS=$(tr '\r' '\n' < "$CSV" | grep -c .) || PHOTOGRAPHS=1  # lines, for any line ending
+# Files of a folder, or lines of a CSV for any line ending.
+PHOTOGRAPHS=$(if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV"; fi | grep -c .) || PHOTOGRAPHS=1
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")

@@ -23,6 +23,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections import defaultdict
 from functools import partial

@@ -404,11 +404,23 @@ def test_folders_with_blanks(name):
     assert '<--weights><my weights>' in printed
 
 
-@pytest.mark.parametrize('end, last', [('\n', '\n'), ('\r\n', '\r\n'), ('\r', '\r'), ('\n', ''), ('\r', '')])
-def test_photographs_are_counted_with_any_line_end(tmp_path, end, last):
-    (tmp_path / 'a.csv').write_text(end.join(['image,classes', 'a.jpg,cat', 'b.jpg,']) + last, newline='')
+def count_photographs(path) -> str:
+    """Return what recipes/own.sh counts."""
     (line,) = [
         line for line in (REPOSITORY / 'recipes/own.sh').read_text().splitlines() if line.startswith('PHOTOGRAPHS=')
     ]
-    program = f'set -euo pipefail; CSV={tmp_path}/a.csv; {line}\necho $PHOTOGRAPHS'
-    assert subprocess.run(['bash', '-c', program], capture_output=True, text=True, check=True).stdout == '3\n'
+    program = f'set -euo pipefail; CSV={path}; {line}\necho $PHOTOGRAPHS'
+    return subprocess.run(['bash', '-c', program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_photographs_of_a_folder_per_class_are_counted(tmp_path):
+    for name in ('cat/1.jpg', 'cat/2.jpg', 'dog/1.jpg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert count_photographs(tmp_path) == '3'
+
+
+@pytest.mark.parametrize('end, last', [('\n', '\n'), ('\r\n', '\r\n'), ('\r', '\r'), ('\n', ''), ('\r', '')])
+def test_photographs_are_counted_with_any_line_end(tmp_path, end, last):
+    (tmp_path / 'a.csv').write_text(end.join(['image,classes', 'a.jpg,cat', 'b.jpg,']) + last, newline='')
+    assert count_photographs(tmp_path / 'a.csv') == '3'

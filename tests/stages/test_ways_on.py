@@ -117,7 +117,7 @@ def test_check_says_how_to_go_on_without_an_image(in_tmp, capsys):
     command = '--dataset labels.csv --data_dir . --num_workers 0'.split()
     with pytest.raises(ValueError, match='1 error, listed above'):
         run_stage(check_dataset, command)
-    advice = 'to go on without images that are missing or cannot be read, remove their lines from labels.csv'
+    advice = 'to go on without images that are missing or cannot be read, remove them from labels.csv'
     assert advice in capsys.readouterr().out.splitlines()
     shutil.copy('a.jpg', 'b.jpg')
     run_stage(check_dataset, command)
