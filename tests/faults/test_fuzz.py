@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from core import has_control_characters, printable
-from core.data import voc
+from core.data import exports, voc
 from core.data.dataset import open_dataset
 from core.data.images import MaskValues, image_size, read_image, read_label_map
 from core.image_scores import SIZES
 from core.models.model_file import ModelFile
-from support import working_in
+from support import kinds, working_in
 from support.coco import TRAIN, H, W, content, make_coco
 from support.fuzz import attempt, fuzz
 from support.labelling import REX, make_photographs, run_export, submit
@@ -244,6 +244,51 @@ def tables(folder):
     }, read_dataset
 
 
+def tables_of_tools(folder):
+    prepare_root(folder)
+    cell = '"{""choices"": [""cat"", ""dog""]}"'
+    rows = f'id,image,choice\n1,/data/upload/1/0a1b2c3d-a.jpg,{cell}\n2,/data/local-files/?d=photos/b.jpg,dog\n'
+    return {
+        'a.csv': b'filename, cat, dog\nphotos/a.jpg, 1, 0\nphotos/b.jpg, 0, 0\n',
+        'b.csv': rows.encode(),
+        'c.csv': 'sep=;\nimage;class\na.jpg;dog\na.jpg;cat\n'.encode('utf-16'),
+    }, read_dataset
+
+
+def exports_of_tools(folder):
+    prepare_root(folder / 'coco')
+    path, _ = kinds.cvat_images(folder / 'cvat')
+    content = {'info': {}, **kinds.coco('photos/', group='pets')}
+    return {'a.json': json.dumps(content).encode(), 'b.xml': path.read_bytes()}, read_dataset
+
+
+def labelme(folder):
+    path, _ = kinds.labelme(folder)
+    seeds = {f'{name}.json': (path / f'{name}.json').read_bytes() for name in 'ab'}
+
+    def read(path):
+        exports.names_beside(path)
+        exports.read_beside(path, path)
+
+    return seeds, read
+
+
+def folders_of_cvat(folder):
+    path, _ = kinds.cvat_masks(folder)
+    labelmap = path / 'labelmap.txt'
+
+    def read(changed):
+        labelmap.write_bytes(changed.read_bytes())
+        attempt(read_dataset_in, path)
+
+    return {'a.txt': labelmap.read_bytes(), 'b.txt': b'cat:1,2,3::\n'}, read
+
+
+def read_dataset_in(path):
+    dataset = open_dataset(path, path)
+    attempt(dataset.read_all_labels, dataset.ids('train'))
+
+
 def lists(folder):
     prepare_root(folder)
     entries = {
@@ -319,7 +364,8 @@ def labelling(folder):
     return seeds, read
 
 
-READERS = [labelling, npz, counts, npy, masks, pictures, models, records, data_sets, tables, lists, annotations, coco]
+READERS = [npz, counts, npy, masks, pictures, models, records, data_sets, tables, lists, annotations, coco]
+READERS += [labelling, tables_of_tools, exports_of_tools, labelme, folders_of_cvat]
 
 
 @pytest.mark.filterwarnings('ignore')
