@@ -5,6 +5,7 @@ new format is a reader and a row in MANY or BESIDE. No torch here: stages 3, 6 a
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -178,9 +179,18 @@ def read_voc(path: Path, image: Path) -> list[Thing]:
 def read_labelme(path: Path, image: Path) -> list[Thing]:
     """Read a file of labelme: the labels of its shapes, and the flags of the image that are set."""
     try:
-        content = load_json(path)
+        status = path.stat()
+        return [*_parse_labelme(path, status.st_size, status.st_mtime_ns, status.st_ino)]
     except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f'{path}: cannot be read ({str(error).splitlines()[0]})') from None
+
+
+@lru_cache(None)
+def _parse_labelme(path: Path, *stamp: int) -> tuple[Thing, ...]:
+    """Parse a file of labelme, which by default contains the image too, only once while it stays the same."""
+    content = load_json(path)
     if not fits(content, {'shapes': [{'label': str}]}):
         raise UserError(f'{path}: not a file of labelme: needs "shapes" with a "label" each')
     flags = content.get('flags') if isinstance(content.get('flags'), dict) else {}
@@ -189,7 +199,7 @@ def read_labelme(path: Path, image: Path) -> list[Thing]:
         points = shape.get('points')
         is_area = fits(points, [[float]]) and len(points) > 1 and all(len(point) == 2 for point in points)
         things.append(Thing(shape['label'].strip(), _extent(points) if is_area else None))
-    return [thing for thing in things if thing.name not in NOT_CLASSES]
+    return tuple(thing for thing in things if thing.name not in NOT_CLASSES)
 
 
 BESIDE = {'.xml': read_voc, '.json': read_labelme}

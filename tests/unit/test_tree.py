@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from core import DataWarning, UserError
+from core.data import exports
 from core.data.dataset import open_dataset
+from core.data.files import load_json
 from support import draw_image, voc_xml
 from support.kinds import (
     BOXES,
@@ -212,6 +214,17 @@ def test_flags_of_labelme_are_tags_and_its_helpers_are_not(tmp_path):
     content |= {'flags': {'dog': True, 'cat': False}, 'shapes': [{'label': '__ignore__', 'points': [[1, 2]]}]}
     write(path / 'd.json', json.dumps(content))
     assert tags_of(open_dataset(path, ''))['d'] == ['dog']
+
+
+def test_a_file_of_labelme_is_parsed_again_only_if_it_has_changed(tmp_path, monkeypatch):
+    path, _ = labelme(tmp_path)
+    dataset, parsed = open_dataset(path, ''), []
+    monkeypatch.setattr(exports, 'load_json', lambda path: (parsed.append(path.name), load_json(path))[1])
+    assert tags_of(dataset) == TAGS
+    assert parsed == []
+    write(path / 'a.json', (path / 'c.json').read_text())
+    assert tags_of(dataset)['a'] == ['dog']
+    assert set(parsed) == {'a.json'}
 
 
 def test_other_json_files_beside_images_are_not_labelme(tmp_path):
