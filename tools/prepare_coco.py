@@ -265,14 +265,14 @@ def first_line(error):
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def claim_masks(sources, outputs, keep):
+def claim_masks(sources, outputs, kept):
     """Record the annotation file of each folder of masks; remove masks and outputs of other annotations.
 
-    `sources` maps a folder to its record; `keep`: the outputs also belong to other splits. Raises UserError if there
-    are files that this program did not write.
+    `sources` maps a folder to its record; `kept` are rows of other splits, which stay. Raises UserError if there are
+    files that this program did not write.
     """
     records = {folder: read_json(folder / 'source.json') for folder in sources}
-    ours = any(records.values()) or (keep and any(next(iter(sources)).parent.glob('*/source.json')))
+    ours = any(records.values()) or bool(kept)
     foreign = [] if ours else [path for path in outputs if path.exists()]
     for folder, record in records.items():
         foreign += [] if record else folder.glob('*.png')
@@ -281,7 +281,9 @@ def claim_masks(sources, outputs, keep):
     for folder, source in sources.items():
         remove_all_leftovers(folder)
         if records[folder] != source:
-            for path in [*([] if keep else outputs), *folder.glob('*.png')]:
+            if kept:
+                write_csv(outputs[0], kept)  # it would list masks that are removed now
+            for path in [*([] if kept else outputs), *folder.glob('*.png')]:
                 path.unlink(missing_ok=True)
             write_json(folder / 'source.json', source)
 
@@ -357,7 +359,7 @@ def prepare(args, root, title, parts, output):
     names, indices = list(first.values()), {number: index for index, number in enumerate(first, 1)}
     rows = read_other_splits(output, names, parts[0].split) if args.annotations else []
     sidecar = output.with_suffix('.json')
-    claim_masks(sources, (output, sidecar), keep=bool(args.annotations))
+    claim_masks(sources, (output, sidecar), rows)
 
     for part in parts:
         write = partial(write_mask, part.images, part.masks, indices, args.negatives)

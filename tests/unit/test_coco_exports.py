@@ -64,6 +64,26 @@ def test_splits_of_roboflow_come_into_one_csv(tmp_path, capsys):
     assert open_dataset(root / 'coco.csv', root).ids('val') == ['valid__im_jpg.rf.a']
 
 
+def test_a_stopped_run_leaves_the_rows_of_other_splits(tmp_path, monkeypatch):
+    root, _ = kinds.roboflow_coco(tmp_path)
+    for folder in ('train', 'valid'):
+        run_stage(prepare_coco, flags_of(root / folder / '_annotations.coco.json', root / folder))
+    file = root / 'valid/_annotations.coco.json'
+    file.write_text(file.read_text() + ' ')
+
+    def stop(*_):
+        raise OSError('stopped')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_coco, 'parallel_map', stop)
+        with pytest.raises(OSError, match='stopped'):
+            run_stage(prepare_coco, flags_of(file, root / 'valid'))
+    assert open_dataset(root / 'coco.csv', root).lists == ('train_aug', 'train')  # the masks of val are removed
+    check(root / 'coco.csv', root, 'train')
+    run_stage(prepare_coco, flags_of(file, root / 'valid'))
+    check(root / 'coco.csv', root, 'val')
+
+
 def test_other_classes_in_another_split_are_refused(tmp_path, capsys):
     root, _ = kinds.roboflow_coco(tmp_path)
     run_stage(prepare_coco, flags_of(root / 'train/_annotations.coco.json', root / 'train'))
