@@ -15,7 +15,8 @@ from core import UserError, has_control_characters
 from util.script import explain
 
 MEMORY = 2 << 30  # bytes that a reader may reserve
-SECONDS = 20  # for one file
+SECONDS = 20  # of CPU for one file
+PATIENCE = 180  # seconds for one file, which other work on the machine may take from it
 SHOWN = 3  # failures after which a child stops
 
 NUMBERS = [
@@ -205,7 +206,8 @@ def _limit() -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, whatever it is doing
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)  # ends the process, whatever it is doing
 
 
 def _read_all(folder, seeds, read, count, seconds, current) -> tuple[int, list[str]]:
@@ -224,12 +226,14 @@ def _read_all(folder, seeds, read, count, seconds, current) -> tuple[int, list[s
         which = rng.randrange(len(names))
         path = current.with_suffix(Path(names[which]).suffix)
         path.write_bytes(mutate(contents[which], contents, rng))
-        signal.alarm(SECONDS)
+        signal.alarm(PATIENCE)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             attempt(read, path)
         except BaseException:
             path.rename(folder / f'failed-{number}{path.suffix}')
             failures.append(f'{names[which]}, mutation {number}: {traceback.format_exc()[-1500:]}')
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         path.unlink(missing_ok=True)
     return count, failures
