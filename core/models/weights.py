@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from core import UserError
 from core.data.files import read_bytes
+from core.data.pickles import check_pickle
 from core.models.backbones import find_backbone
 from core.models.timm_backbone import PREFIX, TimmBackbone, read_pretrained
 
 NOT_ZIPPED = (
     'damaged, or not a file of weights; if torch before 1.6 wrote it, load it and save it again with a newer torch'
 )
+ZIPPED = b'PK\3\4'
+UNPACKED = 4  # times the size of a file that its content may have
+PICKLES = 5  # at the start of a file of torch before 1.6
 COUNTER = 'num_batches_tracked'  # a buffer of BatchNorm
 HEADS = ('fc.', 'classifier.', '_fc.')  # the layers for ImageNet's 1,000 classes in released files
 PUBLISHED = "a network of the authors' code"  # a form of file with other names for the same tensors, some of them twice
@@ -123,16 +127,28 @@ def _is_zipped(file: io.BytesIO) -> bool:
 def read_torch(path: Path) -> object:
     """Return the content of a file written by torch.save, without unpickling code.
 
-    Damaged and foreign files can raise any error; a wrong checksum raises ValueError.
+    Damaged and foreign files can raise any error; a wrong checksum raises ValueError, and a file that would take more
+    time or memory than its size justifies UserError.
     """
     return _load(io.BytesIO(read_bytes(path)))
 
 
 def _load(file: io.BytesIO) -> object:
-    if zipfile.is_zipfile(file):  # files of torch before 1.6 are not zip archives, and have no checksums
+    size = len(file.getbuffer())
+    if file.getbuffer()[:4] == ZIPPED:  # as torch decides
         with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > UNPACKED * size:
+                raise UserError(f'unpacks to {unpacked / 1e9:.1f} GB, but torch.save does not compress: refused')
             if archive.testzip() is not None:
                 raise ValueError('wrong checksum')
+        file.seek(0)
+        content = torch._C.PyTorchFileReader(file).get_record('data.pkl')
+        check_pickle(io.BytesIO(content), len(content))
+    else:  # of torch before 1.6, without checksums
+        file.seek(0)
+        for _ in range(PICKLES):
+            check_pickle(file, size)
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -152,6 +168,8 @@ def read_state_dict(path: Path) -> WeightFile:
         raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     try:
         content = _load(file)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
     except Exception as error:  # a damaged or foreign file can raise anything in the unpickler
         if not _is_zipped(file):  # the error then depends on where the damage is
             raise UserError(f'{path}: {NOT_ZIPPED}') from None

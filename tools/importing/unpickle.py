@@ -15,6 +15,7 @@ import numpy as np
 
 from core import UserError
 from core.data.files import read_bytes
+from core.data.pickles import check_pickle
 
 PLAIN = ('b1', *(f'{kind}{size}' for kind in 'iu' for size in (1, 2, 4, 8)), 'f2', 'f4', 'f8')
 OBJECTS = ('O', 'O8')
@@ -34,7 +35,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         version = np.lib.format.read_magic(file)
         read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = read_header[version](file)
-        content = _Unpickler(file).load() if (shape, dtype) == ((), object) else None
+        content = _load(file) if (shape, dtype) == ((), object) else None
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
     except OSError as error:
@@ -146,9 +147,9 @@ def _rebuild_tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, 
 def _load_storage(content: bytes) -> _Storage:
     """Read the storage of a tensor, which torch pickles as the bytes of a torch.save file from before 1.6."""
     file = _Bytes(content)
-    if tuple(_Unpickler(file).load() for _ in TORCH) != TORCH:
+    if tuple(_load(file) for _ in TORCH) != TORCH:
         raise ValueError('not a storage')
-    _, (kind, code, key, *_), keys = (_Unpickler(file).load() for _ in range(3))
+    _, (kind, code, key, *_), keys = (_load(file) for _ in range(3))
     count, numbers = int.from_bytes(file.read(8), 'little'), file.read()
     dtype = np.dtype(f'<{code}') if code in PLAIN else None
     if (kind, keys) != ('storage', [key]) or dtype is None or len(numbers) != count * dtype.itemsize:
@@ -189,4 +190,14 @@ class _Unpickler(pickle._Unpickler):
         return KNOWN[module, name]
 
     def persistent_load(self, pid: object) -> object:
+        if type(pid) is not tuple:  # it would be a second name of a value that can change
+            raise ValueError('not the identity of a storage')
         return pid
+
+
+def _load(file: _Bytes) -> object:
+    """Return the content of the next pickle. Raises UserError if that could take unbounded time."""
+    begin = file.tell()
+    check_pickle(file, len(file.getbuffer()))
+    file.seek(begin)
+    return _Unpickler(file).load()
