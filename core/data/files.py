@@ -2,11 +2,13 @@
 
 import errno
 import json
+import math
 import os
 import re
 import stat
 from pathlib import Path
 
+TEXT_LIMIT = 2**29  # bytes of a file of text: the records of millions of images
 HALF_CHARACTER = re.compile(rb'\\u[dD][89a-fA-F]')  # half of a pair of surrogates, whose other half may be missing
 
 
@@ -23,9 +25,27 @@ def check_regular(path: Path) -> None:
         raise NotRegular(errno.EINVAL, 'Not a regular file', str(path))
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises OSError, also if it is not a regular file."""
+def available_memory() -> float:
+    """Return how many bytes of memory the system has left; infinity if it does not say."""
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    except (OSError, StopIteration):  # not Linux
+        return math.inf
+
+
+def check_size(path: Path, limit: float = math.inf) -> None:
+    """Raise OSError unless a path leads to a file of at most this many bytes that fits in memory."""
     check_regular(path)
+    size, limit = path.stat().st_size, min(limit, available_memory())
+    if size > limit:
+        reason = f'has {size / 1e9:.1f} GB, {limit / 1e9:.1f} GB can be read: check that it is the right file'
+        raise OSError(errno.EFBIG, reason, str(path))
+
+
+def read_bytes(path: Path, limit: float = math.inf) -> bytes:
+    """Return the content of a file. Raises OSError, also if it is not a regular file or too large."""
+    check_size(path, limit)
     return path.read_bytes()
 
 
@@ -49,7 +69,7 @@ def load_json(path: Path) -> object:
 
     Raises OSError, or ValueError if it is not JSON, is nested too deeply, or contains half a character.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, TEXT_LIMIT)
     try:
         found = json.loads(content.decode('utf-8-sig'))
         if HALF_CHARACTER.search(content):

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 
 from core import IGNORE, UserError, has_control_characters
-from core.data.files import check_regular
+from core.data.files import available_memory, check_regular
 
 # Pillow reads 40 formats, among them some that start other programs. Only the formats that docs/datasets.md names are
 # allowed.
@@ -130,11 +130,7 @@ def _check_memory(path: Path, image: Image.Image) -> None:
     pixels = image.width * image.height
     if pixels < MANY_PIXELS:
         return
-    try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
-    except (OSError, StopIteration):  # not Linux
-        return
+    available = available_memory()
     if pixels * PIXEL_BYTES > available:
         need, left = (f'{count / 1e9:.1f} GB' for count in (pixels * PIXEL_BYTES, available))
         raise UserError(

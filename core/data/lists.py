@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from core import UserError, has_control_characters
 from core.data import exports, table, voc
 from core.data.entries import read_json
-from core.data.files import read_bytes
+from core.data.files import TEXT_LIMIT, read_bytes
 from core.data.images import find_file
 from core.data.source import Source
 
@@ -43,9 +43,11 @@ class Lists(Source):
         """Return the ids of a list, one per line of its file. Raises UserError if it is empty or malformed."""
         path = self.files[domain]
         try:
-            lines = read_bytes(path).decode('utf-8-sig').splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(f'{path}: the list "{domain}" cannot be read ({type(error).__name__})') from None
+            lines = read_bytes(path, TEXT_LIMIT).decode('utf-8-sig').splitlines()
+        except OSError as error:
+            raise UserError(f'{path}: the list "{domain}" cannot be read ({error.strerror})') from None
+        except UnicodeDecodeError:
+            raise UserError(f'{path}: the list "{domain}" cannot be read (not UTF-8 text)') from None
         ids = [line.strip() for line in lines if line.strip()]
         seen = set()
         for image_id in ids:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import UserError, has_control_characters
-from core.data.files import read_bytes
+from core.data.files import TEXT_LIMIT, read_bytes
 
 FIXED = '# classes:'
 COLUMNS = ('image', 'id', 'classes', 'mask', 'split')  # other columns are ignored
@@ -41,7 +41,7 @@ class Sheet:
 def read_sheet(path: Path, keys: tuple[str, ...]) -> Sheet:
     """Read a file with the classes of images, and one of the columns `keys`. Raises UserError naming file and line."""
     try:
-        return _parse(path, list(io.StringIO(_decode(path, read_bytes(path)), newline='')), keys)
+        return _parse(path, list(io.StringIO(_decode(path, read_bytes(path, TEXT_LIMIT)), newline='')), keys)
     except OSError as error:
         raise UserError(f'{path}: cannot be read ({error.strerror})', option='dataset') from None
     except csv.Error as error:

@@ -14,7 +14,7 @@ import numpy as np
 from defusedxml.ElementTree import fromstring
 
 from core import UserError
-from core.data.files import read_bytes
+from core.data.files import TEXT_LIMIT, read_bytes
 
 Box = tuple[float, float]  # width and height in pixels
 
@@ -84,7 +84,7 @@ def read_names(path: Path) -> list[str]:
 
 def parse_xml(path: Path) -> Element:
     """Return the root of an XML file without a document type. Raises what defusedxml and reading raise."""
-    return fromstring(read_bytes(path), forbid_dtd=True)
+    return fromstring(read_bytes(path, TEXT_LIMIT), forbid_dtd=True)
 
 
 @contextmanager
@@ -98,7 +98,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f'{path}: declares a document type, which VOC annotations do not') from None
     except UserError:
         raise
-    except (OSError, ParseError, ValueError, LookupError) as error:
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    except (ParseError, ValueError, LookupError) as error:
         raise UserError(f'{path}: not a VOC annotation ({str(error).splitlines()[0]})') from None
 
 

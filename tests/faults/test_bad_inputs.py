@@ -138,7 +138,7 @@ CASES = [
     # lists and the data set's JSON
     (remove(LIST), 'cls', '', '{D}/ImageSets/Segmentation/train_aug.txt: * "train_aug" cannot be read'),
     (write(LIST, ''), 'cls', '', '{D}/ImageSets/Segmentation/train_aug.txt: * "train_aug" is empty'),
-    (write(LIST, b'\xff\xfe\x00'), 'cls', '', '{D}/ImageSets/Segmentation/train_aug.txt: * cannot be read (Unicode'),
+    (write(LIST, b'\xff\xfe\x00'), 'cls', '', '{D}/ImageSets/Segmentation/train_aug.txt: * cannot be read (not UTF-8'),
     (write(LIST, f'{ID}\n{ID}\n'), 'cls', '', "{D}/ImageSets/Segmentation/train_aug.txt: * 'train_00000' * one id per"),
     (
         write(LIST, '../secret\n'),
@@ -245,26 +245,26 @@ CASES = [
         '{cams}/train_00000.npz: * "cam" * run its stage with --repair',
     ),
     (
-        cams([0, 2, 1], np.zeros((2, 9, 7))),
+        cams([0, 2, 1], np.zeros((2, 16, 16))),
         'affinity_labels',
         '',
         '{cams}/train_00000.npz: keys [0, 2, 1] * up to 6: * check --dataset',
     ),
     (
-        cams([0, 77], np.zeros((1, 9, 7))),
+        cams([0, 77], np.zeros((1, 16, 16))),
         'affinity_labels',
         '',
         '{cams}/train_00000.npz: keys [0, 77] * up to 6: * check --dataset',
     ),
     (
-        cams([0], np.zeros((1, 9, 7))),
+        cams([0], np.zeros((1, 16, 16))),
         'random_walk',
         '',
-        '{cams}/train_00000.npz: "cam" * (1, 9, 7) * "keys" * run its stage with --repair',
+        '{cams}/train_00000.npz: "cam" * (1, 16, 16) * "keys" * run its stage with --repair',
     ),
-    (cams([0, 1], np.zeros((1, 9, 7))), 'evaluate cams', '', '{cams}/train_00000.npz: "hr_cam" is 7x9 * 64x61'),
+    (cams([0, 1], np.zeros((1, 16, 16))), 'evaluate cams', '', '{cams}/train_00000.npz: "hr_cam" is 16x16 * 64x61'),
     (
-        arrays(keys=np.array([0, 1]), cam=ZEROS[None], hr_cam=np.full((1, 9, 7), np.inf)),
+        arrays(keys=np.array([0, 1]), cam=np.zeros((1, 16, 16)), hr_cam=np.full((1, 61, 64), np.inf)),
         'affinity_labels',
         '',
         '{cams}/train_00000.npz: "hr_cam" * non-finite * run its stage with --repair',

@@ -277,6 +277,44 @@ def test_any_size_that_fits_in_memory(tmp_path, monkeypatch):
         assert re.search(r'has 20000x15000 pixels: decoding takes \S+ GB of memory, \S+ GB are available$', line)
 
 
+# Sizes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['table', 'labels', 'set', 'list', 'annotation', 'coco'])
+def test_text_larger_than_any_data_set_is_not_read(tmp_path, kind):
+    """A sparse file of zeros takes no space on the disk, and the whole memory when it is read."""
+    names = {'table': 'set.csv', 'labels': 'labels.csv', 'list': 'list.txt', 'annotation': 'Annotations/a.xml'}
+    large = tmp_path / names.get(kind, 'set.json')
+    entries = {
+        'classes': ['cat'],
+        'lists': {'train': 'list.txt'},
+        **({'labels': large.name} if kind == 'labels' else {}),
+    }
+    (tmp_path / 'set.json').write_text(json.dumps(entries))
+    (tmp_path / 'list.txt').write_text('a')
+    for folder in ('Annotations', 'JPEGImages'):
+        (tmp_path / folder).mkdir()
+    Image.new('RGB', (4, 3)).save(tmp_path / 'JPEGImages/a.jpg')
+    with large.open('ab') as file:
+        file.truncate(200 * 10**9)
+    with pytest.raises(UserError) as error:
+        if kind == 'coco':
+            prepare_coco.read_annotations(large, tmp_path)
+        dataset = open_dataset(tmp_path / ('set.csv' if kind == 'table' else 'set.json'), tmp_path)
+        dataset.read_all_labels(dataset.ids('train'))
+    line = str(error.value)
+    assert re.search(r'cannot be read \(has 200\.0 GB, .* GB can be read: check that it is the right file\)$', line)
+    assert str(large) in line
+
+
+@pytest.mark.parametrize('read', [ModelFile, read_arrays])
+def test_what_does_not_fit_in_memory_is_not_read(tmp_path, read):
+    with (tmp_path / 'a').open('wb') as file:
+        file.truncate(10**13)
+    with pytest.raises(UserError, match=r'a: cannot be read \(has 10000\.0 GB, .* GB can be read'):
+        read(tmp_path / 'a')
+
+
 # Names --------------------------------------------------------------------------------------------------------------
 
 

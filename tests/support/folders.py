@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.images import encode_label_map, read_label_map
+from core.data.images import encode_label_map, image_size, read_label_map
 from core.data.voc import palette
 from util.flags import OUTPUT
 from util.store import CAM, create_folder, formats
@@ -35,6 +35,9 @@ class LabelMaps:
 
     def image_path(self, image_id):
         return Path(f'{image_id}.jpg')
+
+    def image_size(self, image_id):
+        return image_size(self.image_path(image_id))
 
     def batches(self, ids, batch_size):
         return [[image_id] for image_id in ids]

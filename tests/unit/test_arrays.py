@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -187,3 +188,47 @@ def test_pickles_are_not_loaded(tmp_path):
     error_of(tmp_path / 'b.npz')
     assert names_inside(tmp_path / 'b.npz') == []
     assert not (tmp_path / 'sprung').exists()
+
+
+# Files that claim more than they hold -------------------------------------------------------------------------------
+
+
+def claiming(path, **shapes) -> None:
+    """Write an npz file whose arrays of float16 begin with a header of a shape and have no numbers; 'keys' are KEYS."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, shape in shapes.items():
+            with archive.open(f'{name}.npy', 'w') as file:
+                header = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
+                np.lib.format.write_array_header_1_0(file, header)
+        with archive.open('keys.npy', 'w') as file:
+            np.lib.format.write_array(file, KEYS)
+
+
+def test_what_is_not_of_the_expected_size_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / 'a.npz'
+    claiming(path, rw=(2, 40_000, 20_000), edge=(40_000, 20_000), hr_cam=(10**6, 9, 14))
+    monkeypatch.setattr('numpy.lib.format.read_array', None)
+    assert error_of(path, size=(9, 14)) == f'{path}: "rw" is 20000x40000, the image is 14x9'
+    assert 'does not match "keys" int64(3,)' in error_of(path, 'hr_cam', size=(9, 14))
+    with pytest.raises(UserError, match='"edge" is 20000x40000, the image is 14x9'):
+        read_edge(path, (9, 14))
+    monkeypatch.setattr('util.store.arrays.available_memory', lambda: 10**9)
+    assert re.search(r'takes 3\.2 GB of memory, 1\.0 GB are available$', error_of(path))
+
+
+def test_maps_of_more_classes_than_the_data_set_has_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / 'a.npz'
+    np.savez(path, keys=np.arange(6), rw=np.zeros((5, 9, 14), np.float16))
+    monkeypatch.setattr('numpy.lib.format.read_array', None)
+    assert error_of(path, num_classes=4).endswith(
+        '5 classes, the data set has 4: it belongs to another data set: check --dataset'
+    )
+
+
+def test_the_array_that_is_checked_is_the_one_that_is_read(tmp_path):
+    """NumPy would prefer a member of the archive without .npy."""
+    path = tmp_path / 'a.npz'
+    np.savez(path, keys=KEYS, rw=HR_CAMS)
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('rw', b'other')
+    np.testing.assert_array_equal(read_maps(path, 'rw', 20)[1], HR_CAMS)

@@ -1,16 +1,21 @@
 """The .npz files of maps: written atomically and without dates, checked when read."""
 
 import io
+import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from core import UserError
-from core.data.files import check_regular
+from core.data.files import available_memory, check_regular
 from util.store.files import write_bytes
 
 PLAIN = 'biufU'  # kinds of arrays in these files: numbers and text
+PAIRS = ('if', 'uf')  # kinds of keys and maps
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # by version
 REPAIR = '; run its stage with --repair to regenerate it'
 
 
@@ -24,12 +29,30 @@ def names_inside(path: Path) -> list[str]:
         return []
 
 
+class Header(NamedTuple):
+    """What an array is said to be, before it is read: a small file can unpack to gigabytes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f'{self.dtype}{self.shape}'
+
+
 def read_edge(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the edge map (h, w) float32 of a file. Raises UserError like `read_maps`."""
-    (edge,) = read_arrays(path, 'edge')
-    if edge.ndim != 2 or edge.dtype.kind != 'f':
-        raise UserError(f'{path}: "edge" {edge.dtype}{edge.shape} is not an edge map{REPAIR}')
-    return _checked(path, 'edge', edge, size)
+
+    def check(edge: Header) -> None:
+        if len(edge.shape) != 2 or edge.dtype.kind != 'f':
+            raise UserError(f'{path}: "edge" {edge} is not an edge map{REPAIR}')
+        _check_size(path, 'edge', edge.shape, size)
+
+    (edge,) = read_arrays(path, 'edge', check=check)
+    return _checked(path, 'edge', edge)
 
 
 def read_maps(
@@ -40,36 +63,44 @@ def read_maps(
     Raises UserError naming the file if it is missing or damaged, its maps and keys disagree, a class is above
     num_classes, a value is outside [0, 1], or the maps are not of the size (h, w).
     """
-    keys, maps = read_arrays(path, 'keys', name)
-    if (
-        keys.ndim != 1
-        or maps.ndim != 3
-        or len(keys) != len(maps) + 1
-        or keys.dtype.kind not in 'iu'
-        or maps.dtype.kind != 'f'
-    ):
-        raise UserError(
-            f'{path}: "{name}" {maps.dtype}{maps.shape} does not match "keys" {keys.dtype}{keys.shape}{REPAIR}'
-        )
+    other = 'it belongs to another data set: check --dataset'
+
+    def check(keys: Header, maps: Header) -> None:
+        ranks = len(keys.shape), len(maps.shape)
+        if ranks != (1, 3) or keys.shape[0] != maps.shape[0] + 1 or (keys.dtype.kind + maps.dtype.kind) not in PAIRS:
+            raise UserError(f'{path}: "{name}" {maps} does not match "keys" {keys}{REPAIR}')
+        if maps.shape[0] > num_classes:
+            raise UserError(f'{path}: has maps of {maps.shape[0]} classes, the data set has {num_classes}: {other}')
+        _check_size(path, name, maps.shape, size)
+
+    keys, maps = read_arrays(path, 'keys', name, check=check)
     if keys[0] != 0 or (keys[1:] <= keys[:-1]).any() or keys[-1] > num_classes:
         raise UserError(
             f'{path}: keys {str(keys.tolist())[:80]} are not 0 followed by increasing classes up to {num_classes}: '
-            'it belongs to another data set: check --dataset'
+            f'{other}'
         )
-    return keys, _checked(path, name, maps, size)
+    return keys, _checked(path, name, maps)
 
 
-def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Return arrays of an npz file. Raises UserError naming the file if it is missing, damaged or lacks one."""
+def read_arrays(path: Path, *names: str, check: Callable[..., None] | None = None) -> list[np.ndarray]:
+    """Return arrays of an npz file. Raises UserError naming the file if it is missing, damaged or lacks one.
+
+    `check` is called with the Header of each, before any of them is read.
+    """
     try:
         check_regular(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in names]
-        if not all(isinstance(array, np.ndarray) and array.dtype.kind in PLAIN for array in arrays):
-            raise TypeError
-        return arrays
+        with zipfile.ZipFile(path) as archive:
+            headers = [_read_header(archive, name) for name in names]
+            if check:
+                check(*headers)
+            needed, left = sum(header.bytes for header in headers), available_memory()
+            if needed > left:
+                raise UserError(f'{path}: takes {needed / 1e9:.1f} GB of memory, {left / 1e9:.1f} GB are available')
+            return [_read_array(archive, name) for name in names]
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file raises in NumPy
         expected = ' and '.join(f'"{name}"' for name in names)
         raise UserError(
@@ -77,11 +108,27 @@ def read_arrays(path: Path, *names: str) -> list[np.ndarray]:
         ) from None
 
 
-def _checked(path: Path, name: str, maps: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """Return maps (..., h, w) as float32. Raises UserError if they are not in [0, 1] or not of the size (h, w)."""
-    if size is not None and maps.shape[-2:] != tuple(size):
-        h, w = maps.shape[-2:]
+def _read_header(archive: zipfile.ZipFile, name: str) -> Header:
+    with archive.open(f'{name}.npy') as file:
+        shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+    if dtype.kind not in PLAIN:
+        raise TypeError
+    return Header(shape, dtype)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f'{name}.npy') as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_size(path: Path, name: str, shape: tuple[int, ...], size: tuple[int, int] | None) -> None:
+    if size is not None and shape[-2:] != tuple(size):
+        h, w = shape[-2:]
         raise UserError(f'{path}: "{name}" is {w}x{h}, the image is {size[1]}x{size[0]}')
+
+
+def _checked(path: Path, name: str, maps: np.ndarray) -> np.ndarray:
+    """Return maps (..., h, w) as float32. Raises UserError if they are not in [0, 1]."""
     with np.errstate(over='ignore', invalid='ignore'):  # such values are errors below
         maps = maps.astype(np.float32)
     lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN

@@ -100,7 +100,18 @@ class Folder:
         if not self.kind.maps:
             self.read_label(image_id)
         for name in self.kind.maps:
-            self.read_maps(image_id, name) if self.kind.by_class else arrays.read_edge(self.file(image_id))
+            if self.kind.by_class:
+                self.read_maps(image_id, name, self._size(image_id, name))
+            else:
+                arrays.read_edge(self.file(image_id))
+
+    def _size(self, image_id: str, name: str) -> tuple[int, int] | None:
+        """Return the size (h, w) that maps of a name have, None if the image cannot be read."""
+        try:
+            size = self.dataset.image_size(image_id)
+        except UserError:
+            return None
+        return size if name == 'hr_cam' else strided_size(size)
 
     def summary(self) -> str:
         lost = sum(not self.file(image_id).is_file() for image_id in self.ids)
