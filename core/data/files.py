@@ -79,11 +79,16 @@ def load_json(path: Path) -> object:
     return found
 
 
+class Some(dict):
+    """{name: kind} of entries that an object may have; see `fits`."""
+
+
 def fits(value: object, expected: object) -> bool:
     """Return whether a value from JSON is of the expected types.
 
     Expected is a type or a tuple of them; [kind] for a list; {name: kind} for an object with these entries, among
-    others; {str: kind} for an object of any names. `float` includes integers, and `int` excludes true and false.
+    others, or Some of them; {str: kind} for an object of any names. `float` includes integers, and `int` excludes true
+    and false.
     """
     if isinstance(expected, list):
         return isinstance(value, list) and all(fits(item, expected[0]) for item in value)
@@ -92,7 +97,9 @@ def fits(value: object, expected: object) -> bool:
             return False
         if str in expected:
             return all(fits(item, expected[str]) for item in value.values())
-        return all(name in value and fits(value[name], kind) for name, kind in expected.items())
+        if not isinstance(expected, Some) and expected.keys() - value.keys():
+            return False
+        return all(fits(value[name], kind) for name, kind in expected.items() if name in value)
     if isinstance(expected, tuple):
         return any(fits(value, kind) for kind in expected)
     if expected is float:

@@ -16,7 +16,7 @@ from core.models.weights import read_state_dict
 from support import chain
 from support.chain import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands, first
 from tools import import_published, predict, report, show, summarize
-from tools.reporting import panels
+from tools.reporting import panels, provenance
 from util.script import run as run_script
 from util.store import results
 from util.store.current import find_outdated
@@ -217,6 +217,67 @@ def test_a_score_of_what_was_a_folder_is_named(moved, capsys):
     capsys.readouterr()
     summarize.main(summarize.parse_args([f'{PSEUDO}@train']))
     assert 'warning' not in capsys.readouterr().err
+
+
+# Records of other types -------------------------------------------------------------------------------------------
+
+OTHERS = ([], None, {'a': 5}, 5, 'a', [{}])
+
+
+def changes_of(content: dict):
+    """Yield a record with another value in each place of its first two levels."""
+    for name, value in content.items():
+        for other in OTHERS:
+            yield name, {**content, name: other}
+        for inner in value if isinstance(value, dict) else ():
+            for other in OTHERS:
+                yield name, {**content, name: {**value, inner: other}}
+
+
+def check_readers(path: Path, content: dict) -> list[str]:
+    """Write a record, and return the lines that readers of the folder behind it end with."""
+    path.write_text(json.dumps(content))
+    lines = []
+    for read in (
+        lambda: find_outdated([Path('experiments/predictions', PSEUDO)]),
+        lambda: provenance.trace({PSEUDO: 'pseudo-label'}),
+        lambda: provenance.warn_if_outdated([Path('experiments/predictions', PSEUDO)]),
+    ):
+        try:
+            read()
+        except UserError as error:
+            assert str(error).startswith(f'{path}: '), error
+            lines.append(str(error))
+    return lines
+
+
+def test_the_record_of_a_run_with_other_types(moved):
+    path = Path('experiments/data/cls.json')
+    content = json.loads(path.read_text())
+    named = [name for name, changed in changes_of(content) if check_readers(path, changed)]
+    assert set(named) == {'network', 'options', 'versions', 'seconds', 'curves', 'fingerprint', 'inputs', 'models'}
+    (line, _) = check_readers(path, {**content, 'inputs': {'images': 5}})
+    assert 'is not a valid record of a run' in line and 'train it again with --overwrite' in line
+
+
+@pytest.mark.parametrize('folder', [CAMS, RANDOM_WALKS, PSEUDO])
+def test_the_record_of_a_folder_with_other_types(moved, folder):
+    path = Path('experiments/predictions', folder, 'args.json')
+    for _, changed in changes_of(json.loads(path.read_text())):
+        assert check_readers(path, changed) == []
+
+
+def test_a_checkpoint_with_other_types(moved, capsys):
+    path = Path('experiments/checkpoints/cls.pth')
+    content = torch.load(path, weights_only=True)
+    for change in (
+        {'fingerprint': []},
+        {'fingerprint': {'max_epoch': 'a'}},
+        {'contents': {'a': 5}},
+        {'iteration': 'a'},
+    ):
+        torch.save({**content, **change}, path)
+        assert line_of(moved, 'cls', capsys) == f'{path}: damaged (TypeError): pass --overwrite to train again'
 
 
 # Mixtures -----------------------------------------------------------------------------------------------------------

@@ -102,7 +102,6 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
         if not others and name != '*':
             raise
         scored = []
-    scored = [result for result in scored if fits(result, {'experiment_name': str})]
     found = [(result['experiment_name'], result['domain'], result) for result in scored]
     known = {folder for folder, *_ in found}
     for folder in others:

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from core import UserError, has_control_characters
-from core.data.files import fits, load_json
+from core.data.files import Some, fits, load_json
 from core.image_scores import SIZES, two_folds, unpack
 from util.store.arrays import read_arrays
 from util.store.current import identity
-from util.store.fingerprints import read_args
+from util.store.fingerprints import ARGS, read_args
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
 
 FOLDER = EXPERIMENTS / 'results'
 NUMBERS = ('miou', 'fp', 'fn', 'dice', 'images', 'all_background_miou')
 TWO_FOLD = ('miou', 'dice')
 ROW = {'threshold': (float, None), 'miou': float}
-TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'made_with': dict}
+TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'made_with': Some(ARGS)}
+TYPES |= {'experiment_name': str, 'crf_iteration': int}
 TYPES |= {'iou': {str: (float, None)}, 'confusion': [[int]], 'threshold': (float, None), 'thresholds': [ROW]}
 TYPES |= {'two_fold': ({**dict.fromkeys(TWO_FOLD, float), 'thresholds': [float]}, None)}
 TYPES |= {'false_masks': {'images': int, 'share': (float, None), 'classes': {str: (float, None)}}}
@@ -97,7 +98,7 @@ def read_counts(result: dict, two_fold: bool = False) -> tuple[list[str], np.nda
 
 def is_stale(result: dict) -> bool:
     """Return whether the folder of a result was written again since it was scored, as far as that is recorded."""
-    folder, scored = PREDICTIONS / result['experiment_name'], (result.get('made_with') or {}).get('fingerprint')
+    folder, scored = PREDICTIONS / result['experiment_name'], result['made_with'].get('fingerprint')
     found = read_args(folder).get('fingerprint')
     if None in (scored, found) or scored != found:
         return None not in (scored, found)
@@ -164,7 +165,7 @@ def list_paths() -> list[Path]:
 def of_folder(name: str) -> list[dict]:
     """Return the results of an output folder, on all lists."""
     paths = sorted(path for path in FOLDER.glob('[!.]*.json') if path.name.startswith(f'{name}@'))
-    return [result for result in map(read, paths) if result.get('experiment_name') == name]
+    return [result for result in map(read, paths) if result['experiment_name'] == name]
 
 
 def find(name: str) -> list[dict]:

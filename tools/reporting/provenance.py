@@ -12,13 +12,13 @@ from typing import NamedTuple
 from core import UserError
 from core.data.dataset import Dataset
 from tools.reporting import find
+from util.store import fingerprints
 from util.store.current import find_outdated, identity
-from util.store.fingerprints import read_args, read_json
+from util.store.fingerprints import read_args
 from util.store.formats import EXPERIMENTS, PREDICTIONS, run_path
 
 RUNS = {'Classifier': 'classifier', 'AffinityNet': 'AffinityNet'}  # by network
 SEGMENTER = 'segmentation network'  # any other
-RUN = {'network': str, 'options': dict, 'versions': dict, 'seconds': float, 'curves': {str: [[float]]}}
 KINDS = (*RUNS.values(), SEGMENTER)
 
 
@@ -49,7 +49,7 @@ def read_folder(name: str, kind: str = 'output') -> Step:
 
 def read_run(tag: str) -> Step | None:
     """Return the step of a training run, None if it has not finished an epoch here."""
-    record = read_json(run_path(tag), **RUN)
+    record = fingerprints.read_run(tag)
     if not {'network', 'curves'} <= record.keys():
         return None
     return Step(RUNS.get(record['network'], SEGMENTER), tag, *_common(record), record['curves'])

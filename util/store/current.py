@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from util.store.fingerprints import list_changes, read_args, read_inputs, read_json
+from util.store.fingerprints import list_changes, read_args, read_inputs, read_run
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, model_path, run_path
 from util.store.hashes import digest, file_hashes, label_hashes
 
@@ -168,10 +168,19 @@ def read_folder(path: Path) -> Output | None:
 
 
 def read_model(path: Path, known: str = '') -> Output | None:
-    """Return a model file with the record of its run, None without one; known: its hash if it has been deleted."""
+    """Return a model file with the record of its run, None without one; known: its hash if it has been deleted.
+
+    Raises UserError naming the record if it is damaged.
+    """
     if os.path.abspath(path.parent) != os.path.abspath(EXPERIMENTS / 'models'):
         return None
-    record = read_json(run_path(path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')))
+    tag = path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')
+    record = read_run(tag)
+    if not record and run_path(tag).is_file():
+        raise UserError(
+            f'{run_path(tag)}: is not a valid record of a run, so the inputs of {path} are unknown: '
+            'train it again with --overwrite, or remove the record'
+        )
     found = file_hashes({'': path})[''] or known[:16]
     if not found or not record.get('models', {}).get(path.name, '').startswith(found):
         return None

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import UserError
-from core.data.files import fits, load_json
+from core.data.files import Some, fits, load_json
+from util.store.formats import run_path
 
-# The types of the entries of args.json.
-ARGS = {'format': str, 'fingerprint': dict, 'options': dict, 'versions': dict, 'history': list, 'seconds': float}
+# The types of the entries of args.json and of the record of a run. All other options are shown and compared only.
+TEXT = (str, None)
+INPUTS = Some(dict.fromkeys(('model', 'weights_file', 'maps', 'cams', 'labels'), TEXT))
+NAMES = ('dataset', 'data_dir', 'tag', 'model_name', 'weights', 'experiment_name', 'cam_dir', 'label_name', 'pred_dir')
+MADE_FROM = {'fingerprint': INPUTS, 'options': Some(dict.fromkeys(NAMES, TEXT)), 'versions': {str: str}}
+ARGS = {'format': str, **MADE_FROM, 'history': list, 'seconds': float}
+HASHES = {str: {str: str}}  # by input and image id
+RUN = {'network': str, **MADE_FROM, 'seconds': float, 'curves': {str: [[float]]}, 'inputs': HASHES}
+RUN |= {'models': {str: str}}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
 
 
@@ -106,7 +114,12 @@ def read_args(folder: Path) -> dict:
 def read_inputs(folder: Path) -> dict[str, dict[str, str]]:
     """Return the inputs.json of an output folder: hashes by name and image id."""
     content = read_json(folder / 'inputs.json')
-    return content if fits(content, {str: {str: str}}) else {}
+    return content if fits(content, HASHES) else {}
+
+
+def read_run(tag: str) -> dict:
+    """Return the record of a training run, {} if there is none or it is damaged."""
+    return read_json(run_path(tag), **RUN)
 
 
 def read_json(path: Path, **expected: object) -> dict:
@@ -119,8 +132,7 @@ def read_json(path: Path, **expected: object) -> dict:
         content = _parse(os.path.abspath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     except (OSError, ValueError):
         return {}
-    wanted = {name: kind for name, kind in expected.items() if isinstance(content, dict) and name in content}
-    return content if fits(content, wanted) else {}
+    return content if fits(content, Some(expected)) else {}
 
 
 @lru_cache(64)

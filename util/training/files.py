@@ -5,12 +5,15 @@ from contextlib import ExitStack
 
 from core import UserError
 from core.data.dataset import Dataset
+from core.data.files import Some, fits
 from core.models.weights import read_torch
 from util.store.files import check_name, remove_leftovers
-from util.store.fingerprints import Record, check_contents, check_fingerprint
+from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint
 from util.store.formats import EXPERIMENTS, model_path, run_path
 from util.store.locks import locked
 from util.training.models import save_torch
+
+RESUMED = {'fingerprint': Some({'max_epoch': int}), 'contents': HASHES, 'iteration': int}  # entries of a checkpoint
 
 
 class RunFiles:
@@ -57,6 +60,8 @@ class RunFiles:
             return None
         try:
             state = read_torch(self.checkpoint)
+            if not fits(state, RESUMED):
+                raise TypeError
             old, contents, iteration = state['fingerprint'], state['contents'], state['iteration']
         except Exception as error:
             raise self.damaged(error) from None
