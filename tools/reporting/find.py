@@ -98,7 +98,7 @@ def read_counts(result: dict, two_fold: bool = False) -> tuple[list[str], np.nda
 
 def is_stale(result: dict) -> bool:
     """Return whether the folder of a result was written again since it was scored, as far as that is recorded."""
-    folder, scored = PREDICTIONS / result['experiment_name'], result['made_with'].get('fingerprint')
+    folder, scored = PREDICTIONS / result['experiment_name'], (result.get('made_with') or {}).get('fingerprint')
     found = read_args(folder).get('fingerprint')
     if None in (scored, found) or scored != found:
         return None not in (scored, found)

@@ -60,9 +60,9 @@ class RunFiles:
             return None
         try:
             state = read_torch(self.checkpoint)
+            old, contents, iteration = state['fingerprint'], state['contents'], state['iteration']
             if not fits(state, RESUMED):
                 raise TypeError
-            old, contents, iteration = state['fingerprint'], state['contents'], state['iteration']
         except Exception as error:
             raise self.damaged(error) from None
         if iteration == 0 and not found:
