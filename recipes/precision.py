@@ -40,7 +40,8 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.groups['model'].add_argument('--tag', type=flags.folder_name, required=True, help='run of stage 1')
     data = parser.groups['data']
-    data.add_argument('--domain', default='train', help='list of images with masks whose CAMs are compared')
+    compared = 'list of images with masks whose CAMs are compared'
+    data.add_argument('--domain', type=flags.folder_name, default='train', help=compared)
     data.add_argument('--images', type=flags.integer(1), default=64, help='number of images of --domain, evenly spaced')
     data.add_argument('--batches', type=flags.integer(1), default=8, help='training batches whose losses are compared')
     parser.add_table(flags.WORKERS)

@@ -31,7 +31,8 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     data = parser.groups['data']
     data.add_argument('--rw_dir', type=flags.folder_name, required=True, help='folder of random-walk CAMs (stage 5)')
-    data.add_argument('--domain', default='train', help='list of images to score; the folder may contain more')
+    scored = 'list of images to score; the folder may contain more'
+    data.add_argument('--domain', type=flags.folder_name, default='train', help=scored)
     parser.add_table(flags.WORKERS)
     device = 'auto (GPU if available, else CPU), cpu, cuda, cuda:1, ...'
     parser.groups['run and output'].add_argument('--device', default='auto', help=device)

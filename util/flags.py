@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from core import UserError
+from core import UserError, printable
 from util import launcher
 from util.store.fingerprints import Record
 from util.store.shares import number_of
@@ -125,7 +125,8 @@ class Parser(_Declares, argparse.ArgumentParser):
             message = 'start the processes with torchrun instead of python -m torch.distributed.launch: same flags'
             if not launcher.is_main():
                 self.exit(2)
-        self.exit(2, f'{launcher.prefix()}{self.prog}: error: {message}\n')
+        line = printable('\\n'.join(message.splitlines()))
+        self.exit(2, f'{launcher.prefix()}{self.prog}: error: {line}\n')
 
     @contextmanager
     def checking_values(self) -> Iterator[None]:
@@ -262,7 +263,7 @@ REPAIR = 'read all existing files and recompute the damaged ones'
 SHARD = 'i/n: process every n-th image (or batch), starting with the i-th (i from 1 to n); run all n, in any order'
 OUTPUT_FOLDER = (  # stages that write a file per image
     *DATA,
-    Flag('data', '--domain', str, 'train_aug', DOMAIN, 'input'),
+    Flag('data', '--domain', folder_name, 'train_aug', DOMAIN, 'input'),
     *WORKERS,
     *OVERWRITE,
     Flag('run and output', '--repair', None, False, REPAIR, 'speed'),

@@ -123,6 +123,9 @@ def open_lists(path: Path, root: Path, entries: dict | None = None) -> tuple[Pat
         raise UserError(f'{path}: "lists" must name a file for each domain', option='dataset')
     if any(map(has_control_characters, (*lists, *lists.values()))):
         raise UserError(f'{path}: "lists" contains control characters', option='dataset')
+    wrong = next((name for name in lists if not name or name.startswith('.') or set(name) & set('/\\')), None)
+    if wrong is not None:  # it becomes a part of the names of folders
+        raise UserError(f'{path}: "lists": {wrong!r} is not a name (no slashes, no leading dot)', option='dataset')
     templates = [entries.get(name) for name in TEMPLATES]
     for (name, ending), template in zip(TEMPLATES.items(), templates, strict=True):
         if template is not None and not (isinstance(template, str) and '{id}' in template):

@@ -20,6 +20,8 @@ ROWS = [
     ('cls', '--nesterov maybe', "argument --nesterov: 'maybe' * True nor False"),
     ('cls', '--tag a/b', "argument --tag: 'a/b' * no slashes"),
     ('cls', '--tag ../x', "argument --tag: '../x' * no leading dot"),
+    ('cams', '--domain ../x', "argument --domain: '../x' * no leading dot"),
+    ('evaluate', '--domain ../x', "argument --domain: '../x' * no slashes"),
     ('cls', '--num_pieces 3', 'argument --num_pieces: 3 * 1, 4, 9, 16'),
     ('cls', '--unknown 1', 'unrecognized arguments: --unknown 1'),
     ('cls', '--device tpu', '--device tpu: * auto picks an available device'),
