@@ -83,8 +83,16 @@ def read_names(path: Path) -> list[str]:
 
 
 def parse_xml(path: Path) -> Element:
-    """Return the root of an XML file without a document type. Raises what defusedxml and reading raise."""
-    return fromstring(read_bytes(path, TEXT_LIMIT), forbid_dtd=True)
+    """Return the root of a VOC annotation, its elements without namespaces.
+
+    Raises UserError naming the file if it is other XML, and what defusedxml and reading raise.
+    """
+    root = fromstring(read_bytes(path, TEXT_LIMIT), forbid_dtd=True)
+    for element in root.iter():
+        element.tag = element.tag.rpartition('}')[2]
+    if root.tag != 'annotation':
+        raise UserError(f'{path}: not a VOC annotation (its root is <{root.tag}>, not <annotation>)')
+    return root
 
 
 @contextmanager

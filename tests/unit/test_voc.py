@@ -163,6 +163,19 @@ def test_entities_do_not_read_files(tmp_path):
     assert 'document type' in fault(tmp_path, text)
 
 
+@pytest.mark.parametrize('begin, prefix', [('annotation xmlns="u"', ''), ('v:annotation xmlns:v="u"', 'v:')])
+def test_namespaces_do_not_hide_objects(tmp_path, begin, prefix):
+    thing = f'<{prefix}object><{prefix}name>dog</{prefix}name></{prefix}object>'
+    (tmp_path / 'a.xml').write_text(f'<{begin}>{thing}</{prefix}annotation>')
+    assert voc.read_tags(tmp_path / 'a.xml', SIZE) == ['dog']
+
+
+def test_other_xml_is_no_image_without_objects(tmp_path):
+    (tmp_path / 'a.xml').write_text('<html><object><name>dog</name></object></html>')
+    with pytest.raises(UserError, match='a.xml: not a VOC annotation .its root is <html>, not <annotation>.'):
+        voc.read_tags(tmp_path / 'a.xml', SIZE)
+
+
 def test_missing_annotation(tmp_path):
     with pytest.raises(UserError, match='nowhere.xml: no such annotation'):
         voc.read_tags(tmp_path / 'nowhere.xml', SIZE)
