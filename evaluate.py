@@ -23,8 +23,9 @@ from core import UserError, image_scores, metrics
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from util import flags, script
-from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
+from util.store import CAM, PREDICTION, RANDOM_WALK, formats, open_folder, results
 from util.store.files import check_output, write_bytes
+from util.store.shares import noticing_writers
 
 # The values of --mode, and the kind of output of each.
 MODES = {'npy': CAM, 'png': PREDICTION, 'rw': RANDOM_WALK}
@@ -38,7 +39,8 @@ def parse_args(argv=None):
     data.add_argument('--data_dir', '--gt_dir', default=flags.VOC_ROOT, help=where)
     folder = 'folder to score, of stage 2, 5, 6 or 8'
     data.add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
-    data.add_argument('--domain', default='train', help='list of the data set to score: train, val or test')
+    scored = 'list of the data set to score: train, val or test'
+    data.add_argument('--domain', type=flags.folder_name, default='train', help=scored)
     kinds = 'CAMs (npy), random-walk CAMs (rw) or label maps (png); only for folders without args.json'
     data.add_argument('--mode', choices=MODES, help=kinds)
     inference = parser.groups['inference']
@@ -144,9 +146,10 @@ def main(args):
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
     name, expected = f'{args.experiment_name}{crf}@{args.domain}', dataset.mask_path(ids[0])
-    check_output(args.csv, '--csv')
-    folder = open_outputs(args, dataset, masked or ids)
-    with results.claimed(name) as path:
+    check_output(args.csv, '--csv', results.CSV_BEGINS)
+    with noticing_writers(formats.PREDICTIONS / args.experiment_name):
+        folder = open_outputs(args, dataset, masked or ids)
+    with results.claimed(name) as path, noticing_writers(folder.path):
         if args.domain == 'test' and not masked and expected:
             return pack_for_server(folder, dataset, ids, path.with_suffix('.tgz'))
         if not masked:

@@ -10,7 +10,6 @@ memory is the growth of that process while it works. The references are in bench
 tests/stages/test_benchmarks.py shows that they compute the same.
 """
 
-import json
 import multiprocessing
 import os
 import platform
@@ -46,12 +45,13 @@ from benchmarks.cases import (
     train_case,
 )
 from core import UserError
+from core.data.files import fits, load_json
 from core.metrics import class_counts, mean_scores
 from util import flags, script
 from util.flags import REPOSITORY
 from util.parallel.devices import pick_device
 from util.store import results
-from util.store.files import write_bytes, write_json
+from util.store.files import check_output, write_bytes, write_json
 
 MIN_SECONDS = 3  # seconds of runs behind a median, because the speed of a shared machine varies from moment to moment
 ON_GPU = ('random_walk', 'pairs', 'cam', 'segmentation', 'train', 'micro_batches')
@@ -383,10 +383,24 @@ def format_results(tables: dict) -> str:
     return '\n'.join(lines)
 
 
+def read_tables(out: Path) -> dict:
+    """Return the tables of earlier runs. Raises UserError if one of the two files is of another program."""
+    check_output(out, '--out', format_results({}).encode()[:100])
+    saved = out.with_suffix('.json')
+    if not saved.is_file():
+        return {}
+    try:
+        tables = load_json(saved)
+    except ValueError:
+        tables = None
+    if not fits(tables, {str: {'measured': str, 'rows': list}}):
+        raise UserError(f'--out {out}: {saved} is not of this program: remove it or name another file')
+    return tables
+
+
 def main(args):
     device = args.device = str(pick_device(args.device))
-    saved = args.out.with_suffix('.json')
-    tables = json.loads(saved.read_text()) if saved.is_file() else {}
+    tables, saved = read_tables(args.out), args.out.with_suffix('.json')
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         draw_data(Path(folder))

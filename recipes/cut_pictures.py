@@ -44,6 +44,7 @@ def parse_args(argv=None):
     run.add_argument('--width', type=flags.integer(200, 4000), default=1280, help='width of the window in pixels')
     run.add_argument('--scheme', choices=('light', 'dark'), default='light', help='colours of the page')
     run.add_argument('--out', type=Path, required=True, help='file to write, .png or .jpg')
+    run.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
     args = parser.parse_args(argv)
     if bool(args.ids) == bool(args.section):
         parser.error('pass either --ids or --section')
@@ -80,9 +81,10 @@ def prepare(page, args):
 def main(args):
     if not args.page.is_file():
         raise UserError(f'{args.page}: no such file; run python3 -m tools.report first')
+    if not (args.overwrite and args.out.is_file()):
+        check_output(args.out, '--out')
     if sync_playwright is None:
         raise UserError('playwright is not installed: pip install playwright')
-    check_output(args.out, '--out')
     with sync_playwright() as playwright:
         browser = start_browser(playwright)
         page = browser.new_page(viewport={'width': args.width, 'height': 1000}, color_scheme=args.scheme)

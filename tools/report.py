@@ -166,7 +166,8 @@ def as_json(content) -> str:
 
 
 def main(args):
-    check_output(args.out, '--out')
+    begins, _, _ = (TEMPLATES / 'report.html').read_bytes().partition(b'{{')
+    check_output(args.out, '--out', begins)
     entries = find_entries(args.names)
     records = [read_args(formats.PREDICTIONS / entry.folder) for entry in entries]
     records += [entry.scores.get('made_with') or {} for entry in entries]  # folders that no longer exist

@@ -10,6 +10,7 @@ Writes  experiments/show/{name of the first folder}/page-1.png, ...
     python3 -m tools.show experiments/predict/own --dataset labels.csv --data_dir photos
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def main(args):
     font = drawing.open_font(args.font).font_variant(size=13)
     names = pictures.names_on_pictures(('background', *dataset.class_names), font)
     images = choose_images(args, dataset, sources)
-    out = args.out or formats.EXPERIMENTS / 'show' / sources[0].path.name
+    out = args.out or formats.EXPERIMENTS / 'show' / Path(os.path.abspath(sources[0].path)).name
     folders = [source.path for source in sources]
     provenance.warn_if_outdated(folders, dataset=dataset)
 

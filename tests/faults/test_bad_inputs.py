@@ -157,6 +157,12 @@ CASES = [
         '',
         "{D}/Annotations/train_00000.xml: 'cow' * (12 of 12 labels * tools.check_dataset lists them",
     ),
+    (
+        in_json(lists={'train_aug': 'ImageSets/Segmentation/train_aug.txt', '../../x': 'x.txt'}),
+        'cams',
+        '',
+        '--dataset {D}/dataset.json: "lists": \'../../x\' is not a name (no slashes, no leading dot)',
+    ),
     (in_json(palette=[[0, 0, 256]]), 'pseudo', '', '--dataset {D}/dataset.json: "palette" must be * [r, g, b]'),
     (in_json(lists=[]), 'evaluate', '', '--dataset {D}/dataset.json: "lists" must name a file for each domain'),
     # annotations
@@ -228,6 +234,20 @@ CASES = [
     (picture(PREDICTION, ZEROS), 'evaluate', '', '{predictions}/val_00000.png: * 7x9 * 60x64'),
     (picture(PREDICTION, ZEROS + 77), 'evaluate', '', '{predictions}/val_00000.png: * 77 * largest class is 6'),
     (cut(PREDICTION), 'evaluate', '', '{predictions}/val_00000.png: not a readable mask'),
+    # output files
+    (write('a.jpg', 'JPEG'), 'evaluate', '--csv a.jpg', '--csv a.jpg: exists, and this program has not written it'),
+    (
+        write('a.csv', 'image,classes'),
+        'evaluate',
+        '--csv a.csv',
+        '--csv a.csv: exists, and this program has not written it: remove it or name another file',
+    ),
+    (
+        write('a.csv', ''),
+        'evaluate',
+        '--csv data/dataset.json',
+        '--csv data/dataset.json: exists, and this program has not written it',
+    ),
     # CAM files
     (
         remove(CAM),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from core import UserError
 from core.models.weights import read_state_dict
 from support import chain
 from support.chain import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands, first
+from support.programs import held, refusal
 from tools import import_published, predict, report, show, summarize
 from tools.reporting import panels, provenance
 from util.script import run as run_script
@@ -295,6 +297,15 @@ def test_evaluate_refuses_a_folder_that_is_written_again_meanwhile(moved, capsys
     monkeypatch.setattr(evaluate.results, 'count_pixels', count_and_overwrite)
     assert 'was written again while it was read' in line_of(moved, 'evaluate pseudo', capsys)
     assert Path(f'experiments/results/{PSEUDO}@train.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('lost', ['args.json', 'val_00000.png'])
+def test_evaluate_names_the_writer_of_a_folder_that_is_not_complete(moved, capsys, lost):
+    path = Path('experiments/predictions', PREDICTIONS)
+    (path / lost).unlink()
+    with held(path / '.lock') as process:
+        assert re.fullmatch(refusal(path, process), line_of(moved, 'evaluate', capsys))
+    assert 'is being written' not in line_of(moved, 'evaluate', capsys)
 
 
 @pytest.mark.parametrize('tool', ['show', 'report'])

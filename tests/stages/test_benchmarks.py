@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks import cases, reference, run
+from core import UserError
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
 from core.crf import crf_from_labels, crf_from_probability
@@ -154,3 +155,18 @@ def test_stages_take_images_of_any_size(stage, in_tmp):
 def test_steps_shared_by_processes():
     """Two processes take the steps of one, and their seconds are added."""
     assert cases.share_steps('classifier', 2, 'cpu', batch=8, size=64, steps=1) > 0
+
+
+def test_results_are_kept_apart_from_other_files(in_tmp):
+    out = in_tmp / 'results.md'
+    assert run.read_tables(out) == {}
+    tables = {'cam': {'measured': 'today', 'rows': [['a', '1 s']]}}
+    out.write_text(run.format_results(tables))
+    out.with_suffix('.json').write_text(json.dumps(tables))
+    assert run.read_tables(out) == tables
+    out.with_suffix('.json').write_text('{"classes": ["cat"]}')
+    with pytest.raises(UserError, match='results.json is not of this program: remove it or name another file'):
+        run.read_tables(out)
+    out.write_text('# Notes')
+    with pytest.raises(UserError, match='--out .*results.md: exists, and this program has not written it'):
+        run.read_tables(out)

@@ -54,7 +54,12 @@ def test_faults_before_a_browser_is_needed(tmp_path, capsys, monkeypatch):
     assert 'pass either --ids or --section' in fault_of(cut_pictures, ['p.html', *out], capsys)
     assert '--out x.gif' in fault_of(cut_pictures, ['p.html', '--ids', 'a', '--out', 'x.gif'], capsys)
     Path(tmp_path / 'p.html').write_text('')
+    line = [str(tmp_path / 'p.html'), '--ids', 'a', *out]
+    (tmp_path / 'x.png').write_text('a photograph')
+    assert f'--out {tmp_path}/x.png: exists: remove it or name' in fault_of(cut_pictures, line, capsys)
     monkeypatch.setattr(cut_pictures, 'sync_playwright', None)
+    assert 'playwright is not installed' in fault_of(cut_pictures, [*line, '--overwrite'], capsys)
+    (tmp_path / 'x.png').unlink()
     assert 'playwright is not installed' in fault_of(
         cut_pictures, [str(tmp_path / 'p.html'), '--ids', 'a', *out], capsys
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core import UserError
 from core.data.dataset import open_dataset
 from core.intervals import difference_interval, score_interval
 from support import CHROMIUM, REPOSITORY, fault_of
@@ -84,6 +85,15 @@ def test_chain(page):
         assert row[6].split()[0] == f'{result["fn"]:.1f}'
     assert rows[0][7].endswith('best on these masks')
     assert rows[2][7] == '-'
+
+
+def test_only_a_page_of_this_program_is_replaced(here, tmp_path):
+    out = tmp_path / 'r.html'
+    make_page(out, LABELS, '--images', '1')
+    make_page(out, LABELS, '--images', '1')
+    out.write_text('<!doctype html>\n<html lang="en">\n<title>notes</title>')
+    with pytest.raises(UserError, match='--out .*r.html: exists, and this program has not written it: remove it or'):
+        make_page(out, LABELS)
 
 
 def test_label_maps_alone_have_no_best_threshold(here, tmp_path):

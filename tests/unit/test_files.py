@@ -77,10 +77,10 @@ def test_error_of_a_write_names_the_file_and_the_reason(tmp_path):
 def test_outputs_are_checked_before_the_work(in_tmp):
     Path('file').write_text('kept')
     check_output(Path('new/table.csv'), '--csv')
-    check_output(Path('file'), '--csv')  # may be replaced
     assert os.listdir('new') == []
     assert Path('file').read_text() == 'kept'
     for path, line in (
+        ('file', '--csv file: exists: remove it or name another file'),
         ('new', '--csv new: is a folder: add the name of a file'),
         ('', '--csv .: is a folder: add the name of a file'),
         ('file/table.csv', '--csv file: is not a folder: remove it or name another folder'),
@@ -89,6 +89,26 @@ def test_outputs_are_checked_before_the_work(in_tmp):
         with pytest.raises(UserError) as error:
             check_output(Path(path), '--csv')
         assert str(error.value) == line
+
+
+def test_only_files_of_this_program_are_replaced(in_tmp):
+    Path('a.csv').write_text('threshold,mIoU,FP,FN,cat\n')
+    check_output(Path('a.csv'), '--csv', b'threshold,mIoU')
+    Path('a.csv').write_text('')
+    check_output(Path('a.csv'), '--csv', b'threshold,mIoU')
+    os.mkfifo('fifo')
+    for name, content in (
+        ('labels.csv', 'image,classes\n'),
+        ('a.csv', 'thresholds'),
+        ('photo.jpg', 'JPEG'),
+        ('fifo', ''),
+    ):
+        if content:
+            Path(name).write_text(content)
+        with pytest.raises(UserError) as error:
+            check_output(Path(name), '--csv', b'threshold,mIoU')
+        why = 'exists, and this program has not written it'
+        assert str(error.value) == f'--csv {name}: {why}: remove it or name another file'
 
 
 def test_folders_without_permission_are_named(in_tmp, monkeypatch):

@@ -42,10 +42,11 @@ def make_folder(path: Path) -> None:
         raise UserError(f'{obstacle}: is {what}: remove it or name another folder') from None
 
 
-def check_output(path: Path | None, flag: str) -> None:
+def check_output(path: Path | None, flag: str, begins: bytes | None = None) -> None:
     """Create the folder of a file that is written later. Raises UserError naming the flag if that is impossible.
 
-    None: the flag was not given.
+    An existing file is replaced only if it is empty or begins like a file of this program, with these bytes. None
+    instead of a path: the flag was not given.
     """
     if path is None:
         return
@@ -60,6 +61,17 @@ def check_output(path: Path | None, flag: str) -> None:
         raise UserError(f'{flag} {path}: cannot be written ({error.strerror}): name another file') from None
     except UserError as error:
         raise UserError(f'{flag} {error}') from None
+    if path.exists() and not _is_replaceable(path, begins):
+        why = 'exists' if begins is None else 'exists, and this program has not written it'
+        raise UserError(f'{flag} {path}: {why}: remove it or name another file')
+
+
+def _is_replaceable(path: Path, begins: bytes | None) -> bool:
+    if not path.is_file():
+        return False
+    with path.open('rb') as file:
+        start = file.read(len(begins or b'x'))
+    return start in (b'', begins)
 
 
 def check_name(path: Path, flag: str) -> None:

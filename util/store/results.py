@@ -31,6 +31,8 @@ from util.store.formats import result_path
 from util.store.hashes import digest, file_hashes
 from util.store.locks import lock_path, locked
 
+COLUMNS = ('threshold', 'mIoU', 'FP', 'FN')  # the first ones of a table
+CSV_BEGINS = ','.join(COLUMNS).encode()
 BEST, GIVEN = 'best on these masks', 'given'  # how the threshold was chosen
 
 
@@ -120,7 +122,7 @@ def write_csv(path: Path, content: dict) -> None:
     """Write a row per threshold: threshold, mIoU, FP, FN, then the IoU of the classes; empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['threshold', 'mIoU', 'FP', 'FN', *content['iou']])
+    writer.writerow([*COLUMNS, *content['iou']])
     for row in content['thresholds']:
         writer.writerow([row['threshold'], row['miou'], row['fp'], row['fn'], *row['iou'].values()])
     write_bytes(path, text.getvalue().encode())

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from core import UserError
 from core.data.dataset import Dataset
 from util import launcher
 from util.store.files import remove_all_leftovers
@@ -83,6 +84,18 @@ def divide(dataset: Dataset, ids: Sequence[str], shard: str | None = None, batch
     batches = dataset.batches(ids, batch_size) if batch_size else [[image_id] for image_id in ids]
     own = {image_id for batch in batches[index::count] for image_id in batch}
     return Share([image_id for image_id in ids if image_id in own], index, count, batches)
+
+
+@contextmanager
+def noticing_writers(folder: Path) -> Iterator[None]:
+    """Raise UserError naming the process that writes a folder instead of any UserError inside, if there is one."""
+    try:
+        yield
+    except UserError:
+        for path in folder.glob('.*lock'):
+            if path.name != '.records.lock' and is_held(path):
+                raise refusal(path, str(folder)) from None
+        raise
 
 
 def _check_others(folder: Path, own: Path | None = None) -> int:
