@@ -122,8 +122,9 @@ def _reader_is_gone() -> bool:
 def explain(error: Exception) -> str | None:
     """Return the error line for the user, or None for a bug in the program."""
     if isinstance(error, UserError):
-        # An error of a data loader's worker arrives as a traceback whose last line is the message.
-        return _last_line(error).removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
+        # An error of a data loader's worker arrives as a traceback that ends with the message.
+        _, _, message = f'\n{error}'.rpartition(f'\n{UserError.__module__}.{UserError.__qualname__}: ')
+        return '\\n'.join((message or str(error)).strip().splitlines())
     if isinstance(error, OSError):
         return _last_line(error)
     if isinstance(error, MemoryError):

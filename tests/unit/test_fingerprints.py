@@ -76,7 +76,7 @@ def test_every_difference_is_listed():
         check_fingerprint('experiments/x', old, new, {})
     assert str(error.value) == (
         'experiments/x exists with different settings (alpha: 4.0, requested 1.0; gone: 1, requested None; '
-        f'model: {"a" * 12}..., requested {"b" * 12}...): pass --overwrite to regenerate it, or another name'
+        'the model changed): pass --overwrite to regenerate it, or another name'
     )
 
 
@@ -265,3 +265,10 @@ def test_records_that_cannot_be_read_say_nothing(in_tmp, content):
     for name in ('args.json', 'inputs.json') if content is not None else ():
         (in_tmp / name).write_text(content)
     assert read_args(in_tmp) == read_inputs(in_tmp) == {}
+
+
+def test_changed_inputs_are_named_in_words():
+    old, new = {'model': 'a' * 64, 'beta': 1, 'maps': 'b' * 64}, {'model': 'c' * 64, 'beta': 2, 'maps': 'd' * 64}
+    expected = 'beta: 1, requested 2; the folder of --experiment_name changed; the model changed'
+    with pytest.raises(UserError, match=f'x exists with different settings [(]{expected}[)]: pass --overwrite'):
+        check_fingerprint('x', old, new, {})

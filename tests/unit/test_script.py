@@ -25,6 +25,7 @@ def raising(error):
 def test_user_errors_are_one_line(capsys):
     assert fault_of(raising(UserError('--flag x: wrong')), [], capsys).endswith('error: --flag x: wrong')
     assert fault_of(raising(OSError(28, 'No space left', 'f')), [], capsys).endswith("No space left: 'f'")
+    assert fault_of(raising(UserError('a\nb: no such file')), [], capsys).endswith('error: a\\nb: no such file')
     # As it arrives from a worker of a data loader.
     text = 'Caught UserError in DataLoader worker process 0.\nOriginal Traceback:\ncore.UserError: a.jpg: not readable'
     assert fault_of(raising(UserError(text)), [], capsys).endswith('error: a.jpg: not readable')

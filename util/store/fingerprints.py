@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
@@ -23,6 +24,10 @@ ARGS = {'format': str, **MADE_FROM, 'history': list, 'seconds': float}
 HASHES = {str: {str: str}}  # by input and image id
 RUN = {'network': str, **MADE_FROM, 'seconds': float, 'curves': {str: [[float]]}, 'inputs': HASHES}
 RUN |= {'models': {str: str}}
+# Inputs that are recorded as one hash, in words.
+OF_HASHES = {'images': 'the list of images', 'maps': 'the folder of --experiment_name', 'model': 'the model'}
+OF_HASHES |= {'weights_file': 'the file of --weights', 'cams': 'the folder of --cam_dir', 'files': 'the .npy files'}
+OF_HASHES |= {'labels': 'the folder of --label_name'}
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
 
 
@@ -63,7 +68,7 @@ def check_fingerprint(
     old = {**{name: value for name, value in _as_json(dict(defaults)).items() if name in new}, **old}
     names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if names:
-        shown = '; '.join(f'{name}: {_short(old.get(name))}, requested {_short(new.get(name))}' for name in names)
+        shown = '; '.join(_difference(name, old.get(name), new.get(name)) for name in names)
         raise UserError(f'{what} exists with different settings ({shown}): pass --overwrite to regenerate it, {remedy}')
 
 
@@ -99,6 +104,13 @@ def _count(name: str, ids: Collection[str]) -> str:
 def changed_ids(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """Return the ids whose hashes differ, where both are known."""
     return [image_id for image_id, value in new.items() if value and old.get(image_id) not in (None, '', value)]
+
+
+def _difference(name: str, old: object, new: object) -> str:
+    """Return a difference in words: hashes would not say what has changed."""
+    if all(isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) for value in (old, new)):
+        return f'{OF_HASHES.get(name, name)} changed'
+    return f'{name}: {_short(old)}, requested {_short(new)}'
 
 
 def _short(value) -> str:
