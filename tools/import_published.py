@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import UserError
+from core import UserError, has_control_characters
 from core.data.dataset import open_dataset
 from core.models.weights import read_state_dict
 from tools.importing.published import convert
@@ -83,6 +83,9 @@ def list_files(folder):
     files = {path.stem: path for path in sorted(folder.glob('*.npy')) if not path.name.startswith('.')}
     if not files:
         raise UserError(f'{folder}: contains no .npy files')
+    for path in files.values():
+        if has_control_characters(path.name):
+            raise UserError(f'{folder}: {path.name!r} contains control characters: rename it')
     return files
 
 

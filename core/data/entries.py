@@ -11,6 +11,13 @@ from core import IGNORE, DataWarning, UserError, has_control_characters
 from core.data import voc
 from core.data.files import load_json
 
+# Letters of the Cyrillic and Greek alphabets that look like Latin ones.
+LATIN = str.maketrans(
+    '\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420'
+    '\u0421\u0422\u0425\u0423\u0406\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7',
+    'aeopcyxijshABEKMHOPCTXYIoABEZHIKMNOPTYX',
+)
+
 
 def read_json(path: Path) -> dict:
     """Return the entries of the JSON file of a data set. Raises UserError naming it."""
@@ -49,10 +56,12 @@ def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
 
 
 def look_alikes(names: Sequence[str]) -> list[list[str]]:
-    """Return the groups of names that differ only in their Unicode form, in blanks or in invisible characters."""
+    """Return the groups of names that differ only in Unicode form, blanks, invisible or similar characters."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        seen = ''.join(c for c in unicodedata.normalize('NFKC', name) if unicodedata.category(c) != 'Cf')
+        seen = ''.join(
+            c for c in unicodedata.normalize('NFKC', name).translate(LATIN) if unicodedata.category(c) != 'Cf'
+        )
         groups.setdefault(' '.join(seen.split()), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 

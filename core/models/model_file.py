@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from core import UserError, has_control_characters
+from core import IGNORE, UserError, has_control_characters
 from core.data.dataset import Dataset
 from core.models.build import build_network
 from core.models.network import Network
@@ -116,7 +116,9 @@ def load(path: str | Path) -> Network:
 
 
 def _are_names(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and bool(value) and all(map(_is_name, value))
+    if not isinstance(value, (tuple, list)) or not all(map(_is_name, value)):
+        return False
+    return 0 < len(value) < IGNORE and len({'background', *value}) == len(value) + 1
 
 
 def _is_name(value: object) -> bool:

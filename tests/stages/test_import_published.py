@@ -160,7 +160,13 @@ def test_sources_that_cannot_be_read(pets, capsys, in_tmp):
     (in_tmp / 'text.pth').write_text('text')
     (in_tmp / 'empty').mkdir()
     torch.save(build_backbone(NARROW).state_dict(), 'backbone.pth')
+    for name in ('breaks', 'escapes'):
+        (in_tmp / name).mkdir()
+    (in_tmp / 'breaks/a\nb.npy').touch()
+    (in_tmp / 'escapes/a\x1b[2J.npy').touch()
     for source, line in (
+        ('breaks', "breaks: 'a\\nb.npy' contains control characters: rename it"),
+        ('escapes', "escapes: 'a\\x1b[2J.npy' contains control characters: rename it"),
         ('nowhere', 'nowhere: no such file or folder'),
         (
             'text.pth',

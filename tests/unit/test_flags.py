@@ -144,3 +144,10 @@ def test_a_share_does_not_overwrite_the_files_of_others(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             parser.parse_args(line)
         assert '--overwrite: with --shard or torchrun it would remove files of other shares' in capsys.readouterr().err
+
+
+def test_errors_of_the_parser_are_one_line(capsys):
+    parser = flags.Parser('')
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--a\nb\x1b[2J'])
+    assert capsys.readouterr().err.endswith('error: unrecognized arguments: --a\\nb\\x1b[2J\n')

@@ -180,7 +180,7 @@ def test_commas_in_names_are_warned_of_unless_confirmed(tmp_path):
         assert open_text(tmp_path, rows).num_classes == 2
 
 
-@pytest.mark.parametrize('other', [NFD, 'caf\u00e9\u200b', 'ca\u00adf\u00e9', 'ｃaf\u00e9'])
+@pytest.mark.parametrize('other', [NFD, 'caf\u00e9\u200b', 'ca\u00adf\u00e9', 'ｃaf\u00e9', 'c\u0430f\u00e9'])
 def test_look_alikes_are_warned_of(tmp_path, other):
     with pytest.warns(DataWarning, match='are different classes that look the same') as caught:
         open_text(tmp_path, f'image,classes\na.jpg,{NFC}\nb.jpg,{other}\n')
