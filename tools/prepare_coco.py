@@ -35,7 +35,7 @@ from pycocotools import mask as coco_mask
 
 from core import IGNORE, UserError
 from core.data import exports, voc
-from core.data.files import check_size
+from core.data.files import check_readable
 from core.data.images import encode_label_map, find_file, find_named, image_size, make_image_id
 from core.data.source import SPLITS
 from core.data.tree import SPLIT_NAMES
@@ -141,7 +141,7 @@ def read_annotations(path, image_folder):
         return entry
 
     try:
-        check_size(path)
+        check_readable(path)
         with path.open(encoding='utf-8') as file:
             content = json.load(file, object_hook=compact)
     except UserError:

@@ -34,7 +34,7 @@ def available_memory() -> float:
         return math.inf
 
 
-def check_size(path: Path, limit: float = math.inf) -> None:
+def check_readable(path: Path, limit: float = math.inf) -> None:
     """Raise OSError unless a path leads to a file of at most this many bytes that fits in memory."""
     check_regular(path)
     size, limit = path.stat().st_size, min(limit, available_memory())
@@ -45,8 +45,13 @@ def check_size(path: Path, limit: float = math.inf) -> None:
 
 def read_bytes(path: Path, limit: float = math.inf) -> bytes:
     """Return the content of a file. Raises OSError, also if it is not a regular file or too large."""
-    check_size(path, limit)
+    check_readable(path, limit)
     return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """Return UTF-8 text, without a byte-order mark. Raises OSError as above, or UnicodeDecodeError."""
+    return read_bytes(path, TEXT_LIMIT).decode('utf-8-sig')
 
 
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from core import UserError, has_control_characters
 from core.data import exports, table, voc
 from core.data.entries import read_json
-from core.data.files import TEXT_LIMIT, read_bytes
+from core.data.files import read_text
 from core.data.images import find_file
 from core.data.source import Source
 
@@ -43,7 +43,7 @@ class Lists(Source):
         """Return the ids of a list, one per line of its file. Raises UserError if it is empty or malformed."""
         path = self.files[domain]
         try:
-            lines = read_bytes(path, TEXT_LIMIT).decode('utf-8-sig').splitlines()
+            lines = read_text(path).splitlines()
         except OSError as error:
             raise UserError(f'{path}: the list "{domain}" cannot be read ({error.strerror})') from None
         except UnicodeDecodeError:

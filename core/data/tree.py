@@ -22,7 +22,7 @@ from typing import NamedTuple
 from core import DataWarning, UserError
 from core.data import exports, voc
 from core.data.entries import read_sidecar
-from core.data.files import read_bytes, walk
+from core.data.files import read_text, walk
 from core.data.images import ENDINGS, UNREADABLE, find_named
 from core.data.source import SPLITS, Row, Rows
 from core.data.table import read_table
@@ -196,7 +196,7 @@ def _read_labelmap(path: Path) -> dict[str, str]:
 def _read_lines(path: Path) -> list[str]:
     """Return the lines of a text file that are not empty. Raises UserError naming it."""
     try:
-        return [line.strip() for line in read_bytes(path).decode('utf-8-sig').splitlines() if line.strip()]
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f'{path}: cannot be read ({type(error).__name__})', option='dataset') from None
 

@@ -70,7 +70,7 @@ def read_things(path: Path, size: tuple[int, int]) -> list[Thing]:
     UserError naming the file if it is not a VOC annotation, its <size> contradicts the image, or a box lies outside it.
     """
     with _reading(path):
-        root = parse_xml(path)
+        root = _read_annotation(path)
         _check_size(path, root, size)
         things = [_read_thing(path, element, size) for element in root.iter('object')]
         return [thing for thing in things if thing.box is None or min(thing.box) > 0]
@@ -79,17 +79,22 @@ def read_things(path: Path, size: tuple[int, int]) -> list[Thing]:
 def read_names(path: Path) -> list[str]:
     """Return the names of the objects in an annotation, whatever else is in it. Raises UserError naming the file."""
     with _reading(path):
-        return [(element.findtext('name') or '').strip() for element in parse_xml(path).iter('object')]
+        return [(element.findtext('name') or '').strip() for element in _read_annotation(path).iter('object')]
 
 
 def parse_xml(path: Path) -> Element:
-    """Return the root of a VOC annotation, its elements without namespaces.
+    """Return the root of an XML file without a document type, its elements without namespaces.
 
-    Raises UserError naming the file if it is other XML, and what defusedxml and reading raise.
+    Raises what defusedxml and reading raise.
     """
     root = fromstring(read_bytes(path, TEXT_LIMIT), forbid_dtd=True)
     for element in root.iter():
         element.tag = element.tag.rpartition('}')[2]
+    return root
+
+
+def _read_annotation(path: Path) -> Element:
+    root = parse_xml(path)
     if root.tag != 'annotation':
         raise UserError(f'{path}: not a VOC annotation (its root is <{root.tag}>, not <annotation>)')
     return root

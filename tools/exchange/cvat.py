@@ -16,7 +16,7 @@ import numpy as np
 
 from core import UserError
 from core.data import voc
-from core.data.files import read_bytes
+from core.data.files import read_text
 from core.data.images import read_image, read_label_map
 from tools.exchange.objects import Picture
 from tools.exchange.png import split
@@ -85,7 +85,7 @@ def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
     }
     found = [Found(name, str(file), partial(_load, file, colours)) for name, file in files.items()]
     for list_file in list_files(path / 'ImageSets' / 'Segmentation', '.txt'):
-        listed = [line.strip() for line in read_bytes(list_file).decode('utf-8-sig').splitlines()]
+        listed = [line.strip() for line in read_text(list_file).splitlines()]
         for name in dict.fromkeys(name for name in listed if name and not name.startswith('#') and name not in files):
             found.append(Found(name, str(list_file), lambda *_: Content(None, [])))
     return found
@@ -94,7 +94,7 @@ def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
 def _read_labels(path):
     """Return the names of the classes by colour 0xrrggbb, in order; without colours, VOC's."""
     colours = {}
-    lines = [line.strip() for line in read_bytes(path).decode('utf-8-sig').splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     for number, line in enumerate(line for line in lines if line and not line.startswith('#')):
         name, colour, *_ = [*line.split(':'), '', '']
         colour = colour or ','.join(map(str, voc.palette()[min(number, 255)].tolist()))

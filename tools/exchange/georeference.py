@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from core.data.files import read_bytes
+from core.data.files import read_text
 
 SCALE, TIEPOINT, MATRIX, KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1, section 6.1
 PROJECTED, GEOGRAPHIC = 3072, 2048  # keys of the reference system
@@ -59,7 +59,7 @@ def _read_tags(path):
 def _read_world_file(path):
     """Return the georeference of six lines: a, d, b, e, and c, f of the centre of the first pixel."""
     try:
-        a, d, b, e, c, f = map(float, read_bytes(path).split())
+        a, d, b, e, c, f = map(float, read_text(path).split())
     except (OSError, ValueError):
         return None
     return Georeference(np.array([[a, b, c - (a + b) / 2], [d, e, f - (d + e) / 2]]), None)

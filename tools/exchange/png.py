@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from core import IGNORE
-from core.data.files import read_bytes
+from core.data.files import read_text
 from core.data.images import read_label_map
 from tools.exchange.objects import Picture
 from tools.exchange.reading import Content, Found, Shape, check_size, list_files
@@ -41,7 +41,7 @@ def is_folder(path: Path) -> bool:
 def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
     """Return the masks below a folder; `names` are the classes of its values unless it has classes.txt."""
     if (path / CLASSES).is_file():
-        names = tuple(read_bytes(path / CLASSES).decode('utf-8-sig').splitlines())
+        names = tuple(read_text(path / CLASSES).splitlines())
     files = list_files(path, '.png')
     overlays = {file.with_name(f'{file.stem}_overlay.png') for file in files}  # of tools.predict
     return [

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.files import read_bytes
+from core.data.files import TEXT_LIMIT, read_bytes, read_text
 from tools.exchange import png
 from tools.exchange.objects import Picture
 from tools.exchange.reading import Box, Content, Found, Polygons, Shape, list_files
@@ -78,7 +78,10 @@ def is_folder(path: Path) -> bool:
 
 def _find_yaml(path):
     files = [path / YAML, *sorted(path.glob('*.yaml')), *sorted(path.glob('*.yml'))]
-    return next((file for file in files if file.is_file() and re.search(rb'^names\s*:', read_bytes(file), re.M)), None)
+    return next(
+        (file for file in files if file.is_file() and re.search(rb'^names\s*:', read_bytes(file, TEXT_LIMIT), re.M)),
+        None,
+    )
 
 
 def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
@@ -104,7 +107,7 @@ def read_yaml(path: Path) -> dict:
 
     Only what such files contain is read: [a, b], {0: a} and lines '- a' or '0: a' of names. Raises ValueError.
     """
-    lines = [line for line in read_bytes(path).decode('utf-8-sig').splitlines() if line.split('#')[0].strip()]
+    lines = [line for line in read_text(path).splitlines() if line.split('#')[0].strip()]
     entries, names, inside = {}, [], False
     for line in lines:
         if not line[0].isspace() and not line.startswith('-'):
@@ -147,7 +150,7 @@ def _scalar(text):
 def _load(file, names, size, _image):
     h, w = size
     shapes = []
-    for number, line in enumerate(read_bytes(file).decode('utf-8-sig').splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         words = line.split()
         if not words:
             continue
