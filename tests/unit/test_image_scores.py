@@ -6,8 +6,10 @@ import pytest
 from core.image_scores import (
     SIZES,
     choose_on_other_fold,
+    choose_without_each,
     false_masks,
     iou_by_size,
+    judge_choice,
     summarize,
     two_folds,
     unpack,
@@ -175,3 +177,46 @@ def test_a_size_includes_its_lower_limit():
     number, iou = iou_by_size(counts[:0])
     assert number.tolist() == [0, 0, 0, 0]
     assert np.isnan(iou).all()
+
+
+def test_each_image_is_scored_at_the_threshold_that_is_best_on_all_others(rng):
+    _, images = draw_images(rng)
+    found = choose_without_each(len(images), **pack_images(images), num_classes=4)
+    for i in range(len(images)):
+        others = images[:i] + images[i + 1 :]
+        mious = [score(others, len(others) * [threshold]).miou() for threshold in THRESHOLDS]
+        assert found[i] == np.argmax(mious)
+
+
+def test_a_choice_owes_nothing_to_the_images_that_judge_it():
+    """Two images that are right only at the first threshold, and two that are right only at the second."""
+    right, wrong = [10, 10, 10], [10, 0, 0]
+    background = [[90, 90, 90], [90, 100, 90]]
+    by_image = []
+    for first in (True, True, False, False):
+        order = (0, 1) if first else (1, 0)
+        counts = np.array([[background[i], (right, wrong)[i]] for i in order])
+        by_image.append((np.array([0, 1]), counts))
+    judged = judge_choice(4, **pack(by_image), compared=1, num_classes=2)
+    # Of the other three, two are right at the threshold at which this image is wrong.
+    assert judged['without_each'] == [1, 1, 0, 0]
+    assert judged['chosen'] == 0
+    assert judged['miou'] == pytest.approx(100 * (0.9 + 0) / 2)
+    same = 100 * ((360 / 380) + 0.5) / 2
+    assert judged['miou_same_images'] == judged['compared_miou'] == pytest.approx(same)
+    assert judged['gain'] == pytest.approx(45 - same)
+    assert judged['interval'] == pytest.approx([45, 45])
+    low, high = judged['gain_interval']
+    assert low <= judged['gain'] <= high
+
+
+def test_a_choice_among_settings_that_all_others_agree_on_is_scored_at_it(rng):
+    _, images = draw_images(rng)
+    packed = pack_images(images)
+    judged = judge_choice(len(images), **packed, compared=3, num_classes=4)
+    mious = [100 * score(images, len(images) * [threshold]).miou() for threshold in THRESHOLDS]
+    assert judged['chosen'] == np.argmax(mious)
+    assert judged['miou_same_images'] == pytest.approx(max(mious))
+    assert judged['compared_miou'] == pytest.approx(mious[3])
+    where = [THRESHOLDS[i] for i in judged['without_each']]
+    assert judged['miou'] == pytest.approx(100 * score(images, where).miou())

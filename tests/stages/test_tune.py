@@ -1,0 +1,102 @@
+"""tools.tune on the drawn set: its scores are those of the stages, and the commands that it prints run."""
+
+import json
+import shlex
+
+import pytest
+
+import evaluate
+import inference_rw
+from core.data.dataset import open_dataset
+from support import fault_of, run_stage
+from support.chain import CAMS, EDGES, RANDOM_WALKS, as_process, contents
+from support.documents import module_of
+from tools import tune
+from util.store.formats import result_path
+
+LIST = ['--domain', 'train_aug', '--num_workers', '0']  # all 12 images have masks
+ARGUMENTS = ['cls', *LIST, '--device', 'cpu', '--image_size', '96']
+
+
+def tuned(*more: str) -> dict:
+    """Tune, and return what was written."""
+    run_stage(tune, [*ARGUMENTS, *more])
+    with open('experiments/tune/cls.json') as file:
+        return json.load(file)
+
+
+def score(data, folder: str, threshold: float) -> float:
+    """Return the mIoU of a folder that evaluate.py computes."""
+    where = ['--dataset', f'{data}/dataset.json', '--data_dir', str(data), *LIST]
+    run_stage(evaluate, [*where, '--experiment_name', folder, '--threshold', str(threshold)])
+    return json.loads(result_path(f'{folder}@train_aug').read_text())['miou']
+
+
+def test_scores_and_commands_are_those_of_the_stages(copy):
+    before = contents(copy.parent)
+    found = tuned()
+    assert contents(copy.parent) == before
+    assert found['model_name'] == 'aff'
+    assert found['masks'] == 12
+    cams, walks = found['scores']['CAM'], found['scores']['random walk']
+    assert cams['compared_miou'] == pytest.approx(score(copy, CAMS, 0.25), abs=1e-9)
+    assert walks['compared_miou'] == pytest.approx(score(copy, RANDOM_WALKS, 0.35), abs=0.05)
+    assert cams['miou_same_images'] == pytest.approx(score(copy, CAMS, cams['chosen']['threshold']), abs=1e-9)
+
+    # Run the next stages as printed.
+    for command in found['commands'][:2]:
+        python, script, *words = shlex.split(command)
+        assert python == 'python3'
+        run_stage(module_of(script.removesuffix('.py')), [*words, '--num_workers', '0'])
+    assert walks['miou_same_images'] == pytest.approx(score(copy, found['walk_dir'], found['threshold']), abs=0.05)
+    assert (copy.parent / 'experiments/predictions' / f'{found["walk_dir"]}@crf=1').is_dir()
+    assert found['commands'][2].startswith('python3 -m tools.predict experiments/models/cls.pth --affinity')
+
+
+def test_the_edges_that_stage_5_saved_are_used(copy, demo, monkeypatch):
+    predicted = tuned()
+    words = f'--dataset {demo}/dataset.json --data_dir {demo} --num_workers 0 --device cpu --image_size 96'.split()
+    run_stage(inference_rw, [*words, '--model_name', 'aff', '--cam_dir', CAMS, '--save_edges'])
+    assert (copy.parent / 'experiments/predictions' / EDGES).is_dir()
+    monkeypatch.setattr(tune, 'load_network', None)
+    saved = tuned()
+    for name in ('compared_miou', 'miou_same_images'):
+        pair = [content['scores']['random walk'][name] for content in (predicted, saved)]
+        assert pair[0] == pytest.approx(pair[1], abs=0.1)  # float16
+
+
+def test_any_number_of_workers_writes_the_same(copy):
+    alone = tuned()
+    assert tuned('--num_workers', '2') == alone
+
+
+def test_the_settings_to_compare_with_can_be_chosen(copy):
+    found = tuned('--beta', '15', '--rw_normalization', 'class', '--threshold', '0.42')['scores']
+    asked = {'beta': 15, 'rw_normalization': 'class', 'threshold': 0.42}
+    assert found['random walk']['compared_with'] == asked
+    assert found['random walk']['miou_same_images'] >= found['random walk']['compared_miou']
+    assert found['CAM']['compared_with']['threshold'] == 0.25
+
+
+def test_labels_that_another_threshold_made_are_overwritten_by_the_command(copy):
+    walks = tuned()['scores']['random walk']['chosen']
+    for threshold, replaced in ((0.99, True), (walks['threshold'], False)):
+        folder = copy.parent / 'experiments/predictions' / f'{tuned()["walk_dir"]}@crf=1'
+        folder.mkdir(exist_ok=True)
+        (folder / 'args.json').write_text(json.dumps({'options': {'threshold': threshold}}))
+        assert ('--overwrite' in tuned()['commands'][1]) is replaced
+
+
+def test_outdated_cams_are_refused(copy, capsys):
+    data = ['--dataset', f'{copy}/dataset.json', '--data_dir', str(copy)]
+    image_id = open_dataset(copy / 'dataset.json', copy).ids('train_aug')[0]
+    path = copy / 'JPEGImages' / f'{image_id}.jpg'
+    path.write_bytes(path.read_bytes() + b'\0')
+    line = fault_of(tune, [*ARGUMENTS, *data], capsys)
+    assert '1 image changed' in line and ' again' in line
+    assert not (copy.parent / 'experiments/tune/cls.json').exists()
+
+
+def test_torchrun_is_refused(copy, monkeypatch, capsys):
+    as_process(monkeypatch, 0, 2)
+    assert 'python3 instead of torchrun' in fault_of(tune, ARGUMENTS, capsys)
