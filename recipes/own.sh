@@ -12,7 +12,8 @@
 #   SIZES='--image_size 256 --min_image_size 224 --max_image_size 384'
 #   DEEPLAB=              1 also trains DeepLabv3+ on the masks, for photographs without tags
 #   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
-# Finished steps are not repeated, except for the masks.
+# If the CSV has a column "mask", ten masks or more choose beta, normalisation and threshold (tools.tune). Finished steps are
+# not repeated, except this one and the masks.
 CSV=$(realpath "${CSV:?the CSV of images and classes, or a folder per class}") D=$(realpath "${D:?the folder of photographs}")
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
@@ -25,6 +26,9 @@ DATA=(--dataset "$CSV" --data_dir "$D")
 TRAIN=("${DATA[@]}" --architecture "$NET" --weights "$W" --batch_size 16 --momentum 0.9 $SIZES --max_epoch "$EPOCHS" $OVERWRITE)
 CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
 STEPS=$([ -z "${DEEPLAB:-}" ] && echo 6 || echo 9)
+WALKING='--beta 20' WALK=$NAME@affinity@train@beta=20@exp_times=8@rw THRESHOLD=0.45
+MASKS=$([ -d "$CSV" ] || grep -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # in the header, after a line of classes
+[ -z "$MASKS" ] || STEPS=$((STEPS + 1))
 
 step 'Check the data set'
 python -m tools.check_dataset "${DATA[@]}"
@@ -36,16 +40,23 @@ step 'Affinity labels'
 python make_affinity_labels.py "${DATA[@]}" --experiment_name "$CAM" $OVERWRITE
 step "Train AffinityNet for $EPOCHS epochs"
 python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$CAM@aff_fg=0.40_bg=0.10" --lr 0.05
+if [ -n "$MASKS" ]; then
+    step 'Choose beta, normalisation and threshold'
+    python -m tools.tune "$NAME" "${DATA[@]}" --model_name "$NAME@affinity" $WALKING --threshold $THRESHOLD
+    chosen() { python -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "experiments/tune/$NAME.json" "$1"; }
+    WALKING=$(chosen walk_flags)
+    WALK=$(chosen walk_dir)
+    THRESHOLD=$(chosen threshold)
+fi
 step 'Masks'
-python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" --beta 20 \
-    --threshold 0.45 --overwrite "${DATA[@]}"
+python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" $WALKING \
+    --threshold $THRESHOLD --overwrite "${DATA[@]}"
 
 if [ -n "${DEEPLAB:-}" ]; then
-    WALK=$NAME@affinity@train@beta=20@exp_times=8@rw
     step 'Random-walk CAMs'
-    python inference_rw.py "${DATA[@]}" --model_name "$NAME@affinity" --cam_dir "$CAM" --beta 20 $OVERWRITE
+    python inference_rw.py "${DATA[@]}" --model_name "$NAME@affinity" --cam_dir "$CAM" $WALKING $OVERWRITE
     step 'Pseudo-labels'
-    python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" --threshold 0.45 $OVERWRITE
+    python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" --threshold $THRESHOLD $OVERWRITE
     step "Train DeepLabv3+ for $((EPOCHS * 5 / 2)) epochs"
     python train_segmentation.py "${DATA[@]}" --backbone "$NET" --weights "experiments/models/$NAME.pth" --mode normal \
         --lr 0.002 --batch_size 16 --momentum 0.9 --image_size 256 --min_image_size 192 --max_image_size 512 \

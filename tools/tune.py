@@ -86,7 +86,7 @@ def parse_args(argv=None):
 
 def find_cams(tag: str, domain: str) -> tuple[str, dict]:
     """Return the folder of the CAMs of a tag on a list, and its record. Raises UserError unless there is one."""
-    lists, found = {domain, 'train_aug'} if domain == 'train' else {domain}, {}
+    lists, found = (domain, 'train_aug') if domain == 'train' else (domain,), {}
     for path in sorted(formats.PREDICTIONS.glob('[!.]*')):
         record = read_args(path)
         if record.get('format') == CAM.title and record.get('options', {}).get('domain') in lists:
@@ -157,7 +157,7 @@ def judge(by_image: list, settings: list[Setting], compared: Setting, num_classe
     index = settings.index(compared)
     row = image_scores.judge_choice(len(by_image), **results.pack(by_image), compared=index, num_classes=num_classes)
     others = Counter(settings[i] for i in row.pop('without_each') if i != row['chosen']).most_common()
-    changes = {'times': sum(n for _, n in others), 'mostly_to': others[0][0]._asdict()} if others else None
+    changes = {'masks': sum(n for _, n in others), 'mostly_to': others[0][0]._asdict()} if others else None
     row |= {'compared_with': compared._asdict(), 'chosen': settings[row['chosen']]._asdict()}
     return {**row, 'changes_without_one_mask': changes}
 
@@ -185,8 +185,9 @@ def list_doubts(scores: dict[str, dict], objects: np.ndarray, names: Sequence[st
         if low <= 0 <= high:
             lines.append(f'{title}: these masks do not show that the choice is better; more masks can')
         if changes := row['changes_without_one_mask']:
-            other = Setting(**changes['mostly_to'])
-            lines.append(f'{title}: without one of the masks the choice changes {changes["times"]} times, to {other}')
+            number, other = changes['masks'], Setting(**changes['mostly_to'])
+            change = f'{number} of the masks change{"" if number > 1 else "s"} the choice when left out'
+            lines.append(f'{title}: {change}, mostly to {other}')
     return lines
 
 

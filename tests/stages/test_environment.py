@@ -105,6 +105,44 @@ def test_steps_are_numbered(root, command, steps, variables):
     assert headings == [(str(i), str(steps)) for i in range(1, steps + 1)]
 
 
+# Notes its words like PYTHON. Of tools.tune there is a choice, which -c prints an entry of.
+CHOICE = {'walk_flags': '--beta 30 --rw_normalization class', 'walk_dir': 'CHOSEN', 'threshold': 0.55}
+
+
+@pytest.mark.parametrize(
+    'header, is_tuned',
+    [('image,classes', False), ('image,classes,Mask', True), ('# classes: dog;mask\nimage;classes;mask', True)],
+)
+def test_masks_choose_the_flags_of_the_walk(root, header, is_tuned):
+    (root / '.venv/bin').mkdir(parents=True)
+    program = root / '.venv/bin/python'
+    answers = ''.join(f"    '-c import json'*' {name}') echo '{value}' ;;\n" for name, value in CHOICE.items())
+    program.write_text(PYTHON.replace('esac', f'{answers}esac'))
+    program.chmod(0o755)
+    (root.parent / 'has_crf').touch()
+    (root.parent / 'bin' / 'grep').symlink_to(shutil.which('grep'))
+    (root / 'labels.csv').write_text(f'{header}\nmask.jpg,dog\n')
+    ended = run(root, 'bash recipes/own.sh', CSV='labels.csv', D='.', DEEPLAB='1')
+    assert ended.returncode == 0, ended.stderr
+    assert f'of {9 + is_tuned}, ' in ended.stdout
+    asked = words(root)
+    (masks,) = [line for line in asked if line.startswith('-m tools.predict')]
+    (walk,) = [line for line in asked if line.startswith('inference_rw.py')]
+    (labels,) = [line for line in asked if line.startswith('make_pseudo_labels.py')]
+    (trained,) = [line for line in asked if line.startswith('train_segmentation.py')]
+    tuned = [line for line in asked if line.startswith('-m tools.tune own ')]
+    assert len(tuned) == is_tuned
+    flags = CHOICE['walk_flags'] if is_tuned else '--beta 20'
+    folder = 'CHOSEN' if is_tuned else 'own@affinity@train@beta=20@exp_times=8@rw'
+    threshold = 0.55 if is_tuned else 0.45
+    assert f' {flags} --threshold {threshold} --overwrite ' in masks
+    assert walk.strip().endswith(flags)
+    assert f' --experiment_name {folder} --threshold {threshold}' in labels
+    assert f' --label_name {folder}@crf=1 ' in trained
+    if is_tuned:
+        assert tuned[0].endswith('--model_name own@affinity --beta 20 --threshold 0.45')
+
+
 @pytest.mark.parametrize('path', sorted(REPOSITORY.glob('recipes/**/*.sh')), ids=lambda path: path.name)
 def test_headers_say_how_long_it_takes(path):
     header = path.read_text().partition('\nsource ')[0]

@@ -156,6 +156,7 @@ PROGRAMS = (
     'tools.report',
     'tools.show',
     'tools.summarize',
+    'tools.tune',
     'benchmarks.run',
     'recipes.gradients',
     'recipes.terms',
@@ -184,6 +185,7 @@ GROUPS = {
     'tools.report': ('data', 'run and output'),
     'tools.show': ('data', 'run and output'),
     'tools.summarize': ('run and output',),
+    'tools.tune': ('data', 'model', 'inference', 'run and output'),
 }
 
 

@@ -22,6 +22,7 @@ PROGRAMS = (
     'tools.report',
     'tools.show',
     'tools.summarize',
+    'tools.tune',
     'recipes.ablation',
     'recipes.choices',
     'recipes.cut_pictures',
