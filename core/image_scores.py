@@ -73,12 +73,12 @@ def unpack(
     return table
 
 
-def judge_choice(
+def judge_best(
     num_images: int, images: np.ndarray, classes: np.ndarray, counts: np.ndarray, compared: int, num_classes: int
 ) -> dict:
-    """Choose one of the thresholds, which may be any settings, and compare the choice with another one; in percent.
+    """Find the best of the thresholds, which may be any settings, and compare it with another one; in percent.
 
-    `chosen` has the highest mIoU on all images (`miou_same_images`). Its `miou` is at `without_each`, which
+    `best` has the highest mIoU on all images (`miou_same_images`). Its `miou` is at `without_each`, which
     `choose_without_each` returns, so that no image helps to choose its own setting. `gain` is the difference to
     `compared_miou`. The intervals are over images.
     """
@@ -93,7 +93,7 @@ def judge_choice(
     (old, before), (new, after) = score(np.full(num_images, compared)), score(without)
     return {
         'compared_miou': before,
-        'chosen': int(np.argmax(mious)),
+        'best': int(np.argmax(mious)),
         'miou': after,
         'interval': [100 * end for end in score_interval(new)['miou']],
         'gain': after - before,

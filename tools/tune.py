@@ -8,10 +8,10 @@ Writes  experiments/tune/{TAG}.json: the choice, its scores, and the commands to
     python3 -m tools.tune own
     python3 -m tools.tune own --beta 20 --threshold 0.45         with the gain over these settings
 
-The choice has the highest mIoU on all masks. Its score is that of images that it owes nothing: each image is scored at
-the settings that are best on all the others. The gain is over --beta, --rw_normalization and --threshold (of CAMs: over
-the threshold of tools.predict) on the same images. Intervals are 95 % bootstrap intervals over images. There is no
-dense CRF in these scores.
+The best settings have the highest mIoU on all masks. They are judged by images that did not choose them: each image is
+scored at the settings that are best on all the others. The gain is over --beta, --rw_normalization and --threshold (of
+CAMs: over the threshold of tools.predict), which are kept if there is no gain. Intervals are 95 % bootstrap intervals
+over images. There is no dense CRF in these scores.
 """
 
 import multiprocessing
@@ -46,8 +46,8 @@ from util.store.fingerprints import read_args, read_json
 from util.store.locks import lock_path, locked
 from util.training import batches_on_device, load_network, options
 
-FEWEST = 10  # masks with an object: with five, choices on drawn scenes were worse than the defaults (NOTES.md)
-BETAS = (5, 10, 20, 30, 40)
+FEWEST = 10  # masks with an object: with five, twice as many choices were worse than the defaults (NOTES.md)
+BETAS = (10, 20, 30, 40)
 NORMALIZATIONS = ('joint', 'class')
 CAMS, WALKS = 'CAM', 'random walk'
 DRAWN, SIDE = 12, 232  # images in the picture, and the side of each in pixels
@@ -153,22 +153,26 @@ def count_walks(image_id, cams, edges, exp_times, betas, thresholds) -> tuple[np
 
 
 def judge(by_image: list, settings: list[Setting], compared: Setting, num_classes: int) -> dict:
-    """Return the choice among settings with its scores (core.image_scores.judge_choice); counts as by `count_walks`."""
+    """Return the best of settings with its scores (core.image_scores.judge_best), and which one is chosen.
+
+    It is the best one if it gains on images that did not choose it, else the compared one. Counts: as `count_walks`.
+    """
     index = settings.index(compared)
-    row = image_scores.judge_choice(len(by_image), **results.pack(by_image), compared=index, num_classes=num_classes)
-    others = Counter(settings[i] for i in row.pop('without_each') if i != row['chosen']).most_common()
+    row = image_scores.judge_best(len(by_image), **results.pack(by_image), compared=index, num_classes=num_classes)
+    others = Counter(settings[i] for i in row.pop('without_each') if i != row['best']).most_common()
     changes = {'masks': sum(n for _, n in others), 'mostly_to': others[0][0]._asdict()} if others else None
-    row |= {'compared_with': compared._asdict(), 'chosen': settings[row['chosen']]._asdict()}
-    return {**row, 'changes_without_one_mask': changes}
+    best = settings[row['best']]._asdict()
+    row |= {'compared_with': compared._asdict(), 'best': best}
+    return {**row, 'chosen': best if row['gain'] > 0 else row['compared_with'], 'changes_without_one_mask': changes}
 
 
 def tabulate_scores(scores: dict[str, dict]) -> str:
-    lines = [('', 'compared with', 'mIoU %', 'chosen', 'mIoU % of other images', '95 %', 'gain', '95 %', 'same masks')]
+    lines = [('', 'compared with', 'mIoU %', 'best', 'mIoU % of other images', '95 %', 'gain', '95 %', 'same masks')]
     for title, row in scores.items():
-        compared, chosen = (Setting(**row[name]) for name in ('compared_with', 'chosen'))
+        compared, best = (Setting(**row[name]) for name in ('compared_with', 'best'))
         ends = [' to '.join(f'{end:.1f}' for end in row[name]) for name in ('interval', 'gain_interval')]
         numbers = f'{row["miou"]:.1f}', ends[0], f'{row["gain"]:+.1f}', ends[1], f'{row["miou_same_images"]:.1f}'
-        lines.append((title, compared, f'{row["compared_miou"]:.1f}', chosen, *numbers))
+        lines.append((title, compared, f'{row["compared_miou"]:.1f}', best, *numbers))
     return tabulate(lines[1:], lines[0], tablefmt='pipe', disable_numparse=True)
 
 
@@ -179,15 +183,20 @@ def list_doubts(scores: dict[str, dict], objects: np.ndarray, names: Sequence[st
         lines.append(f'{count} masks with an object: at least {FEWEST} are needed to choose, so nothing changes')
     absent = [name for name, there in zip(names, objects.any(0), strict=True) if not there]
     if absent and count:
-        lines.append(f'in no mask, so whether the choice suits them is unknown: {", ".join(absent)}')
+        lines.append(f'in no mask, so what suits them is unknown: {", ".join(absent)}')
     for title, row in scores.items():
-        low, high = row['gain_interval']
-        if low <= 0 <= high:
-            lines.append(f'{title}: these masks do not show that the choice is better; more masks can')
+        low, _ = row['gain_interval']
+        if row['gain'] <= 0:
+            lines.append(f'{title}: "compared with" is kept, because the best settings gain nothing on other images')
+        elif low <= 0:
+            lines.append(f'{title}: these masks do not show that the best settings are better; more masks can')
         if changes := row['changes_without_one_mask']:
             number, other = changes['masks'], Setting(**changes['mostly_to'])
-            change = f'{number} of the masks change{"" if number > 1 else "s"} the choice when left out'
+            change = f'{number} of the masks change{"" if number > 1 else "s"} the best settings when left out'
             lines.append(f'{title}: {change}, mostly to {other}')
+    if WALKS in scores and scores[CAMS]['miou'] > scores[WALKS]['miou']:
+        threshold = results.format_threshold(scores[CAMS]['chosen']['threshold'])
+        lines.append(f'plain CAMs score higher: use tools.predict --threshold {threshold} without --affinity')
     return lines
 
 
@@ -201,7 +210,8 @@ def plan(args, record: dict, cam_dir: str, model_name: str | None, chosen: dict[
     if model_name:
         used = {**chosen[WALKS]._asdict(), **args.pick(('exp_times', 'image_size'))}
         threshold = used.pop('threshold')
-        walking = [word for name, x in used.items() if x != defaults[name] for word in (f'--{name}', f'{x}')]
+        changed = {name: str(x).removesuffix('.0') for name, x in used.items() if x != defaults[name]}
+        walking = [word for name, x in changed.items() for word in (f'--{name}', x)]
         walk_dir = formats.folder_name(RANDOM_WALK, {**used, **given, 'model_name': model_name}, defaults)
         labels = read_args(formats.PREDICTIONS / f'{walk_dir}@crf=1').get('options', {})
         replace = [] if labels.get('threshold', threshold) == threshold else ['--overwrite']
@@ -216,13 +226,13 @@ def plan(args, record: dict, cam_dir: str, model_name: str | None, chosen: dict[
     return {**content, 'threshold': threshold, 'commands': [shlex.join(['python3', *words]) for words in commands]}
 
 
-def draw(ids: Sequence[str], cams, edges, exp_times, compared: Setting, chosen: Setting) -> bytes:
+def draw(ids: Sequence[str], cams, edges, exp_times, compared: Setting, best: Setting) -> bytes:
     """Return a PNG with a row for each image: the image, its mask, and its labels at both settings."""
     drawn, font, dataset = [], drawing.open_font().font_variant(size=13), cams.dataset
     for image_id in ids:
         image, mask = np.array(dataset.read_image(image_id)), dataset.read_mask(image_id)
         shown = [(image_id, image), ('mask', drawing.overlay_mask(image, mask, dataset.palette))]
-        for title, setting in (('compared with', compared), ('chosen', chosen)):
+        for title, setting in (('compared with', compared), ('best', best)):
             if setting.beta is None:
                 keys, maps = cams.read_scores(image_id, mask.shape)
             else:
@@ -246,20 +256,16 @@ def main(args):
     path, classes = formats.EXPERIMENTS / 'tune' / f'{args.tag}.json', dataset.num_classes + 1
     check_name(path, 'TAG')
     with locked(lock_path(path), str(path)):
-        scores, objects = {}, np.zeros((0, classes - 1), bool)
-        path.with_suffix('.png').unlink(missing_ok=True)
+        # Count the pixels of plain CAMs. The counts also say which objects the masks contain.
+        scores, by_image, limits, edges = {}, [], metrics.CAM_THRESHOLDS, {}
         if ids:
-            # Count the pixels of plain CAMs. The counts also say which objects the masks contain.
             cams = open_folder(CAM, cam_dir, 'TAG', dataset, ids)
-            limits = metrics.CAM_THRESHOLDS
             _, by_image = results.count_pixels(cams, dataset, ids, limits, args.num_workers)
-            objects = np.zeros((len(ids), classes), bool)
-            for there, (present, counts) in zip(objects, by_image, strict=True):
-                there[present] = counts[0, :, 0] > 0
-            objects = objects[:, 1:]
+        objects = [np.isin(range(1, classes), present[counts[0, :, 0] > 0]) for present, counts in by_image]
+        objects = np.reshape(objects, (-1, classes - 1)).astype(bool)
         if objects.any(1).sum() >= FEWEST:
             settings = [Setting(None, None, threshold) for threshold in limits]
-            scores[CAMS], edges = judge(by_image, settings, compared[CAMS], classes), {}
+            scores[CAMS] = judge(by_image, settings, compared[CAMS], classes)
 
             # Walk with each beta along the same edges, and count the pixels at each threshold.
             if model_name:
@@ -270,10 +276,12 @@ def main(args):
                 count = partial(count_walks, **walked, betas=betas, thresholds=limits)
                 by_image = list(parallel_map(count, ids, args.num_workers, 'random walks'))
                 scores[WALKS] = judge(by_image, settings, compared[WALKS], classes)
-            last = [Setting(**[*scores.values()][-1][name]) for name in ('compared_with', 'chosen')]
+            last = [Setting(**[*scores.values()][-1][name]) for name in ('compared_with', 'best')]
             picture = draw(ids[:DRAWN], cams, edges, args.exp_times, *last)
             cams.check_unchanged()
             write_bytes(path.with_suffix('.png'), picture)
+        else:
+            path.with_suffix('.png').unlink(missing_ok=True)  # of other masks
         chosen = {title: Setting(**scores[title]['chosen']) if scores else compared[title] for title in compared}
         content = {'cam_dir': cam_dir, 'model_name': model_name, 'masks': len(ids), 'scores': scores}
         content['doubts'] = list_doubts(scores, objects, dataset.class_names)

@@ -9,7 +9,7 @@ from core.image_scores import (
     choose_without_each,
     false_masks,
     iou_by_size,
-    judge_choice,
+    judge_best,
     summarize,
     two_folds,
     unpack,
@@ -197,10 +197,10 @@ def test_a_choice_owes_nothing_to_the_images_that_judge_it():
         order = (0, 1) if first else (1, 0)
         counts = np.array([[background[i], (right, wrong)[i]] for i in order])
         by_image.append((np.array([0, 1]), counts))
-    judged = judge_choice(4, **pack(by_image), compared=1, num_classes=2)
+    judged = judge_best(4, **pack(by_image), compared=1, num_classes=2)
     # Of the other three, two are right at the threshold at which this image is wrong.
     assert judged['without_each'] == [1, 1, 0, 0]
-    assert judged['chosen'] == 0
+    assert judged['best'] == 0
     assert judged['miou'] == pytest.approx(100 * (0.9 + 0) / 2)
     same = 100 * ((360 / 380) + 0.5) / 2
     assert judged['miou_same_images'] == judged['compared_miou'] == pytest.approx(same)
@@ -213,9 +213,9 @@ def test_a_choice_owes_nothing_to_the_images_that_judge_it():
 def test_a_choice_among_settings_that_all_others_agree_on_is_scored_at_it(rng):
     _, images = draw_images(rng)
     packed = pack_images(images)
-    judged = judge_choice(len(images), **packed, compared=3, num_classes=4)
+    judged = judge_best(len(images), **packed, compared=3, num_classes=4)
     mious = [100 * score(images, len(images) * [threshold]).miou() for threshold in THRESHOLDS]
-    assert judged['chosen'] == np.argmax(mious)
+    assert judged['best'] == np.argmax(mious)
     assert judged['miou_same_images'] == pytest.approx(max(mious))
     assert judged['compared_miou'] == pytest.approx(mious[3])
     where = [THRESHOLDS[i] for i in judged['without_each']]

@@ -117,7 +117,7 @@ def test_masks_without_an_object_do_not_count(in_tmp):
 
 def test_a_class_without_a_mask_is_named(in_tmp):
     write_cams('own', 12, 12, classes=('dog',))
-    assert run('own')['doubts'] == ['in no mask, so whether the choice suits them is unknown: cat']
+    assert run('own')['doubts'] == ['in no mask, so what suits them is unknown: cat']
 
 
 def test_a_choice_that_one_mask_changes_is_doubted(in_tmp):
@@ -132,9 +132,29 @@ def test_a_choice_that_one_mask_changes_is_doubted(in_tmp):
         arrays = {'keys': np.array([0, key]), 'cam': score[None, ::4, ::4], 'hr_cam': score[None]}
         write_npz(formats.PREDICTIONS / folder / f'{i:02d}.npz', **arrays)
     found = run('own')
-    assert found['threshold'] == 0.1
-    assert 'CAM: these masks do not show that the choice is better; more masks can' in found['doubts']
-    assert 'CAM: 1 of the masks changes the choice when left out, mostly to threshold 0.35' in found['doubts']
+    row = found['scores']['CAM']
+    assert row['best']['threshold'] == 0.1
+    assert row['gain'] < 0
+    assert found['threshold'] == row['chosen']['threshold'] == 0.25
+    assert found['doubts'] == [
+        'CAM: "compared with" is kept, because the best settings gain nothing on other images',
+        'CAM: 1 of the masks changes the best settings when left out, mostly to threshold 0.35',
+    ]
+
+
+def test_a_gain_that_the_masks_do_not_show_is_doubted():
+    row = {'gain': 1.5, 'gain_interval': [-1, 2], 'changes_without_one_mask': None, 'miou': 50}
+    lines = ['CAM: these masks do not show that the best settings are better; more masks can']
+    assert tune.list_doubts({'CAM': row}, np.ones((10, 1), bool), ['cat']) == lines
+
+
+def test_plain_cams_that_score_higher_are_pointed_out():
+    row = {'gain': 1.5, 'gain_interval': [1, 2], 'changes_without_one_mask': None, 'chosen': {'threshold': 0.3}}
+    objects = np.ones((10, 1), bool)
+    line = 'plain CAMs score higher: use tools.predict --threshold 0.30 without --affinity'
+    for walk, lines in ((49, [line]), (50, [])):
+        scores = {'CAM': {**row, 'miou': 50}, 'random walk': {**row, 'miou': walk}}
+        assert tune.list_doubts(scores, objects, ['cat']) == lines
 
 
 def test_many_masks_are_evenly_spaced(in_tmp, capsys):

@@ -1,4 +1,4 @@
-"""tools.tune on the drawn set: its scores are those of the stages, and the commands that it prints run."""
+"""tools.tune on the drawn set: it scores as the stages do, and the commands that it prints run."""
 
 import json
 import shlex
@@ -8,11 +8,11 @@ import pytest
 import evaluate
 import inference_rw
 from core.data.dataset import open_dataset
-from support import fault_of, run_stage
+from support import fault_of, folder_of, run_stage
 from support.chain import CAMS, EDGES, RANDOM_WALKS, as_process, contents
 from support.documents import module_of
 from tools import tune
-from util.store.formats import result_path
+from util.store.formats import RANDOM_WALK, result_path
 
 LIST = ['--domain', 'train_aug', '--num_workers', '0']  # all 12 images have masks
 ARGUMENTS = ['cls', *LIST, '--device', 'cpu', '--image_size', '96']
@@ -32,7 +32,7 @@ def score(data, folder: str, threshold: float) -> float:
     return json.loads(result_path(f'{folder}@train_aug').read_text())['miou']
 
 
-def test_scores_and_commands_are_those_of_the_stages(copy):
+def test_scores_and_commands_are_those_of_the_stages(copy, demo):
     before = contents(copy.parent)
     found = tuned()
     assert contents(copy.parent) == before
@@ -41,14 +41,20 @@ def test_scores_and_commands_are_those_of_the_stages(copy):
     cams, walks = found['scores']['CAM'], found['scores']['random walk']
     assert cams['compared_miou'] == pytest.approx(score(copy, CAMS, 0.25), abs=1e-9)
     assert walks['compared_miou'] == pytest.approx(score(copy, RANDOM_WALKS, 0.35), abs=0.05)
-    assert cams['miou_same_images'] == pytest.approx(score(copy, CAMS, cams['chosen']['threshold']), abs=1e-9)
+    assert cams['miou_same_images'] == pytest.approx(score(copy, CAMS, cams['best']['threshold']), abs=1e-9)
 
-    # Run the next stages as printed.
+    # Run stage 5 at the best settings, and the next stages as printed.
+    words = f'--dataset {demo}/dataset.json --data_dir {demo} --num_workers 0 --device cpu --image_size 96'.split()
+    words += ['--model_name', 'aff', '--cam_dir', CAMS, '--beta', f'{walks["best"]["beta"]}']
+    args = run_stage(inference_rw, [*words, '--rw_normalization', walks['best']['rw_normalization']])
+    best = score(copy, folder_of(RANDOM_WALK, args), walks['best']['threshold'])
+    assert walks['miou_same_images'] == pytest.approx(best, abs=0.05)
     for command in found['commands'][:2]:
         python, script, *words = shlex.split(command)
         assert python == 'python3'
         run_stage(module_of(script.removesuffix('.py')), [*words, '--num_workers', '0'])
-    assert walks['miou_same_images'] == pytest.approx(score(copy, found['walk_dir'], found['threshold']), abs=0.05)
+    expected = walks['miou_same_images' if walks['chosen'] == walks['best'] else 'compared_miou']
+    assert expected == pytest.approx(score(copy, found['walk_dir'], found['threshold']), abs=0.05)
     assert (copy.parent / 'experiments/predictions' / f'{found["walk_dir"]}@crf=1').is_dir()
     assert found['commands'][2].startswith('python3 -m tools.predict experiments/models/cls.pth --affinity')
 
@@ -76,6 +82,14 @@ def test_the_settings_to_compare_with_can_be_chosen(copy):
     assert found['random walk']['compared_with'] == asked
     assert found['random walk']['miou_same_images'] >= found['random walk']['compared_miou']
     assert found['CAM']['compared_with']['threshold'] == 0.25
+
+
+def test_with_fewer_masks_the_settings_to_compare_with_remain(copy):
+    run_stage(tune, ['cls', '--num_workers', '0', '--beta', '20', '--threshold', '0.45'])  # 6 masks
+    found = json.loads((copy.parent / 'experiments/tune/cls.json').read_text())
+    assert (found['walk_flags'], found['threshold']) == ('--beta 20', 0.45)
+    assert found['walk_dir'] == 'aff@train@beta=20@exp_times=8@rw'
+    assert found['doubts'][0].startswith('6 masks with an object: at least 10 are needed')
 
 
 def test_labels_that_another_threshold_made_are_overwritten_by_the_command(copy):
