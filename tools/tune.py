@@ -10,8 +10,8 @@ Writes  experiments/tune/{TAG}.json: the choice, its scores, and the commands to
 
 The best settings have the highest mIoU on all masks. They are judged by images that did not choose them: each image is
 scored at the settings that are best on all the others. The gain is over --beta, --rw_normalization and --threshold (of
-CAMs: over the threshold of tools.predict), which are kept if there is no gain. Intervals are 95 % bootstrap intervals
-over images. There is no dense CRF in these scores.
+CAMs: over the threshold of tools.predict), which are kept unless the gain is above 0. Intervals are 95 % bootstrap
+intervals over images. Scores are without the dense CRF.
 """
 
 import multiprocessing
