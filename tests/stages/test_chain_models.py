@@ -54,7 +54,7 @@ def test_models_are_state_dicts_with_metadata(experiments, demo, tag, own):
 # What the fingerprints of stages 2, 5 and 8 hold: the hash of the model says what the network is.
 COMPUTING = {'precision': 'fp32', 'compile': False}
 OPTIONS = {
-    'cams': {'tag': 'cls', 'scales': SCALES, 'resize': 'pillow'},
+    'cams': {'tag': 'cls', 'scales': SCALES, 'resize': 'pillow', 'cam': 'published'},
     'random_walk': {
         'model_name': 'aff', 'cam_dir': CAMS, 'beta': 10, 'exp_times': 8, 'image_size': 96, 'rw_normalization': 'joint'
     },

@@ -263,7 +263,7 @@ def test_another_model_is_refused(demo, experiments, capsys):
     content = torch.load(experiments / 'models/cls.pth', weights_only=True)
     content['model']['classifier.weight'] += 1
     torch.save(content, experiments / 'models/cls.pth')
-    assert 'model: ' in refused(demo, 'cams', capsys)
+    assert 'the model changed' in refused(demo, 'cams', capsys)
 
 
 def test_stale_inputs_of_inputs_are_refused(demo, experiments, capsys):
@@ -271,7 +271,7 @@ def test_stale_inputs_of_inputs_are_refused(demo, experiments, capsys):
     again(demo, 'affinity_labels', '--overwrite')
     again(demo, 'pseudo')
     again(demo, 'cams', '--overwrite', '--resize', 'torch')
-    assert 'maps: ' in refused(demo, 'affinity_labels', capsys)
+    assert 'the folder of --experiment_name changed' in refused(demo, 'affinity_labels', capsys)
     assert 'changed; run make_affinity_labels.py again' in refused(demo, 'random_walk', capsys)
 
 

@@ -60,7 +60,7 @@ def folder_name(kind: Format, options: Mapping[str, object], defaults: Mapping[s
     """Return the name of the folder that a stage writes; train_aug shares the folder of train."""
     domain = options.get('domain')
     name = kind.folder.format(**options, split='train' if domain == 'train_aug' else domain)
-    changed = [f'@{key}={options[key]}' for key in kind.optional if options[key] != defaults[key]]
+    changed = [f'@{key}={options[key]}' for key in kind.optional if key in options and options[key] != defaults[key]]
     start, at, end = name.rpartition('@')
     return ''.join([start, *changed, at, end])
 
