@@ -54,15 +54,24 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     The line names what the user can fix (UserError, OSError, memory, devices), or the file with the traceback of a bug.
     However the script ends, none of the processes that it started keeps running.
     """
-    args, process = parse_args(), os.getpid()
+    args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # only the first process prints
-    signals.listen()
     others = multiprocessing.active_children()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     # An error in a thread (TensorBoard's, on a full disk) is also one line; the thread that waits for it ends the
     # stage.
     threading.excepthook = lambda error: print(f'{sys.argv[0]}: {error.exc_value}', file=sys.stderr)
+    try:
+        with signals.heard():
+            _run(main, args)
+    finally:
+        _end_children(others)
+
+
+def _run(main: Callable[[Namespace], None], args: Namespace) -> None:
+    """Call main. Raises SystemExit with the line that says why it failed, or its status."""
+    process = os.getpid()
     try:
         main(args)
         sys.stdout.flush()
@@ -76,8 +85,6 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
         line = explain(error) or _report_bug(error)
         is_flag = getattr(error, 'option', None) in vars(args or Namespace())
         raise SystemExit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}') from error
-    finally:
-        _end_children(others)
 
 
 def _report_bug(error: Exception) -> str:

@@ -1,19 +1,21 @@
 """SIGINT and SIGTERM: handled everywhere except inside a fork or while a lock changes hands.
 
-A signal raises SystemExit in the main thread, so that locks are left and workers ended. Python loses an exception that
-is raised in some places (hooks of a fork, __del__): `stop_if_asked`, which every progress bar calls, raises it again.
+A signal raises SystemExit in the main thread, so that locks are left and workers ended. Where Python drops an exception
+(in __del__, in hooks), it is raised again a moment later.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOMENT = 0.01  # seconds until an exception that Python has dropped is raised again
 _received = 0  # the last signal that has come
-_held = 0  # depth of nested `put_off`
+_held = 0  # depth of nested `held`
 
 
 def listen() -> None:
@@ -22,6 +24,36 @@ def listen() -> None:
     _received = 0
     for number in SIGNALS:
         signal.signal(number, _hear)
+    signal.signal(signal.SIGALRM, lambda *_: stop_if_asked())
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end this process inside. Outside, their actions are as before.
+
+    A program is outside while Python shuts down, where an exception would be printed and lost.
+    """
+    global _held
+    before, hook = [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
+    sys.unraisablehook = partial(_raise_again, hook)
+    listen()
+    try:
+        yield
+    finally:
+        _held += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, action in zip(SIGNALS, before, strict=True):
+            signal.signal(number, action)
+        sys.unraisablehook = hook
+        _held -= 1
+
+
+def _raise_again(report: Callable, dropped: 'sys.UnraisableHookArgs') -> None:
+    """Raise the exception of a signal again, elsewhere, that Python has dropped; report any other one."""
+    if _received and dropped.exc_type is SystemExit:
+        signal.setitimer(signal.ITIMER_REAL, MOMENT)
+    else:
+        report(dropped)
 
 
 def received() -> int:
@@ -36,21 +68,14 @@ def stop_if_asked() -> None:
 
 
 @contextmanager
-def put_off() -> Iterator[None]:
-    """Hold signals inside, and leave one that comes to a later `stop_if_asked`: for places that lose an exception."""
+def held() -> Iterator[None]:
+    """Hold signals inside: a signal takes effect at the end, unless an exception is already being raised."""
     global _held
     _held += 1
     try:
         yield
     finally:
         _held -= 1
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Hold signals inside: a signal takes effect at the end, unless an exception is already being raised."""
-    with put_off():
-        yield
     if sys.exc_info()[0] is None:
         stop_if_asked()
 

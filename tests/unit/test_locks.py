@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import threading
 import time
 
@@ -92,6 +93,51 @@ def test_a_patient_process_waits_for_a_lock(tmp_path, monkeypatch):
             assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
     assert not is_held(lock) and not is_held(tmp_path / 'missing.lock')
     assert not (tmp_path / 'missing.lock').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_a_lock_says_so_and_hears_signals(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(locks, 'SILENCE', 0.5)
+    with held(tmp_path / '.lock') as process:
+        process.send_signal(signal.SIGSTOP)
+        threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+        begun = time.monotonic()
+        with pytest.raises(SystemExit) as ended, locked(tmp_path / '.lock', 'it', patience=60):
+            pass
+        assert time.monotonic() - begun < 10
+        assert ended.value.code == 128 + number
+        line = rf'waiting: it is being written by process {process.pid} on \S+ since \S+ \S+\n'
+        assert re.fullmatch(line, capsys.readouterr().err)
+
+
+def test_a_process_that_ends_by_a_signal_does_not_wait_for_a_lock(tmp_path):
+    with held(tmp_path / '.lock'):
+        begun = time.monotonic()
+        with pytest.raises(SystemExit):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                with locked(tmp_path / '.lock', 'it', patience=60):
+                    pass
+        assert time.monotonic() - begun < 10
+
+
+def test_patience_is_for_each_holder(tmp_path, monkeypatch):
+    """Hundreds of shards that take turns are not mistaken for one that does not answer."""
+    monkeypatch.setattr(locks, 'LOCK_PATIENCE', 0)
+    with held(tmp_path / '.lock') as process:
+
+        def pass_on():
+            for second in range(6):
+                holder = {'host': 'elsewhere', 'pid': 1, 'since': str(second)}
+                (tmp_path / '.lock.json').write_text(json.dumps(holder))
+                time.sleep(0.5)
+            process.kill()
+
+        threading.Thread(target=pass_on).start()
+        with locked(tmp_path / '.lock', 'it', patience=1.5):
+            pass
 
 
 def test_locks_of_different_names_do_not_meet(tmp_path):

@@ -2,9 +2,10 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,8 +16,9 @@ from util.store.files import make_folder, temporary_stem, write_json
 from util.store.fingerprints import read_json
 
 HOLDER = {'host': str, 'pid': int, 'since': str}  # content of the file next to a lock file
-BRIEF_PATIENCE = 300  # seconds to wait for a lock that is only held briefly, but by hundreds of processes in turn
+BRIEF_PATIENCE = 120  # seconds to wait for each holder of a lock that is only held briefly
 LOCK_PATIENCE = 10  # seconds to wait for a lock whose holder has died but not yet released it
+SILENCE = 5  # seconds of waiting after which a line says so
 
 
 def lock_path(path: Path) -> Path:
@@ -28,22 +30,15 @@ def lock_path(path: Path) -> Path:
 def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
     """Hold the lock file `path` inside; raises UserError naming the holder if another process has it.
 
-    Wait up to `patience` seconds first, for locks that are only held briefly. The system releases the lock when the
-    process ends, even if it crashes. On network file systems without locks, filelock falls back to a file that names
-    its owner.
+    Wait up to `patience` seconds for each holder first, for locks that are only held briefly. The system releases the
+    lock when the process ends, even if it crashes. On network file systems without locks, filelock falls back to a file
+    that names its owner.
     """
     make_folder(path.parent)
     holder = path.with_suffix('.json')
     lock = FileLock(path)
-    deadline = time.monotonic() + max(LOCK_PATIENCE, patience)
     try:
-        while not lock.is_locked:
-            try:
-                with signals.held():
-                    lock.acquire(timeout=0.2)
-            except Timeout:
-                if (_is_alive(read_json(holder, **HOLDER)) and not patience) or time.monotonic() > deadline:
-                    raise refusal(path, what) from None
+        _acquire(lock, path, what, patience)
         since = time.strftime('%Y-%m-%d %H:%M:%S')
         write_json(holder, {'host': socket.gethostname(), 'pid': os.getpid(), 'since': since})
         yield
@@ -54,6 +49,27 @@ def locked(path: Path, what: str, patience: float = 0) -> Iterator[None]:
                     holder.unlink(missing_ok=True)
             finally:
                 lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, what: str, patience: float) -> None:
+    """Wait for a lock, hearing signals. Raises UserError if it stays with one holder."""
+    owner, begun, is_told = None, 0.0, False
+    while True:
+        with signals.held(), suppress(Timeout):  # only while the lock changes hands
+            lock.acquire(timeout=0)
+        if lock.is_locked:
+            return
+        signals.stop_if_asked()  # also while an exception is already being raised
+        found = read_json(path.with_suffix('.json'), **HOLDER)
+        if found != owner:
+            owner, begun = found, time.monotonic()
+        waited = time.monotonic() - begun
+        if (_is_alive(owner) and not patience) or waited > max(LOCK_PATIENCE, patience):
+            raise refusal(path, what)
+        if waited > SILENCE and not is_told:
+            print(f'waiting: {what} is being written by {_name(owner)}', file=sys.stderr, flush=True)
+            is_told = True
+        time.sleep(0.05)
 
 
 def is_held(path: Path) -> bool:
@@ -71,13 +87,14 @@ def is_held(path: Path) -> bool:
 
 def refusal(path: Path, what: str) -> UserError:
     """Return the error for an output that is being written, naming the holder of its lock file."""
-    owner = read_json(path.with_suffix('.json'), **HOLDER)
-    who = (
-        f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
-        if HOLDER.keys() <= owner.keys()
-        else 'another process'
-    )
+    who = _name(read_json(path.with_suffix('.json'), **HOLDER))
     return UserError(f'{what} is being written by {who}: wait for it to finish, or stop it')
+
+
+def _name(owner: dict) -> str:
+    if not HOLDER.keys() <= owner.keys():
+        return 'another process'
+    return f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
 
 
 def _is_alive(owner: dict) -> bool:

@@ -40,10 +40,6 @@ class _Loader(DataLoader):
             **options,
         )
 
-    def __del__(self):
-        with signals.put_off():  # Python drops an exception that is raised here
-            self._iterator = None  # ends the workers
-
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
             release_freed_memory()
