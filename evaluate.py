@@ -12,6 +12,8 @@ It runs as one process, on the cores of one node (--num_workers).
         --domain val --data_dir $D/SegmentationClass
 """
 
+import util.startup
+
 import io
 import tarfile
 import time

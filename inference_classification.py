@@ -9,6 +9,8 @@ Writes  experiments/predictions/{tag}@{train|val}@scale={scales}/{id}.npz: keys 
         --data_dir $D
 """
 
+import util.startup
+
 import numpy as np
 
 from core.chain import image_cams

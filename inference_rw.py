@@ -11,6 +11,8 @@ Writes  experiments/predictions/{model_name}@{train|val}@beta={beta}@exp_times={
 The paper reports 71.92 mIoU on train for these maps (Table 2). It has not been reproduced with this code.
 """
 
+import util.startup
+
 from contextlib import ExitStack
 from functools import partial
 

@@ -7,6 +7,8 @@ Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iterati
         --tag DeepLabv3+@ResNeSt-101@Fix@GN --scale 0.5,1.0,1.5,2.0 --iteration 10
 """
 
+import util.startup
+
 from core.chain import image_probabilities
 from core.crf import check_installed, crf_from_probability
 from core.data.dataset import open_dataset

@@ -7,6 +7,8 @@ Writes  experiments/predictions/{experiment_name}@aff_fg={fg}_bg={bg}/{id}.png: 
         --domain train_aug --fg_threshold 0.40 --bg_threshold 0.10 --data_dir $D
 """
 
+import util.startup
+
 import numpy as np
 
 from core.crf import check_installed

@@ -9,6 +9,8 @@ Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 
 The paper reports 72.46 mIoU on train for these labels (Table 2). It has not been reproduced with this code.
 """
 
+import util.startup
+
 import numpy as np
 
 from core.crf import check_installed

@@ -8,6 +8,8 @@ Writes  experiments/models/{tag}.pth (the last epoch), logs/{tag}.txt, data/{tag
         --label_name ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0@aff_fg=0.40_bg=0.10
 """
 
+import util.startup
+
 import torch
 
 from core import IGNORE, UserError

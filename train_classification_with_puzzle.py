@@ -11,6 +11,8 @@ Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.la
 The paper reports 61.85 mIoU on train for these CAMs (Table 2). It has not been reproduced with this code.
 """
 
+import util.startup
+
 import argparse
 
 import numpy as np

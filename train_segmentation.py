@@ -12,6 +12,8 @@ Writes  experiments/models/{tag}.pth (the epoch chosen by --select) and {tag}.la
 The paper reports 66.9 mIoU on val for the predictions (Table 3). It has not been reproduced with this code.
 """
 
+import util.startup
+
 import torch.nn.functional as F
 
 from core import IGNORE, UserError

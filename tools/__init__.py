@@ -1,1 +1,3 @@
 """Programs that people run from the root of the repository: python3 -m tools.NAME."""
+
+import util.startup

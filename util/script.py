@@ -1,5 +1,7 @@
 """Entry point, error lines and progress of the scripts."""
 
+import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -57,6 +59,7 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # only the first process prints
+    atexit.register(gc.freeze)  # to end, Python would search torch's objects for garbage, for a second
     others = multiprocessing.active_children()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     # An error in a thread (TensorBoard's, on a full disk) is also one line; the thread that waits for it ends the

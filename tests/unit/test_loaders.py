@@ -15,6 +15,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import EpochSampler, scored_crops, training_samples
+from support import subprocess_environment
 from support.programs import run_program, signal_after_each_fork, start_program
 from util import signals
 from util.training.loaders import batches_on_device, ordered_loader, training_loader
@@ -213,6 +214,13 @@ def test_failing_worker_ends_the_script_with_one_line(action, workers, kind):
     assert (run.returncode, run.stderr) == (1, f'-c: error: {LINES[action]}\n')
 
 
+def test_killed_workers_leave_no_temporary_files(tmp_path):
+    environment = {**subprocess_environment(), 'TMPDIR': str(tmp_path)}
+    command = [sys.executable, '-c', FAILING, 'killed', '2', 'ordered']
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize('workers', [1, 2])
 def test_batch_that_cannot_be_sent_ends_the_script_with_its_error(workers):
     begun = time.monotonic()
@@ -294,8 +302,10 @@ def test_a_signal_that_comes_while_the_workers_end_is_not_lost(monkeypatch, caps
 
     def end_signalled(iterator):
         monkeypatch.undo()
-        signal.raise_signal(signal.SIGTERM)
-        end(iterator)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            end(iterator)
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, '_shutdown_workers', end_signalled)
     with pytest.raises(SystemExit) as ended, signals.heard():

@@ -150,6 +150,14 @@ def test_signals_end_a_script_normally(name, status):
     assert (run.returncode, run.stdout, run.stderr) == (status, 'cleaned up\n', '')
 
 
+def test_a_script_ends_without_a_search_for_garbage():
+    """Among torch's objects it takes a second, in which no signal is heard."""
+    program = 'import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0))\n'
+    program += 'from util import script; script.run(lambda args: None, lambda: None)'
+    command = [sys.executable, '-c', program]
+    assert subprocess.run(command, env=subprocess_environment(), capture_output=True, text=True).stdout == 'True\n'
+
+
 def test_a_process_of_torchrun_says_why_it_ends():
     """In one line; its workers, which get the signal too, are silent."""
     program = SIGNALLED.format(name='SIGTERM').replace('    try:\n', '    child = os.fork()\n    try:\n')

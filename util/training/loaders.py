@@ -1,6 +1,7 @@
 """Data loaders: shuffled batches that resume anywhere, ordered batches, workers that fail rather than hang."""
 
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import sys
 import time
@@ -43,6 +44,7 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator:
         if self.num_workers and self._iterator is None:
             release_freed_memory()
+            multiprocessing.util.get_temp_dir()  # which the workers share; it is removed even if they are killed
         with signals.held_while_forking():
             batches = super().__iter__()  # forks the workers
         try:

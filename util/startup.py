@@ -1,0 +1,38 @@
+"""What a program does before its other imports, which take a second: it comes first in every script.
+
+Ctrl-C ends a program silently, with the shell's status 130, until util.script.run hears it. An import that fails is one
+line. A stream that is closed, as cron may leave it, discards what is printed; otherwise the next file that is opened
+would get its number. In any other process, such as a notebook or a test, nothing happens.
+"""
+
+import os
+import signal
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _is_program() -> bool:
+    """Return whether this process runs a stage, or python -m with a package that imports this module first."""
+    path = os.path.abspath(sys.argv[0])
+    return sys.argv[0] == '-m' or os.path.dirname(path) == ROOT and os.path.isfile(path)
+
+
+def _report(kind: type[BaseException], error: BaseException, *trace) -> None:
+    if not issubclass(kind, ImportError):
+        sys.__excepthook__(kind, error, *trace)
+        return
+    reason = (str(error).strip() or kind.__name__).splitlines()[-1]
+    advice = 'see "Install" in README.md'
+    print(f'{sys.argv[0]}: error: a package cannot be imported ({reason}): {advice}', file=sys.stderr)
+
+
+if _is_program():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a script it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.excepthook = _report
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or open(os.devnull, 'w')
+    sys.stderr = sys.stderr or open(os.devnull, 'w')
