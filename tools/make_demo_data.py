@@ -8,11 +8,8 @@ Writes  {out}/JPEGImages/{id}.jpg, {out}/Annotations/{id}.xml, {out}/Segmentatio
 """
 
 import json
-import multiprocessing
 import re
 import xml.etree.ElementTree as ET
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +22,7 @@ from core.data.images import encode_label_map
 from demo_data.figures import CLASSES
 from demo_data.scenes import DRAWING, draw_scene
 from util import flags, script
-from util.parallel.workers import exit_with_parent
+from util.parallel.workers import parallel_map
 from util.store.files import make_folder, remove_all_leftovers, write_bytes
 from util.store.locks import lock_path, locked
 
@@ -77,6 +74,7 @@ def make_xml(image_id: str, shape: tuple[int, int], objects: list[tuple[str, tup
 
 def write_sample(out: Path, seed: int, size: int, sample: tuple[str, int]) -> None:
     """Draw sample i of a split and write its three files. It depends only on (seed, split, i)."""
+    cv2.setNumThreads(1)  # the workers share the cores
     split, index = sample
     image, mask, objects = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
     image_id = make_id(split, index)
@@ -102,12 +100,6 @@ def is_complete(out: Path, made_with: dict[str, int]) -> bool:
     return False
 
 
-def init_worker() -> None:
-    """Set up a worker: the workers share the cores, and none outlives the program."""
-    cv2.setNumThreads(1)
-    exit_with_parent()
-
-
 def write_dataset(args, made_with):
     """Draw all scenes and write the lists."""
     for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentation'):
@@ -119,14 +111,8 @@ def write_dataset(args, made_with):
     # Draw the scenes. Spawn the workers: a forked process can hang if OpenCV has run threads before.
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
     write = partial(write_sample, args.out, args.seed, args.size)
-    context = multiprocessing.get_context('spawn')
-    with ExitStack() as stack:
-        drawn = map(write, samples)
-        if args.num_workers:
-            executor = ProcessPoolExecutor(args.num_workers, context, initializer=init_worker)
-            drawn = stack.enter_context(executor).map(write, samples, chunksize=16)
-        for _ in script.progress(drawn, 'scenes', len(samples)):
-            pass
+    for _ in parallel_map(write, samples, args.num_workers, 'scenes', 'spawn'):
+        pass
 
     # Write the lists, and last the JSON.
     ids = [make_id(*sample) for sample in samples]

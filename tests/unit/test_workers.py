@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import BrokenExecutor
 
 import numpy as np
@@ -38,6 +39,51 @@ def test_parallel_map_keeps_the_order_and_raises_errors(num_workers):
 def test_a_signal_to_a_worker_that_has_just_been_forked_is_left_to_the_main_process(monkeypatch):
     signal_after_each_fork(monkeypatch)
     assert list(parallel_map(half_of_even, ['0', '4', '2'], 2, 'x')) == [0, 2, 1]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from util import script
+from util.parallel.workers import parallel_map
+
+def wait(second):
+    time.sleep(float(second))
+
+def main(args):
+    number, delay, to_all = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == 'all'
+    start, parent = threading.Thread.start, os.getpid()
+
+    def interrupt(thread):  # the first thread is the pool's
+        threading.Thread.start = start
+        if os.getpid() != parent:
+            pass
+        elif delay:
+            send = (lambda: os.killpg(0, number)) if to_all else (lambda: os.kill(os.getpid(), number))
+            threading.Timer(delay, send).start()
+        else:
+            os.kill(os.getpid(), number)
+        start(thread)
+
+    threading.Thread.start = interrupt
+    list(parallel_map(wait, ['3'] * 12, 2, 'x', sys.argv[4]))
+
+if __name__ == '__main__':
+    script.run(main, lambda: None)
+"""
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+@pytest.mark.parametrize('number, delay, whom', [(15, 0, 'one'), (2, 0.02, 'all'), (15, 0.1, 'all'), (2, 1, 'one')])
+def test_a_signal_while_workers_start_or_work_ends_all_silently(tmp_path, method, number, delay, whom):
+    (tmp_path / 'program.py').write_text(INTERRUPTED)
+    command = [sys.executable, 'program.py', str(number), str(delay), whom, method]
+    begun = time.monotonic()
+    # The pipes of its output end with the last worker.
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=subprocess_environment(), capture_output=True, text=True, start_new_session=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, '', '')
+    assert time.monotonic() - begun < 15
 
 
 def test_killed_workers_are_named():

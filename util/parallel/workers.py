@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from util import signals
@@ -14,34 +14,38 @@ from util.script import progress
 WAITING_BYTES = 2**30  # bytes of the arrays that wait for a BackgroundWriter, unless a single item is larger
 
 
-def parallel_map(function: Callable, ids: list[str], num_workers: int, description: str) -> Iterator:
+def parallel_map(
+    function: Callable, ids: Sequence, num_workers: int, description: str, method: str = 'fork'
+) -> Iterator:
     """Yield function(id) for every id, in order, from num_workers processes (0: this one).
 
     Workers inherit the function by the fork: with the table of a large data set in it, pickling it for each task would
-    take longer than the work. Results must be picklable.
+    take longer than the work. With the method 'spawn' each worker gets a pickled copy. Results must be picklable.
     """
     if num_workers == 0:
         yield from map(function, progress(ids, description))
         return
-    with _fork_pool(num_workers, function) as pool:
+    with _start_pool(num_workers, function, method) as pool:
         try:
             # Hand out a few ids at a time, but single ids of a short list, so that no worker waits long for another.
             chunk = max(1, min(4, len(ids) // (8 * num_workers)))
-            yield from progress(pool.map(_call, ids, chunksize=chunk), description, len(ids))
+            with signals.held_while_forking():  # spawned workers start with their first tasks
+                results = pool.map(_call, ids, chunksize=chunk)
+            yield from progress(results, description, len(ids))
         except BaseException:
             _end(pool)
             raise
 
 
-def _fork_pool(count: int, function: Callable | None = None) -> ProcessPoolExecutor:
-    """Return a pool of forked workers, which inherit the imports and the function that `_call` calls.
+def _start_pool(count: int, function: Callable | None = None, method: str = 'fork') -> ProcessPoolExecutor:
+    """Return a pool of workers, which `_call` a function. Forked ones inherit it and the imports.
 
     Stages that fork do not import torch, whose threads do not survive it.
     """
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context('fork'), _init_worker, (function,))
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), _init_worker, (function,))
     try:
         with signals.held_while_forking():
-            pool.submit(int)  # the first task starts all processes
+            pool.submit(int)  # the first task forks all processes
     except BaseException:
         _end(pool)
         raise
@@ -66,7 +70,7 @@ def _init_worker(function: Callable | None) -> None:
     exit_with_parent()
 
 
-def _call(image_id: str) -> object:
+def _call(image_id: object) -> object:
     return _function(image_id)
 
 
@@ -92,7 +96,7 @@ class BackgroundWriter:
         if processes and workers:
             torch = sys.modules.get('torch')
             assert torch is None or not torch.cuda.is_initialized(), 'fork the workers before a GPU is in use'
-            self.pool = _fork_pool(workers)
+            self.pool = _start_pool(workers)
         else:
             self.pool = ThreadPoolExecutor(max(1, workers))
         self.limit, self.waiting = 2 * max(1, workers), deque()
