@@ -1,6 +1,7 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
 # (requirements-crf.txt), and puts .venv on the PATH. Installed packages are not changed. Then, with STEPS set,
 # "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN set nothing is installed.
+# A script that gets a signal ends the stage that runs, and waits for it: a trainer saves first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -z "${DRY_RUN:-}" ] || return 0
@@ -28,6 +29,20 @@ work with --crf_iteration 0 (. .venv/bin/activate)' >&2
     install --no-build-isolation -r requirements-crf.txt
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+# A stage runs in the background: bash would hear a signal only after the stage, or end and leave it running.
+python() {
+    command python "$@" <&0 &
+    wait $!
+}
+end_all() {
+    trap '' TERM INT HUP
+    kill $(jobs -p) 2>/dev/null || true
+    wait
+    exit "$1"
+}
+trap 'end_all 129' HUP
+trap 'end_all 130' INT
+trap 'end_all 143' TERM
 STEP=0
 step() {
     STEP=$((STEP + 1))

@@ -15,4 +15,4 @@ if [ -z "${TMPDIR:-}" ] && [ "$(df --output=avail -k /dev/shm 2>/dev/null | tail
 fi
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist worksteal --durations=10 "$@"
+command python -m pytest -n 2 --dist worksteal --durations=10 "$@"

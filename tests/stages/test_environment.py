@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,34 @@ def test_headers_say_how_long_it_takes(path):
     header = path.read_text().partition('\nsource ')[0]
     assert re.search(r'\b(minutes|hours)\b', header)
     assert re.search(r'\b([Mm]easured|[Ee]stimated|Not run)\b', header)
+
+
+STARTED = """#!/bin/sh
+case "$1" in -m) ;; *) exit 0 ;; esac
+[ "$2" = pip ] && exit 0
+echo $$ > "$STATE/started"
+exec sleep 60
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_script_that_is_signalled_ends_its_stage(root, tmp_path, number):
+    python = root / '.venv/bin/python'
+    python.parent.mkdir(parents=True)
+    python.write_text(STARTED)
+    python.chmod(0o755)
+    environment = {**os.environ, 'STATE': str(tmp_path)}
+    script = subprocess.Popen(
+        ['bash', 'tools/quickstart.sh'],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash cannot hear what is ignored
+    )
+    while not (tmp_path / 'started').exists() or not (tmp_path / 'started').read_text():
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.send_signal(number)
+    assert script.wait(10) == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / 'started').read_text()), 0)
