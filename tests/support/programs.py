@@ -106,6 +106,7 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], stdout: Descri
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as util.startup does
     what, *rest = words
     status = 0
     try:
