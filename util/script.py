@@ -31,6 +31,7 @@ TERMINATED = 'stopped by SIGTERM, as torchrun stops all processes when one has e
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
 SILENT = 'another process has not answered for 2 minutes: check it and the network, then run the same command to resume'
+PROCESSES = 'no further process or thread can be started: lower --num_workers, or raise the limit (ulimit -u, pids.max)'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that users meet: a part of the message, and the line to print.
@@ -38,6 +39,7 @@ TORCH_ERRORS = (
     ('Too many open files', 'too many open files: raise the limit (ulimit -n 65536), or lower --num_workers'),
     (f'exit code {SHARED_MEMORY_FULL}', SHARED_MEMORY),
     ('shared memory', SHARED_MEMORY),
+    ("can't start new thread", PROCESSES),
     ('DataLoader worker (pid', WORKER_KILLED),
     ('ArrayMemoryError', OUT_OF_MEMORY),  # NumPy's error in a worker
     ('DefaultCPUAllocator', OUT_OF_MEMORY),
@@ -135,6 +137,8 @@ def explain(error: Exception) -> str | None:
         # An error of a data loader's worker arrives as a traceback that ends with the message.
         _, _, message = f'\n{error}'.rpartition(f'\n{UserError.__module__}.{UserError.__qualname__}: ')
         return '\\n'.join((message or str(error)).strip().splitlines())
+    if isinstance(error, BlockingIOError):  # of a fork
+        return PROCESSES
     if isinstance(error, OSError):
         return _last_line(error)
     if isinstance(error, MemoryError):

@@ -88,6 +88,8 @@ SHARED = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the co
             'out of memory (MemoryError: big): use smaller images, a smaller --batch_size or fewer --num_workers',
         ),
         (OSError(), 'OSError'),
+        (BlockingIOError(11, 'Resource temporarily unavailable'), script.PROCESSES),
+        (RuntimeError("can't start new thread"), script.PROCESSES),
     ],
 )  # fmt: skip
 def test_errors_of_memory_and_devices_are_one_line(capsys, error, line):
