@@ -248,6 +248,8 @@ def _check_files(paths: list[Path], listed: Path | None = None) -> None:
     if not missing:
         return
     first, remedy = missing[0], 'check the folder of the data set'
+    if first.exists():
+        raise UserError(f'{first}: is not a regular file')
     if listed and len(missing) < len(paths):
         remedy += f', or remove {"its line" if len(missing) == 1 else "their lines"} from {listed} to go on without'
     count = f'{len(missing)} of {len(paths)} are missing'

@@ -78,7 +78,7 @@ class Lists(Source):
         return find_file(self.root / template.replace('{id}', image_id))
 
     def has_mask(self, image_id: str) -> bool:
-        return self.mask_path(image_id).is_file()
+        return self.mask_path(image_id).exists()  # what is not a file is an error when it is read
 
     def labels_path(self, image_id: str) -> Path:
         if self.labels == MASKS:

@@ -255,7 +255,8 @@ def test_what_is_not_a_file_is_not_waited_for(tmp_path):
                 read(tmp_path / name)
             line_ends[read.__name__] = str(error.value)
         assert all('egular file' in line or 'directory' in line for line in line_ends.values()), line_ends
-    assert read_json(tmp_path / 'fifo.jpg') == {}
+    with pytest.raises(UserError, match='fifo.jpg: is not a regular file: remove it$'):
+        read_json(tmp_path / 'fifo.jpg')
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -1,6 +1,7 @@
 """Data sets: the JSON, the lists, image-level labels, and checks of images and masks."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -338,6 +339,16 @@ def test_missing_image_without_a_similar_name(dataset):
     with pytest.raises(UserError) as error:
         dataset.ids('train', with_images=True)
     assert 'exists' not in assert_one_line(error)
+
+
+def test_what_is_not_a_file_is_an_error_and_not_a_missing_mask(dataset):
+    write_mask(dataset, 'a', [[0, 3]])
+    dataset.mask_path('b').parent.mkdir(exist_ok=True)
+    os.mkfifo(dataset.mask_path('b'))
+    with pytest.raises(UserError, match='b.png: is not a regular file$'):
+        dataset.ids_with_masks('train')
+    with pytest.raises(UserError, match='b.png: '):
+        dataset.read_mask('b')
 
 
 def test_masks_of_a_list(dataset):

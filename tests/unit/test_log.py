@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_averages_resume(in_tmp):
         log.iteration(2, 0.1, {'loss': torch.tensor(2.0)})
         log.save_curves()
     assert curves()['loss'] == [[2, 1.5]]
+
+
+def test_a_pipe_in_place_of_the_file_is_refused(in_tmp):
+    """Nobody reads it: opening it would wait for ever."""
+    Path('experiments/logs').mkdir(parents=True)
+    os.mkfifo('experiments/logs/tag.txt')
+    with pytest.raises(UserError, match='^experiments/logs/tag.txt: is not a regular file: remove it$'), new_log():
+        pass
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])

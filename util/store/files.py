@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from core import UserError
+from core.data.files import NotRegular, check_regular
 
 NAME_LIMIT = 255  # bytes of a file name, on nearly every file system
 
@@ -40,6 +41,16 @@ def make_folder(path: Path) -> None:
         obstacle = next(p for p in (path, *path.parents) if os.path.lexists(p) and not p.is_dir())
         what = 'a broken link' if obstacle.is_symlink() and not obstacle.exists() else 'not a folder'
         raise UserError(f'{obstacle}: is {what}: remove it or name another folder') from None
+
+
+def check_not_special(path: Path) -> None:
+    """Raise UserError if there is a FIFO, a socket or a device, whose opening may wait for ever, in place of a file."""
+    try:
+        check_regular(path)
+    except NotRegular:
+        raise UserError(f'{path}: is not a regular file: remove it') from None
+    except OSError:
+        pass
 
 
 def check_output(path: Path | None, flag: str, begins: bytes | None = None) -> None:

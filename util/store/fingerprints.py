@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.files import Some, fits, load_json
+from util.store.files import check_not_special
 from util.store.formats import run_path
 
 # The types of the entries of args.json and of the record of a run. All other options are shown and compared only.
@@ -137,8 +138,9 @@ def read_run(tag: str) -> dict:
 def read_json(path: Path, **expected: object) -> dict:
     """Return the object in a JSON file; {} if there is none, it is damaged, or an entry is not of its expected type.
 
-    The same file is parsed only once: do not change what it returns.
+    The same file is parsed only once: do not change what it returns. Raises UserError for a FIFO or device.
     """
+    check_not_special(path)
     try:
         status = path.stat()
         content = _parse(os.path.abspath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))

@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from core import UserError
 from util import launcher
 from util.script import time_left
-from util.store.files import make_folder, write_json
+from util.store.files import check_not_special, make_folder, write_json
 from util.store.fingerprints import versions
 from util.store.formats import EXPERIMENTS, run_path
 
@@ -51,6 +51,7 @@ class Log:
             return self
         path = EXPERIMENTS / 'logs' / f'{self.tag}.txt'
         make_folder(path.parent)
+        check_not_special(path)
         self.file = path.open('a')
         # Drop the points that a killed run logged after its last checkpoint.
         done = max((points[-1][0] for points in self.curves.values()), default=-1)
