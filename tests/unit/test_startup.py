@@ -25,7 +25,7 @@ PROGRAMS = [
 
 
 def run(words, folder, content: str) -> subprocess.CompletedProcess:
-    """Run Python where the packages that programs import first have this content instead of their own."""
+    """Run Python where this is the content of the packages that programs import first."""
     for name in ('numpy', 'torch', 'cv2', 'PIL', 'tqdm', 'tabulate', 'imageio', 'scipy', 'jinja2', 'filelock'):
         (folder / f'{name}.py').write_text(content)
     environment = subprocess_environment()

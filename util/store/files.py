@@ -44,7 +44,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_not_special(path: Path) -> None:
-    """Raise UserError if there is a FIFO, a socket or a device, whose opening may wait for ever, in place of a file."""
+    """Raise UserError if there is a FIFO, a socket or a device where a file should be: opening it may wait for ever."""
     try:
         check_regular(path)
     except NotRegular:
