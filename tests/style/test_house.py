@@ -101,8 +101,8 @@ def test_util_stays_small():
     lines = {NAMES[path]: len(path.read_text().splitlines()) for path in UTIL}
     why = 'util is read as a whole: split a long module where a reader would, or raise the limit and say why'
     assert {name: count for name, count in lines.items() if count > 300} == {}, why
-    # 3,300 at the redesign; the search for outdated outputs, signals, the start of programs, and checks of others' files and
-    # records took the rest.
+    # 3,300 at the redesign; the search for outdated outputs, signals, the start of programs, and checks of the files and
+    # records of others took the rest.
     assert sum(lines.values()) < 4200, why
 
 
