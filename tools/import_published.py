@@ -58,7 +58,8 @@ def import_model(args, dataset):
     check_name(path, '--tag')
     with locked(lock_path(path), str(path)):
         remove_leftovers(path)
-        if (formats.EXPERIMENTS / 'checkpoints' / path.name).exists():
+        run = formats.EXPERIMENTS / 'checkpoints' / path.name, formats.run_path(args.tag)
+        if any(record.exists() for record in run):
             raise UserError(f'{args.tag}: is the tag of a training run: choose another', option='tag')
         if path.exists() and path.samefile(source):
             raise UserError(f'{args.tag}: the import would replace {source} itself: choose another', option='tag')

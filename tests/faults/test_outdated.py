@@ -21,10 +21,12 @@ from tools import import_published, predict, report, show, summarize
 from tools.reporting import panels, provenance
 from util.script import run as run_script
 from util.store import results
+from util.store.arrays import write_npz
 from util.store.current import find_outdated
 from util.store.folders import Folder
 from util.store.hashes import file_hash
 from util.training.models import BestAndLast
+from util.training.run import Run
 
 STAGES = ('cls', 'cams', 'affinity_labels', 'aff', 'random_walk', 'pseudo', 'seg', 'predictions', 'evaluate')
 FIRST = 'train_classification_with_puzzle.py'
@@ -182,9 +184,9 @@ def test_a_copied_model_is_taken_as_it_is(moved, capsys):
     shutil.copy(MODEL, 'experiments/models/kept.pth')
     run_again(moved, 'cams', '--tag', 'kept')
     text = line_of(moved, 'cams', capsys)
-    shutil.copy('experiments/models/seg.pth', MODEL)  # the record is of another file
-    assert find_outdated([Path(MODEL)]) is None
+    shutil.copy('experiments/models/seg.pth', MODEL)  # its tag has a record, which is of another file
     assert text.endswith(f'run {FIRST} again')
+    assert find_outdated([Path(MODEL)]) == f'{MODEL}: is not as recorded; run {FIRST} again'
 
 
 def test_classes_of_another_order(moved, capsys):
@@ -282,6 +284,122 @@ def test_a_checkpoint_with_other_types(moved, capsys):
         assert line_of(moved, 'cls', capsys) == f'{path}: damaged (TypeError): pass --overwrite to train again'
 
 
+# Files that are not as recorded -------------------------------------------------------------------------------------
+
+# Who reads a folder, and all that is made from it.
+READERS = {
+    CAMS: ('affinity_labels', 'aff', 'random_walk', 'evaluate cams', 'pseudo', 'seg', 'predictions', 'evaluate'),
+    AFFINITY_LABELS: ('aff', 'random_walk', 'pseudo', 'seg', 'predictions', 'evaluate'),
+    RANDOM_WALKS: ('pseudo', 'evaluate random_walk', 'seg', 'predictions', 'evaluate'),
+    PSEUDO: ('seg', 'evaluate pseudo', 'predictions', 'evaluate'),
+    PREDICTIONS: ('evaluate',),
+}
+WRITERS = {folder: name for name, folder in chain.FOLDERS.items()}
+
+
+def replace_file(folder: str) -> Path:
+    """Put another file in the place of the first image's, as if from another machine or seed."""
+    path = min(Path('experiments/predictions', folder).glob('*_0*'))
+    if path.suffix == '.png':
+        with Image.open(path) as image:
+            image.putpixel((0, 0), 2 if image.getpixel((0, 0)) == 1 else 1)
+            image.save(path)
+    else:
+        with np.load(path) as file:
+            arrays = {
+                name: array if name == 'keys' else (array / 2 + 0.25).astype(array.dtype)
+                for name, array in file.items()
+            }
+        write_npz(path, **arrays)
+    return path
+
+
+def outdated_line(folder: str, path: Path) -> str:
+    """Return the line about a replaced file as a pattern: readers count the files that they read."""
+    script = commands('')[WRITERS[folder]][0].__name__
+    start, what = re.escape(f'experiments/predictions/{folder}: 1 of '), re.escape(f'as recorded ({path.name})')
+    return rf'{start}\d+ files are not {what}; run {script}\.py again'
+
+
+@pytest.mark.parametrize('folder', READERS)
+def test_a_foreign_file_is_named_by_every_reader(moved, capsys, folder):
+    before = Path('experiments/predictions', folder).glob('*')
+    before = {path: path.read_bytes() for path in before if path.suffix in ('.npz', '.png')}
+    path = replace_file(folder)
+    for name in READERS[folder]:
+        assert re.fullmatch(outdated_line(folder, path), line_of(moved, name, capsys)), name
+    show.main(show.parse_args([folder, '--images', '1']))
+    summarize.main(summarize.parse_args([f'{PREDICTIONS}@val']))
+    assert len(re.findall(f'warning: {outdated_line(folder, path)}', capsys.readouterr().err)) == 2
+    run_again(moved, WRITERS[folder])
+    assert {path: path.read_bytes() for path in before} == before
+    for name in READERS[folder]:
+        try:
+            run_again(moved, name)
+        except SystemExit as end:
+            assert end.code is None
+
+
+def test_a_foreign_file_is_named_when_labels_are_made_of_it(moved, capsys):
+    """No label is written, so that none of a mixture remains."""
+    shutil.rmtree(f'experiments/predictions/{AFFINITY_LABELS}')
+    path = replace_file(CAMS)
+    assert re.fullmatch(outdated_line(CAMS, path), line_of(moved, 'affinity_labels', capsys))
+    assert not Path('experiments/predictions', AFFINITY_LABELS).exists()
+
+
+def test_a_file_that_is_replaced_while_it_is_read(moved, capsys, monkeypatch):
+    write = Folder.write_missing_labels
+
+    def write_and_replace(self, *arguments, **inputs):
+        write(self, *arguments, **inputs)
+        replace_file(RANDOM_WALKS)
+
+    shutil.rmtree(f'experiments/predictions/{PSEUDO}')
+    monkeypatch.setattr(Folder, 'write_missing_labels', write_and_replace)
+    assert 'was written again while it was read' in line_of(moved, 'pseudo', capsys)
+
+
+@pytest.mark.parametrize('content', [None, '{', '{"images": {}, "labels": 3}'])
+def test_a_lost_record_of_inputs_is_not_up_to_date(moved, capsys, content):
+    """What its files were made of is unknown: an image may have changed in the meantime."""
+    record = Path('experiments/predictions', CAMS, 'inputs.json')
+    before = chain.contents(Path())
+    record.unlink() if content is None else record.write_text(content)
+    for name in ('affinity_labels', 'random_walk', 'evaluate cams', 'pseudo'):
+        text = line_of(moved, name, capsys)
+        assert text.startswith(f'experiments/predictions/{CAMS}: ')
+        assert ' files are not as recorded (' in text and text.endswith('; run inference_classification.py again')
+    run_again(moved, 'cams')
+    assert '12 CAMs' in (out := capsys.readouterr().out) and ' 12 of them new' in out
+    assert chain.contents(Path()) == before
+    run_again(moved, 'affinity_labels')
+
+
+@pytest.mark.parametrize('tag', chain.TAGS)
+def test_a_model_in_the_place_of_a_runs_own(moved, capsys, tag):
+    path = Path(f'experiments/models/{tag}.pth')
+    content = torch.load(path, weights_only=True)
+    shutil.move(path, 'own.pth')
+    content['model'] = {name: value * 1 for name, value in content['model'].items()}
+    torch.save({**content, 'mine': 1}, path)
+    script = f'{commands("")[tag][0].__name__}.py'
+    expected = f'{path}: is not as recorded; run {script} again'
+    for name in {'cls': ('cams', 'aff'), 'aff': ('random_walk', 'pseudo'), 'seg': ('predictions', 'evaluate')}[tag]:
+        assert line_of(moved, name, capsys) == expected
+    image = str(moved / 'JPEGImages' / f'{first(moved)}.jpg')
+    if tag != 'aff':
+        predict.main(predict.parse_args([str(path), image, '--scales', '1.0', '--device', 'cpu']))
+        assert f'warning: {expected}' in capsys.readouterr().err
+    kept = path.read_bytes()
+    assert line_of(moved, tag, capsys).startswith(f'{path}: is not the model of this run: move it to another name')
+    assert path.read_bytes() == kept
+    shutil.move(path, 'experiments/models/mine.pth')
+    with pytest.raises(SystemExit):
+        run_again(moved, tag)
+    assert path.read_bytes() == Path('own.pth').read_bytes()
+
+
 # Mixtures -----------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +458,27 @@ def test_a_stage_refuses_inputs_that_are_written_again_meanwhile(moved, capsys, 
     assert 'was written again while it was read' in line_of(moved, 'pseudo', capsys)
 
 
+@pytest.mark.parametrize('moment', ['first step', 'last epoch'])
+def test_a_run_refuses_labels_that_are_written_again_meanwhile(moved, capsys, monkeypatch, moment):
+    """Neither a model nor a checkpoint of the mixture is written."""
+    step, steps = Run.step, []
+
+    def step_and_overwrite(self, *arguments, **more):
+        steps.append(self.per_epoch)
+        if len(steps) == (1 if moment == 'first step' else self.iterations):
+            run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
+        step(self, *arguments, **more)
+
+    monkeypatch.setattr(Run, 'step', step_and_overwrite)
+    more = ('--tag', 'new', '--max_epoch', '2', '--save_interval', '1')
+    assert f'{PSEUDO}: was written again while it was read' in line_of(moved, 'seg', capsys, *more)
+    done = torch.load('experiments/checkpoints/new.pth', weights_only=True)['iteration']
+    assert done == (0 if moment == 'first step' else 2 * steps[0] - 1)
+    if moment == 'first step':
+        assert not Path('experiments/models/new.pth').exists()
+    assert len(steps) == done + 1
+
+
 @pytest.mark.parametrize('workers', ['0', '2'])
 def test_a_folder_that_is_removed_while_it_is_written(moved, capsys, monkeypatch, workers):
     write = Folder.write_label
@@ -390,11 +529,11 @@ def replace_after_reading(monkeypatch, path: Path, by: Path) -> None:
 
 
 def test_the_hash_of_a_model_is_of_the_loaded_bytes(moved, monkeypatch, capsys):
-    expected = file_hash(Path(MODEL))
-    replace_after_reading(monkeypatch, Path(MODEL), Path('experiments/models/cls.last.pth'))
-    shutil.rmtree(f'experiments/predictions/{CAMS}')
-    run_again(moved, 'cams')
-    record = json.loads(Path('experiments/predictions', CAMS, 'args.json').read_text())
+    expected, kept = file_hash(Path(MODEL)), Path('experiments/models/kept.pth')
+    shutil.copy(MODEL, kept)
+    replace_after_reading(monkeypatch, kept, Path('experiments/models/cls.last.pth'))
+    run_again(moved, 'cams', '--tag', 'kept')
+    record = json.loads(Path('experiments/predictions', CAMS.replace('cls', 'kept'), 'args.json').read_text())
     assert record['fingerprint']['model'] == expected
 
 

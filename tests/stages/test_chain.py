@@ -30,6 +30,7 @@ from support.chain import (
     size_of,
     state_of,
 )
+from support.folders import forget_files
 from util.store import locks
 
 
@@ -43,11 +44,12 @@ def test_the_stages_write_their_documented_files_and_no_others(experiments, demo
     ):  # fmt: skip
         folder = experiments / 'predictions' / name
         assert {path.name for path in folder.iterdir()} == {
-            'args.json', 'inputs.json', '.lock', *(f'{image_id}.{ending}' for image_id in ids_of(demo, domain))
+            'args.json', 'inputs.json', 'files.json', '.lock',
+            *(f'{image_id}.{ending}' for image_id in ids_of(demo, domain))
         }  # fmt: skip
         assert (folder / '.lock').read_bytes() == b''
         record = json.loads((folder / 'args.json').read_text())
-        assert set(record) == {'format', 'fingerprint', 'options', 'versions', 'history', 'seconds'}
+        assert set(record) == {'format', 'fingerprint', 'options', 'versions', 'history', 'seconds', 'hashed'}
         assert record['seconds'] > 0
         assert record['format'] == title
         assert record['options']
@@ -167,7 +169,9 @@ def test_training_changed_the_weights_it_should(experiments):
 
 
 def test_affinitynet_trains_through_batches_without_a_labelled_pair(copy):
-    for path in sorted((copy.parent / 'experiments/predictions' / AFFINITY_LABELS).glob('*.png'))[1:]:
+    folder = copy.parent / 'experiments/predictions' / AFFINITY_LABELS
+    forget_files(folder)
+    for path in sorted(folder.glob('*.png'))[1:]:
         Image.fromarray(np.full_like(pixels(path), 255)).save(path)
     run(copy, 'aff', '--tag', 'sparse', '--batch_size', '1', '--print_ratio', '0')
     curves = json.loads((copy.parent / 'experiments/data/sparse.json').read_text())['curves']

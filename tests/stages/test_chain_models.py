@@ -17,6 +17,7 @@ from support.chain import (
     dataset_of,
     first,
     outputs_of,
+    put_model,
     run,
     state_of,
     without,
@@ -111,7 +112,7 @@ def test_models_of_another_stage_are_refused(copy, capsys, name, flag, tag, line
 
 
 def test_bare_state_dicts_need_flags(copy, capsys):
-    torch.save(state_of('seg'), 'experiments/models/seg.pth')
+    put_model('seg', state_of('seg'))
     script, words = commands(copy)['predictions']
     line = 'experiments/models/seg.pth: is a bare state dict without metadata: pass --architecture'
     assert line in fault_of(script, words, capsys)
@@ -125,7 +126,7 @@ def test_models_in_other_common_forms(copy, form):
     expected, state = path.read_bytes(), state_of('cls')
     if form == 'module.':
         state = {f'module.{name}': value for name, value in state.items()}
-    torch.save({form: state} if form == 'state_dict' else state, 'experiments/models/cls.pth')
+    put_model('cls', {form: state} if form == 'state_dict' else state)
     run(copy, 'cams', '--overwrite')
     assert path.read_bytes() == expected
 
@@ -144,7 +145,7 @@ def test_models_in_other_common_forms(copy, form):
 )
 def test_models_that_see_nothing_are_warned_of(copy, capsys, tag, name, layer, line):
     state = {key: 0 * value if key.startswith(layer) else value for key, value in state_of(tag).items()}
-    torch.save(state, f'experiments/models/{tag}.pth')
+    put_model(tag, state)
     run(copy, name, '--overwrite')
     assert f'warning: 12 of 12 images (train_00000, ...) {line}\n' in capsys.readouterr().err
 
@@ -152,7 +153,7 @@ def test_models_that_see_nothing_are_warned_of(copy, capsys, tag, name, layer, l
 def test_warnings_count_the_files_of_this_call(copy, capsys):
     """Also if an unfinished image shares its batch with finished ones."""
     state = {key: 0 * value if key.startswith('classifier.') else value for key, value in state_of('cls').items()}
-    torch.save(state, 'experiments/models/cls.pth')
+    put_model('cls', state)
     run(copy, 'cams', '--overwrite')
     Path(f'experiments/predictions/{CAMS}/{first(copy)}.npz').unlink()
     capsys.readouterr()

@@ -15,7 +15,8 @@ from core.data.transforms import normalize
 from core.losses import puzzle_losses
 from core.models import Classifier
 from recipes import gradients, precision, rounding
-from support.chain import CAMS, NET, RANDOM_WALKS, SCALES, state_of
+from support.chain import CAMS, NET, RANDOM_WALKS, SCALES, put_model, state_of
+from support.folders import forget_files
 from util.store.arrays import read_maps, write_npz
 
 
@@ -91,6 +92,8 @@ def test_rounding_of_files(copy, capsys):
             assert scores[name, row['threshold']][0] == pytest.approx(row['miou'], abs=1e-4)
         assert apart[name] < 0.2
         assert apart[name] == pytest.approx(max(abs(a - b) for (n, _), (a, b) in scores.items() if n == name), abs=2e-4)
+    for folder in (RANDOM_WALKS, CAMS):
+        forget_files(copy.parent / 'experiments/predictions' / folder)
     for path in (copy.parent / 'experiments/predictions' / RANDOM_WALKS).glob('*.npz'):
         keys, rw = read_maps(path, 'rw', 6)
         write_npz(path, keys=keys, rw=(1 - rw).astype(np.float16))
@@ -105,7 +108,7 @@ def test_rounding_of_files(copy, capsys):
 
 @pytest.mark.parametrize('name, folder', [('cls', CAMS), ('aff', RANDOM_WALKS)])
 def test_rounding_of_another_model_is_refused(copy, name, folder):
-    torch.save({key: value + 1 for key, value in state_of(name).items()}, f'experiments/models/{name}.pth')
+    put_model(name, {key: value + 1 for key, value in state_of(name).items()})
     with pytest.raises(UserError, match=rf'{folder}: experiments/models/{name}.pth changed; run '):
         rounding.main(rounding.parse_args(['--rw_dir', RANDOM_WALKS]))
 

@@ -63,7 +63,7 @@ def test_edges_are_added_to_a_finished_random_walk(copy, capsys, monkeypatch):
     assert outputs_of(RANDOM_WALKS) == before
     ids = ids_of(copy, 'train_aug')
     edges = outputs_of(EDGES)
-    assert set(edges) == {'args.json', 'inputs.json', *(f'{image_id}.npz' for image_id in ids)}
+    assert set(edges) == {'args.json', 'inputs.json', 'files.json', *(f'{image_id}.npz' for image_id in ids)}
     capsys.readouterr()
     run(copy, 'random_walk', '--save_edges')
     assert capsys.readouterr().out.count('0 of them new') == 2
@@ -106,8 +106,8 @@ def test_either_missing_file_is_made_again(copy, capsys):
     Path(f'experiments/predictions/{EDGES}/{damaged}.npz').write_bytes(b'PK')
     capsys.readouterr()
     run(copy, 'random_walk', '--save_edges', '--repair')
-    text = capsys.readouterr().out
-    assert f'regenerating: experiments/predictions/{EDGES}/{damaged}.npz: not an npz file with "edge"' in text
+    text, err = capsys.readouterr()
+    assert f'experiments/predictions/{EDGES}: 1 of 12 files are not as recorded ({damaged}.npz): regenerating' in err
     assert '12 edge maps' in text and ', 2 of them new' in text and ', 1 of them new' in text
     for name, content in zip((RANDOM_WALKS, EDGES), before, strict=True):
         found = outputs_of(name)

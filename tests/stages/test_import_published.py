@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import inference_classification
 import inference_rw
 import inference_segmentation
 import make_affinity_labels
+from core import UserError
 from core.data.dataset import open_dataset
 from core.maps import present_keys, strided_size
 from core.models import build_backbone, load_weights
@@ -280,12 +282,17 @@ def test_stopped_import_resumes_and_other_files_are_refused(pets, in_tmp, capsys
     target = formats.PREDICTIONS / 'cams'
     before = (target / 'b.npz').read_bytes()
     (target / 'b.npz').unlink()
-    (target / 'a.npz').write_bytes(b'kept')
+    written = (target / 'a.npz').stat().st_mtime_ns
     run_import('source', 'cams', pets)
     assert (target / 'b.npz').read_bytes() == before
-    assert (target / 'a.npz').read_bytes() == b'kept'
-    run_import('source', 'cams', pets, '--repair')
+    assert (target / 'a.npz').stat().st_mtime_ns == written
+    (target / 'a.npz').write_bytes(b'other')
+    foreign = 'cams: 1 of 1 files are not as recorded (a.npz); run tools.import_published again'
+    with pytest.raises(UserError, match=re.escape(foreign)):
+        opened(CAM, 'cams', pets, ['a'])
+    run_import('source', 'cams', pets)
     assert (target / 'a.npz').read_bytes() == before
+    opened(CAM, 'cams', pets, ['a', 'b'])
     write_folder(in_tmp / 'source', {'b': cam_dict(seed=1)})
     assert 'cams exists with different settings (the .npy files changed)' in fault(capsys, 'source', 'cams', pets)
     assert (target / 'b.npz').read_bytes() == before

@@ -285,12 +285,18 @@ def test_touched_photograph_is_not_a_change(copy, capsys):
     assert ', 0 of them new' in capsys.readouterr().out
 
 
-def test_outputs_that_do_not_say_what_they_were_made_from_are_taken_as_they_are(copy, capsys):
+def test_outputs_that_do_not_say_what_they_were_made_from_are_made_again(copy, capsys):
     """A folder whose inputs.json was lost."""
-    (copy / f'experiments/predictions/{CAMS}/inputs.json').unlink()
+    record = copy / f'experiments/predictions/{CAMS}/inputs.json'
+    content = record.read_bytes()
+    record.unlink()
+    with pytest.raises(UserError, match=r'files are not as recorded \(.*; run inference_classification.py again'):
+        run('labels')
+    run('cams')
+    assert ', 0 of them new' not in capsys.readouterr().out
+    assert record.read_bytes() == content
     run('cams')
     assert ', 0 of them new' in capsys.readouterr().out
-    assert (copy / f'experiments/predictions/{CAMS}/inputs.json').is_file()
 
 
 # Single classes, 16 bits --------------------------------------------------------------------------------------------

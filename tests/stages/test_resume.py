@@ -31,6 +31,7 @@ from support.chain import (
     refused,
     start,
 )
+from support.folders import forget_files
 from support.programs import held, refusal
 from util.store.arrays import read_maps
 from util.store.fingerprints import read_args
@@ -296,12 +297,28 @@ def test_leftovers_of_killed_writers_are_removed(demo, experiments, name):
 
 
 @pytest.mark.parametrize('name', FOLDERS)
+def test_files_that_are_not_as_recorded_are_made_again(demo, experiments, capsys, name):
+    """And nothing else: an edited file, one of another image, and one that is damaged."""
+    expected, paths = contents(Path()), sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))
+    paths[0].write_bytes(paths[0].read_bytes() + b' ')
+    paths[1].write_bytes(paths[2].read_bytes() + b'.')  # predictions may be equal
+    paths[3].write_bytes(b'')
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    again(demo, name)
+    assert contents(Path()) == expected
+    changed = [path for path in paths if path.stat().st_mtime_ns != before[path]]
+    assert changed == [paths[0], paths[1], paths[3]]
+    assert f': 3 of {len(paths)} files are not as recorded ({paths[0].name}, ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', FOLDERS)
 def test_repair_regenerates_damaged_files(demo, experiments, capsys, name):
     expected = contents(Path())
     path = sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))[1]
     path.write_bytes(path.read_bytes()[:50])
+    forget_files(path.parent)
     again(demo, name)
-    assert contents(Path()) != expected  # existing files are not read
+    assert path.stat().st_size == 50  # existing files are not read
     capsys.readouterr()
     again(demo, name, '--repair')
     found, arguments = contents(Path()), f'experiments/predictions/{FOLDERS[name]}/args.json'

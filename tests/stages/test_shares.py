@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,50 @@ def test_later_stages_notice_missing_shards(demo, without, capsys):
     for more in ((), ('--shard', '1/3')):
         message = refused(demo, 'affinity_labels', capsys, *more)
         assert re.search(r'npz not found \(8 of 12 are missing\); run inference_classification.py first$', message)
+
+
+MERGE = re.search(r"<<'END'\n(.*?)\nEND", (REPOSITORY / 'docs/running.md').read_text(), re.DOTALL).group(1)
+
+
+def merge(*folders: Path) -> subprocess.CompletedProcess:
+    """Put two folders together as docs/running.md says."""
+    return subprocess.run([sys.executable, '-', *folders], input=MERGE, capture_output=True, text=True)
+
+
+def test_shards_of_two_machines_are_put_together(demo, without, capsys):
+    expected = without('affinity_labels')
+    here, there, copied = Path('experiments/predictions', FOLDERS['affinity_labels']), Path('there'), Path('copied')
+    make_share(demo, 'affinity_labels', '1/2')
+    here.rename(there)
+    make_share(demo, 'affinity_labels', '2/2')
+    shutil.copytree(here, copied)
+
+    # Files and records, copied one over the other: what has no record is made again.
+    for path in there.glob('[!.]*'):
+        shutil.copy(path, here)
+    assert 'of 12 files are not as recorded' in refused(demo, 'aff', capsys, '--overwrite')
+    capsys.readouterr()
+    make_share(demo, 'affinity_labels')
+    out, err = capsys.readouterr()
+    assert '6 of 12 files are not as recorded' in err and '12 affinity labels' in out and ', 6 of them new' in out
+    shutil.rmtree(here)
+    copied.rename(here)
+
+    # By the records.
+    assert merge(here, there).returncode == 0
+    make_share(demo, 'affinity_labels')
+    assert ', 0 of them new' in capsys.readouterr().out
+    folder = f'{here}/'
+    labels = {name: content for name, content in expected.items() if name.startswith(folder) and '.png' in name}
+    assert {name: outputs()[name] for name in labels} == labels
+
+    # Of other settings.
+    record = json.loads((there / 'args.json').read_text())
+    (there / 'args.json').write_text(json.dumps({**record, 'fingerprint': {**record['fingerprint'], 'maps': 'other'}}))
+    before = outputs()
+    ended = merge(here, there)
+    assert (ended.returncode, ended.stderr) == (1, 'they were made with other settings, models or inputs\n')
+    assert outputs() == before
 
 
 def torchrun(data, name: str, *more: str) -> subprocess.Popen:

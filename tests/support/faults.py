@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.chain import AFFINITY_LABELS, CAMS, FOLDERS, PREDICTIONS, PSEUDO, RANDOM_WALKS, TAGS, commands
+from support.folders import forget_files
 from util.script import run as run_script
 
 SHORT = {
@@ -64,3 +65,11 @@ def check_line(data: Path, capsys, name: str, more: str, line: str) -> None:
 
     after = files_of(data.parent)
     assert {path: after.get(path) for path in before} == before
+
+
+def forget_records(folder: Path) -> None:
+    """Make outputs look as if an earlier version had written them: without hashes of files and models."""
+    for record in (folder / 'experiments/predictions').glob('*/files.json'):
+        forget_files(record.parent)
+    for record in (folder / 'experiments/data').glob('*.json'):
+        record.unlink()

@@ -9,6 +9,7 @@ from core.data.images import encode_label_map, image_size, read_label_map
 from core.data.voc import palette
 from util.flags import OUTPUT
 from util.store import CAM, create_folder, formats
+from util.store.files import write_json
 from util.store.fingerprints import Record
 from util.store.folders import Folder
 
@@ -73,6 +74,14 @@ def created(kind=CAM, ids=IDS, inputs=None, **changes):
 
 def args_json() -> dict:
     return json.loads((FOLDER / 'args.json').read_text())
+
+
+def forget_files(folder: Path) -> None:
+    """Make a folder look like one of an earlier version, which recorded no hashes of files."""
+    content = json.loads((folder / 'args.json').read_text())
+    assert content.pop('hashed')
+    write_json(folder / 'args.json', content)
+    (folder / 'files.json').unlink()
 
 
 def fill(folder: Folder, ids=None) -> None:

@@ -1,21 +1,38 @@
 """Creating and resuming an output folder: what it records, what it refuses, and who may write it."""
 
+import hashlib
 import json
 import os
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core import UserError
-from support.folders import ARGS, CAMS, FOLDER, IDS, LabelMaps, args_json, created, fill
+from support.folders import (
+    ARGS,
+    CAMS,
+    FOLDER,
+    HR_CAMS,
+    IDS,
+    KEYS,
+    LabelMaps,
+    args_json,
+    created,
+    fill,
+    folder_at,
+    forget_files,
+)
 from support.programs import held, refusal
 from util.store import create as module
+from util.store import folders, written
 from util.store.files import write_json
 from util.store.fingerprints import read_args
 from util.store.folders import open_folder
 from util.store.formats import CAM, EDGE, PREDICTION
+from util.store.written import find_unrecorded
 
 CLASSES = list(LabelMaps.class_names)
 
@@ -220,6 +237,7 @@ def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
         write(IDS)
     path = folder.file('b')
     path.write_bytes(path.read_bytes()[:50])
+    forget_files(folder.path)
     with create() as folder:
         assert folder.missing == {'c'}  # existing files are not read
     capsys.readouterr()
@@ -229,6 +247,137 @@ def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
     line, summary = capsys.readouterr().out.splitlines()
     assert line.startswith(f'regenerating: {path}: ')
     assert summary == f'3 {kind.title}s in {folder.path}, 2 of them new'
+
+
+# Files that are not as recorded --------------------------------------------------------------------------------------
+
+
+def file_hashes_of(folder) -> dict[str, str]:
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in sorted(folder.path.glob('*.npz'))}
+
+
+@pytest.fixture
+def filled(in_tmp):
+    """A folder whose images exist, so that inputs.json has hashes of them."""
+    for image_id in IDS:
+        Path(f'{image_id}.jpg').write_text(image_id)
+    with created() as folder:
+        fill(folder)
+    return folder
+
+
+def test_the_hash_of_every_file_is_recorded(filled):
+    assert list(json.loads((FOLDER / 'files.json').read_text()).items()) == list(file_hashes_of(filled).items())
+    assert not list(FOLDER.glob('.*.written'))
+    assert not find_unrecorded(FOLDER, '.npz', IDS)
+
+
+@pytest.mark.parametrize('change', ['other', 'foreign', 'edited', 'files.json', 'damaged', 'inputs.json', 'input'])
+def test_files_that_are_not_as_recorded_are_made_again(filled, capsys, change):
+    before = {path.name: path.read_bytes() for path in FOLDER.glob('[!.]*')}
+    expected = {'b'}
+    if change == 'other':
+        folder_at(FOLDER, CAM).write_maps('b', KEYS, CAMS / 2, HR_CAMS / 2)
+    elif change == 'foreign':  # where no file was
+        filled.file('b').unlink()
+        with created(ids=['a']):
+            pass
+        written.forget(FOLDER, ['b'], IDS)
+        filled.file('b').write_bytes(before['b.npz'])
+    elif change == 'edited':
+        filled.file('b').write_bytes(before['b.npz'] + b' ')
+    elif change == 'input':
+        content = json.loads(before['inputs.json'])
+        del content['images']['b']
+        write_json(FOLDER / 'inputs.json', content)
+    else:
+        expected = set(IDS)
+        path = FOLDER / ('files.json' if change == 'damaged' else change)
+        path.write_text('{') if change == 'damaged' else path.unlink()
+    capsys.readouterr()
+    assert set(find_unrecorded(FOLDER, '.npz', IDS)) == expected
+    with created() as folder:
+        assert folder.missing == expected
+        fill(folder)
+    err = capsys.readouterr().err
+    assert err.startswith(f'{FOLDER}: {len(expected)} of 2 files are not as recorded (')
+    assert err.endswith('): regenerating\n')
+    assert {name: (FOLDER / name).read_bytes() for name in before if name != 'args.json'} == {
+        name: content for name, content in before.items() if name != 'args.json'
+    }
+
+
+def test_a_lost_record_of_inputs_is_still_lost_for_a_command_that_was_killed(filled):
+    """It wrote inputs.json, and was killed before it wrote a file."""
+    (FOLDER / 'inputs.json').unlink()
+    with created():
+        pass
+    with created() as folder:
+        assert folder.missing == set(IDS)
+
+
+def test_a_killed_command_has_noted_its_files(in_tmp):
+    """Each one before it got its name; the record is the same as without the kill."""
+    ids = ['c', 'a', 'b']
+    with created(ids=ids) as folder:
+        fill(folder)
+        journal = folder.journal.read_bytes()
+        files = {path: path.read_bytes() for path in FOLDER.glob('[!.]*')}
+    expected = (FOLDER / 'files.json').read_bytes()
+    assert list(json.loads(expected)) == ids
+    for count in range(4):
+        for path in [*FOLDER.glob('*.npz'), FOLDER / 'files.json']:
+            path.unlink()
+        for path, content in files.items():
+            path.write_bytes(content)
+        lines = journal.splitlines(keepends=True)
+        (FOLDER / '.all.written').write_bytes(b''.join(lines[:count]))
+        noted = {line.decode().split()[1] for line in lines[:count]}
+        assert set(find_unrecorded(FOLDER, '.npz', ids)) == set(ids) - noted
+        with created(ids=ids) as folder:
+            assert folder.missing == set(ids) - noted
+            fill(folder)
+        assert (FOLDER / 'files.json').read_bytes() == expected
+
+
+def test_a_killed_writer_has_noted_the_file_that_it_could_not_write(in_tmp, monkeypatch):
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with created() as folder:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(folders, 'write_bytes', fail)
+            fill(folder)
+        assert folder.journal.read_text().endswith(' a\n')
+    with created() as folder:
+        assert folder.missing == set(IDS)
+
+
+def test_files_of_an_earlier_version_are_taken_as_they_are(filled):
+    forget_files(FOLDER)
+    folder_at(FOLDER, CAM).write_maps('b', KEYS, CAMS / 2, HR_CAMS / 2)
+    assert not find_unrecorded(FOLDER, '.npz', IDS)
+    with created(shard='1/2') as folder:  # it records the files of all shards
+        assert folder.missing == set()
+    with created(shard='2/2') as folder:
+        assert folder.missing == set()
+    assert json.loads((FOLDER / 'files.json').read_text()) == file_hashes_of(filled)
+    filled.file('b').write_bytes(b'')
+    assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
+
+
+def test_a_file_of_other_inputs_that_comes_back_is_not_as_recorded(filled):
+    before = filled.file('b').read_bytes()
+    Path('b.jpg').write_text('new')
+    with created() as folder:
+        assert folder.missing == {'b'}
+    filled.file('b').write_bytes(before)
+    assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
+    for image_id in IDS:
+        filled.file(image_id).unlink()
+    with created(alpha=1.0) as folder:
+        filled.file('b').write_bytes(before)
+        assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
 
 
 def test_leftovers_of_killed_writers_are_removed(in_tmp):

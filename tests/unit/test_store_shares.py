@@ -129,7 +129,7 @@ def test_records_are_those_of_one_process(in_tmp, monkeypatch):
         Path(f'{path}.jpg').write_text(path)
     with created() as folder:
         fill(folder)
-    expected = {name: (FOLDER / name).read_bytes() for name in ('args.json', 'inputs.json')}
+    expected = {name: (FOLDER / name).read_bytes() for name in ('args.json', 'inputs.json', 'files.json')}
     seconds = read_args(FOLDER)['seconds']
     for name in ('a.npz', 'b.npz', 'c.npz', *expected):
         (FOLDER / name).unlink()
@@ -140,4 +140,5 @@ def test_records_are_those_of_one_process(in_tmp, monkeypatch):
     assert record.pop('seconds') > seconds  # the seconds of all shards
     whole = json.loads(expected['args.json'])
     assert record == {name: value for name, value in whole.items() if name != 'seconds'}
-    assert (FOLDER / 'inputs.json').read_bytes() == expected['inputs.json']
+    for name in ('inputs.json', 'files.json'):
+        assert (FOLDER / name).read_bytes() == expected[name]

@@ -140,7 +140,12 @@ def _checked(path: Path, name: str, maps: np.ndarray) -> np.ndarray:
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as a compressed npz file. Raises UserError if a number is not finite."""
+    """Write arrays as a compressed npz file. Raises UserError like `encode_npz`."""
+    write_bytes(path, encode_npz(path, **arrays))
+
+
+def encode_npz(path: Path, **arrays: np.ndarray) -> bytes:
+    """Return the bytes of a compressed npz file. Raises UserError naming the file if a number is not finite."""
     for name, array in arrays.items():
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
             raise UserError(f'{path}: "{name}" would not be finite: the model has diverged, train it again')
@@ -151,4 +156,4 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w') as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""How a stage creates its output folder, or resumes it: locked, with a record of its inputs."""
+"""How a stage creates its output folder, or resumes it: locked, with a record of its inputs and files."""
 
 import sys
 import time
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from core import UserError
 from core.data.dataset import Dataset
+from util.store import written
 from util.store.files import check_name, write_json
 from util.store.fingerprints import (
     Record,
@@ -43,10 +44,10 @@ def create_folder(
 
     `inputs` are hashes, dicts with a hash per image id, and folders of earlier stages; the images are always an input.
     args.json in the folder holds the format, the fingerprint (options, classes and inputs), all options, the versions
-    and the seconds of the commands that wrote files; inputs.json holds the hashes by image id. The same command
-    resumes, and regenerates the files of images whose inputs have changed. Other settings raise UserError if there are
-    outputs, unless `overwrite` removes the outputs first. `repair` reads every existing file and regenerates the
-    damaged ones. Prints a summary at the end.
+    and the seconds of the commands that wrote files; inputs.json holds the hashes by image id, files.json the hashes of
+    the files. The same command resumes, and regenerates the files of images whose inputs have changed, and files that
+    are not as recorded. Other settings raise UserError if there are outputs, unless `overwrite` removes the outputs
+    first. `repair` reads every existing file and regenerates the damaged ones. Prints a summary at the end.
     """
     begun = time.monotonic()
     share = divide(dataset, ids, shard, batch_size)
@@ -55,14 +56,21 @@ def create_folder(
     sources = [value for value in inputs.values() if isinstance(value, Folder)]
     inputs, hashes = identify_inputs(dataset, share.ids, {name: share.pick(value) for name, value in inputs.items()})
     settings = fingerprint(record, kind.title, classes=dataset.class_names, **inputs)
-    with share.claimed(folder.path, settings) as records_locked:
+    with share.claimed(folder.path, settings, ids) as (records_locked, folder.journal):
         with records_locked():
             if overwrite:
-                records = [folder.path / name for name in ('args.json', 'inputs.json')]
-                for path in [*folder.path.glob(f'*{kind.suffix}'), *records]:
+                records = [folder.path / name for name in ('args.json', 'inputs.json', written.RECORD)]
+                for path in [*folder.path.glob(f'*{kind.suffix}'), *folder.path.glob(written.JOURNALS), *records]:
                     path.unlink(missing_ok=True)
             old = _read_settings(folder, settings, record)
-            _remove_outdated(folder, hashes, ids)
+            if not old:
+                (folder.path / written.RECORD).unlink(missing_ok=True)  # of files that are gone
+            elif 'hashed' not in old:
+                written.adopt(folder.path, kind.suffix, ids)
+                write_json(folder.path / 'args.json', {**old, 'hashed': True})
+        unrecorded = written.find_unrecorded(folder.path, kind.suffix, share.ids)
+        with records_locked():
+            _remove_outdated(folder, unrecorded, hashes, ids)
         folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
         if repair:
             existing = set(folder.ids) - folder.missing
@@ -74,6 +82,7 @@ def create_folder(
             yield folder
         finally:
             with records_locked():
+                written.record(folder.path, ids, folder.journal)
                 _add_seconds(folder, time.monotonic() - begun)
         _check_written(folder)
         for source in sources:
@@ -112,6 +121,7 @@ def _record(folder: Folder, record: Record, settings: dict, old: dict) -> None:
         'versions': versions(),
         'history': [],
         'seconds': 0,
+        'hashed': True,  # files.json has a hash of every file; folders of earlier versions have none
     }
     if old:
         before, now = ({name: content[name] for name in ('options', 'versions')} for content in (old, new))
@@ -137,17 +147,23 @@ def _check_written(folder: Folder) -> None:
         )
 
 
-def _remove_outdated(folder: Folder, hashes: dict[str, dict[str, str]], ids: Sequence[str]) -> None:
-    """Remove the files of images whose inputs have changed, then record the inputs by name and image id.
+def _remove_outdated(
+    folder: Folder, unrecorded: Sequence[str], hashes: dict[str, dict[str, str]], ids: Sequence[str]
+) -> None:
+    """Remove files that are not as recorded, or whose inputs have changed; record the inputs by name and image id.
 
     The ids of a list are in the order of the list (`ids`), whichever share writes first.
     """
     path, old = folder.path / 'inputs.json', read_inputs(folder.path)
-    for line in list_changes(old, hashes, folder.image_name):
+    lines, gone = list_changes(old, hashes, folder.image_name), set(unrecorded)
+    if unrecorded:
+        lines.append(written.describe(unrecorded, len(folder.ids), folder.kind.suffix))
+    for line in lines:
         print(f'{folder.path}: {line}: regenerating', file=sys.stderr)
-    for name, new in hashes.items():
-        for image_id in changed_ids(old.get(name, {}), new):
-            folder.file(image_id).unlink(missing_ok=True)
+    gone.update(*(changed_ids(old.get(name, {}), new) for name, new in hashes.items()))
+    for image_id in gone:
+        folder.file(image_id).unlink(missing_ok=True)
+    written.forget(folder.path, gone, ids)
     known = {name: {image_id: value for image_id, value in new.items() if value} for name, new in hashes.items()}
     order = {image_id: position for position, image_id in enumerate(ids)}
     record = {

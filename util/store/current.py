@@ -13,9 +13,12 @@ from core.data.dataset import Dataset, open_dataset
 from util.store.fingerprints import list_changes, read_args, read_inputs, read_run
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, model_path, run_path
 from util.store.hashes import digest, file_hashes, label_hashes
+from util.store.written import describe, find_unrecorded, read_written
 
-# The stages that write a folder or a model, in their order.
+IMPORT = 'tools.import_published'
+# The programs that write a folder or a model, in their order. A folder is imported before anything is made from it.
 SCRIPTS = (
+    IMPORT,
     'train_classification_with_puzzle.py',
     'inference_classification.py',
     'make_affinity_labels.py',
@@ -25,7 +28,7 @@ SCRIPTS = (
     'train_segmentation.py',
     'inference_segmentation.py',
 )
-TRAINERS = {'Classifier': SCRIPTS[0], 'AffinityNet': SCRIPTS[3]}  # by network; all others are of stage 7
+TRAINERS = {'Classifier': SCRIPTS[1], 'AffinityNet': SCRIPTS[4]}  # by network; all others are of stage 7
 # The option that names an input folder, by the name of the input.
 FOLDERS = {'maps': 'experiment_name', 'cams': 'cam_dir', 'labels': 'label_name'}
 
@@ -68,11 +71,11 @@ def find_outdated(
 ) -> str | None:
     """Return a line with the changes since one of the outputs was made, and the first stage to run again.
 
-    `outputs` are model files and folders; of a folder only the files of `ids` matter (default: all). The images and
-    labels of a folder come from `dataset` if it has them, otherwise from the data set that the folder records; a model
-    uses the recorded one. Inputs that are not recorded or no longer exist do not count as changed: a deleted folder, a
-    model file that came from another program or was copied to another name, an image that was added or removed. None:
-    nothing has changed.
+    `outputs` are model files and folders; of a folder only the files of `ids` matter (default: all). A file that is not
+    as its stage recorded it is a change too. The images and labels of a folder come from `dataset` if it has them,
+    otherwise from the data set that the folder records; a model uses the recorded one. Inputs that no longer exist do
+    not count as changed, nor does an input that the record does not name: a deleted folder, a model file that came from
+    another program or was copied to another name, an image that was added or removed. None: nothing has changed.
     """
     search = _Search(dataset)
     found = [change for path in outputs for change in search.visit(path, ids)]
@@ -93,6 +96,8 @@ class _Search:
         output = read_folder(path) if path.is_dir() else read_model(path, known)
         key = path, None if ids is None else frozenset(ids)
         if output is None or key in self.visited:
+            if output is None and (script := _replaced_model_of(path)):
+                yield SCRIPTS.index(script), f'{path}: is not as recorded; run {script} again'
             return
         self.visited.add(key)
         for source in output.folders().values():
@@ -100,6 +105,7 @@ class _Search:
         for name, source in output.models().items():
             yield from self.visit(source, None, output.fingerprint[name])
         changes = list(self.changes(output._replace(inputs=_some(output.inputs, ids))))
+        changes += self.unrecorded(output, ids)
         if changes:
             line = f'{output.path}: {"; ".join(changes)}; run {output.script} again'
             yield SCRIPTS.index(output.script), line
@@ -126,6 +132,15 @@ class _Search:
                 shown = now.get('images', {}) if name == 'scored images' else {}
                 now[name] = self.hashes(dataset, name, [i for i in output.inputs[name] if i not in shown])
         yield from list_changes(output.inputs, now, lambda i: (_path(dataset, 'images', i) or Path(i)).name)
+
+    def unrecorded(self, output: Output, ids: Collection[str] | None) -> Iterator[str]:
+        """Yield the files of a folder that are not as recorded; of all that are known if `ids` is None."""
+        kind = FORMATS.get(read_args(output.path).get('format')) if output.path.is_dir() else None
+        if kind is not None:
+            known = read_written(output.path).keys() | output.inputs.get('images', {}).keys() if ids is None else ids
+            found = find_unrecorded(output.path, kind.suffix, sorted(known))
+            if found:
+                yield describe(found, len(known), kind.suffix)
 
     def dataset_of(self, output: Output) -> Dataset | None:
         """Return the data set of an output, None if none of its images exists."""
@@ -164,7 +179,9 @@ def read_folder(path: Path) -> Output | None:
     kind, fingerprint = FORMATS.get(record.get('format')), record.get('fingerprint')
     if kind is None or not fingerprint:
         return None
-    return Output(path, kind.script, record.get('options', {}), fingerprint, read_inputs(path))
+    options = record.get('options', {})
+    script = IMPORT if 'source' in options else kind.script
+    return Output(path, script, options, fingerprint, read_inputs(path))
 
 
 def read_model(path: Path, known: str = '') -> Output | None:
@@ -172,8 +189,24 @@ def read_model(path: Path, known: str = '') -> Output | None:
 
     Raises UserError naming the record if it is damaged.
     """
-    if os.path.abspath(path.parent) != os.path.abspath(EXPERIMENTS / 'models'):
+    record = _read_run(path)
+    found = file_hashes({'': path})[''] or known[:16]
+    if not found or not record.get('models', {}).get(path.name, '').startswith(found):
         return None
+    return Output(path, _trainer(record), *(record.get(name, {}) for name in ('options', 'fingerprint', 'inputs')))
+
+
+def _replaced_model_of(path: Path) -> str | None:
+    """Return the script that wrote a model file whose place another file has taken, None if there is none."""
+    record = _read_run(path)
+    is_replaced = path.name in record.get('models', {}) and path.is_file()
+    return _trainer(record) if is_replaced and read_model(path) is None else None
+
+
+def _read_run(path: Path) -> dict:
+    """Return the record of the run that a model file has the name of, {} without one. Raises UserError like above."""
+    if os.path.abspath(path.parent) != os.path.abspath(EXPERIMENTS / 'models'):
+        return {}
     tag = path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')
     record = read_run(tag)
     if not record and run_path(tag).is_file():
@@ -181,11 +214,11 @@ def read_model(path: Path, known: str = '') -> Output | None:
             f'{run_path(tag)}: is not a valid record of a run, so the inputs of {path} are unknown: '
             'train it again with --overwrite, or remove the record'
         )
-    found = file_hashes({'': path})[''] or known[:16]
-    if not found or not record.get('models', {}).get(path.name, '').startswith(found):
-        return None
-    script = TRAINERS.get(record.get('network'), SCRIPTS[6])
-    return Output(path, script, *(record.get(name, {}) for name in ('options', 'fingerprint', 'inputs')))
+    return record
+
+
+def _trainer(record: dict) -> str:
+    return TRAINERS.get(record.get('network'), SCRIPTS[7])
 
 
 def _some(inputs: dict[str, dict[str, str]], ids: Collection[str] | None) -> dict[str, dict[str, str]]:

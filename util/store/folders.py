@@ -15,17 +15,19 @@ from util.store.files import check_name, write_bytes
 from util.store.fingerprints import read_args, read_inputs
 from util.store.formats import FORMATS, PREDICTIONS, RANDOM_WALK, Format
 from util.store.hashes import digest, file_hashes
+from util.store.written import find_unrecorded, note
 
 
 class Folder:
     """An output folder of a stage: reads and writes the file of an image id.
 
-    `missing` holds the ids that a folder opened for writing still lacks.
+    `missing` holds the ids that a folder opened for writing still lacks; its `journal` notes the files that it writes.
     """
 
     def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
         self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
         self.missing: set[str] = set()
+        self.journal: Path | None = None
         self.identity = ''  # set when the folder is opened for reading
 
     def __getstate__(self) -> dict:
@@ -51,7 +53,9 @@ class Folder:
 
     def check_unchanged(self) -> None:
         """Raise UserError if the folder or files of its ids were written again since it was opened for reading."""
-        if self.identity and self.identity != identity(self.path, self.ids):
+        if not self.identity:
+            return
+        if self.identity != identity(self.path, self.ids) or find_unrecorded(self.path, self.kind.suffix, self.ids):
             raise UserError(f'{self.path}: was written again while it was read: run the same command once more')
 
     def image_name(self, image_id: str) -> str:
@@ -74,16 +78,21 @@ class Folder:
 
     def write_edge(self, image_id: str, edge: np.ndarray) -> None:
         """Write an edge map (h, w) as float16."""
-        arrays.write_npz(self.file(image_id), edge=edge.astype(np.float16))
+        self._write(image_id, arrays.encode_npz(self.file(image_id), edge=edge.astype(np.float16)))
 
     def write_label(self, image_id: str, label: np.ndarray) -> None:
         """Write a label map (h, w) as a palette PNG."""
-        write_bytes(self.file(image_id), self.dataset.encode_label_map(label))
+        self._write(image_id, self.dataset.encode_label_map(label))
 
     def write_maps(self, image_id: str, keys: np.ndarray, *maps: np.ndarray) -> None:
         """Write keys (K+1,) and the maps of this format, each (K, h, w), as float16."""
         named = {name: array.astype(np.float16) for name, array in zip(self.kind.maps, maps, strict=True)}
-        arrays.write_npz(self.file(image_id), keys=keys, **named)
+        self._write(image_id, arrays.encode_npz(self.file(image_id), keys=keys, **named))
+
+    def _write(self, image_id: str, content: bytes) -> None:
+        if self.journal is not None:
+            note(self.journal, image_id, content)
+        write_bytes(self.file(image_id), content)
 
     def write_missing_labels(self, make: Callable[..., np.ndarray], num_workers: int, **inputs) -> None:
         """Write make(image_id, **inputs) for each missing id, from num_workers processes."""
@@ -132,7 +141,7 @@ def open_folder(
 
     `unrecorded` is the kind of a folder without args.json. Raises UserError naming the flag, the file and the script to
     run if the folder or the file of an id is missing, if args.json says that it contains something else, if its first
-    file is damaged or of another format, or if its inputs have changed since.
+    file is damaged or of another format, if its inputs have changed since, or if files are not as recorded.
     """
     path = Path(parent) / name
     check_name(path, flag)

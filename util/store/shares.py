@@ -9,6 +9,7 @@ from typing import NamedTuple
 from core import UserError
 from core.data.dataset import Dataset
 from util import launcher
+from util.store import written
 from util.store.files import remove_all_leftovers
 from util.store.hashes import digest
 from util.store.locks import BRIEF_PATIENCE, is_held, locked, refusal
@@ -32,18 +33,23 @@ class Share(NamedTuple):
         return {image_id: value[image_id] for image_id in self.ids} if isinstance(value, dict) else value
 
     @contextmanager
-    def claimed(self, folder: Path, settings: dict) -> Iterator[Callable[[], AbstractContextManager]]:
-        """Hold the lock of a folder or of a share inside; yield the function that locks its records briefly.
+    def claimed(
+        self, folder: Path, settings: dict, ids: Sequence[str]
+    ) -> Iterator[tuple[Callable[[], AbstractContextManager], Path]]:
+        """Hold the lock of a folder or of a share of the list `ids` inside.
+
+        Yield the function that locks its records briefly, and the path of the journal (util/store/written.py).
 
         Shares of one command (settings and division of the list are the same) are written side by side. Raises
         UserError naming the process if another command writes the folder, or another process this share. Leftovers of
-        killed processes are removed if nobody else is writing.
+        killed processes are removed if nobody else is writing, and their journals become a part of the record.
         """
         if self.count == 1:
             with locked(folder / '.lock', str(folder)):
                 _check_others(folder)
                 remove_all_leftovers(folder)
-                yield nullcontext
+                written.record(folder, ids)
+                yield nullcontext, folder / '.all.written'
             return
         command = digest({'settings': settings, 'division': self.division, 'count': self.count})[:16]
         own = folder / f'.{command}.{self.index + 1}of{self.count}.lock'
@@ -55,8 +61,9 @@ class Share(NamedTuple):
                     raise refusal(folder / '.lock', str(folder))
                 if not _check_others(folder, own):
                     remove_all_leftovers(folder)
+                    written.record(folder, ids)
             try:
-                yield records_locked
+                yield records_locked, own.with_suffix('.written')
             finally:
                 with records_locked():
                     stack.close()

@@ -19,6 +19,7 @@ from util.parallel.devices import pick_device, to_device
 from util.store.current import find_outdated
 from util.store.files import check_name, write_bytes
 from util.store.formats import model_path
+from util.store.hashes import file_hashes
 
 
 def check_finite(model: nn.Module) -> None:
@@ -91,6 +92,14 @@ class BestAndLast:
             elif which == 'best':
                 lost = f'the model of epoch {epoch}, the best one, and the checkpoint is of a later one'
                 raise UserError(f'{path}: is missing: it was {lost}: pass --overwrite to train again')
+
+    def check(self) -> None:
+        """Raise UserError if the place of a file has been taken by another one."""
+        for path in map(self.path, ('best', 'last')):
+            known = self.hashes.get(path.name)
+            if known and path.is_file() and not known.startswith(file_hashes({'': path})['']):
+                own = "move it to another name; the same command then writes the run's own one again"
+                raise UserError(f'{path}: is not the model of this run: {own}')
 
     def state_dict(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ('tag', 'select')}

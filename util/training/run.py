@@ -47,9 +47,10 @@ class Run:
     the run was started with other options (`record`) or inputs (`weights`: the result of core.models.load_weights; the
     ids, images and labels of the loader; `inputs`: see util.store.folders.identify_inputs), or if its models exist
     without a checkpoint; `overwrite` removes all of it first. A finished run reports so and exits. Missing model files
-    are written again if the checkpoint has them. `meta` (network, backbone, mode, ...) is written to the model files,
-    with the size of the crops, the classes and their colours. `scored` are the samples on whose masks epochs are
-    scored; if there are none, `select` becomes 'last'.
+    are written again if the checkpoint has them. If an input folder is written again meanwhile, UserError is raised,
+    and what was learned since the last checkpoint is not saved. `meta` (network, backbone, mode, ...) is written to the
+    model files, with the size of the crops, the classes and their colours. `scored` are the samples on whose masks
+    epochs are scored; if there are none, `select` becomes 'last'.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Run:
         self.log = Log(tag, record.options, meta['network'], max(1, int(len(loader) * print_ratio)), self.iterations)
         self.models = BestAndLast(tag, select)
         self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # only fp16 needs one
+        self.sources = [value for value in inputs.values() if isinstance(value, Folder)]
         self.files = RunFiles(tag, record, self.dataset, *self._identify(record, scored, weights, inputs))
 
         self.resumable = {
@@ -128,6 +130,7 @@ class Run:
                 self._load(state)
                 processes.from_main(self._restore_models)
             if self.iteration == self.iterations:
+                processes.from_main(self.models.check)
                 print(f'{self.files.checkpoint}: run already finished; pass --overwrite to start over')
                 processes.end()
                 raise SystemExit
@@ -223,6 +226,7 @@ class Run:
         """
         for title, picture in pictures.items():
             self.log.picture(self.iteration, title, picture)
+        processes.from_main(self._check_sources)
         is_best = self.models.save(self.network.model, self.epoch + 1, score, **self.meta)
         if score is not None:
             self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
@@ -237,11 +241,16 @@ class Run:
         """Save the checkpoint unless the model is not finite (UserError); exit if a signal has asked for it."""
         check_finite(self.network.model)
         if launcher.is_main():
+            self._check_sources()
             state = {name: one.state_dict() for name, one in self.resumable.items()}
             self.files.save({'iteration': self.iteration, 'state': state, **_random_state()})
         if self.stop:
             line = f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
             raise SystemExit(line if launcher.is_main() else 1)
+
+    def _check_sources(self) -> None:
+        for source in self.sources:
+            source.check_unchanged()
 
     def _load(self, state: dict) -> None:
         try:

@@ -1,0 +1,91 @@
+"""What a stage wrote: files.json of a folder holds a hash of every file, so that any other file is noticed.
+
+A stage notes each file in a journal of its own before the file gets its name, in whichever thread or process it is
+written. At the end the journal becomes a part of files.json. A killed command leaves its journal, which counts too.
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from core.data.files import fits, read_bytes
+from util.store.files import make_folder, write_json
+from util.store.fingerprints import read_args, read_inputs, read_json
+from util.store.hashes import file_hashes
+
+RECORD = 'files.json'
+JOURNALS = '.*.written'
+
+
+def note(journal: Path, image_id: str, content: bytes) -> None:
+    """Note the content that the file of an image is about to get."""
+    make_folder(journal.parent)
+    line = f'{hashlib.sha256(content).hexdigest()[:16]} {image_id}\n'
+    with journal.open('ab', buffering=0) as file:  # in one piece: processes of a command share the journal
+        file.write(line.encode(errors='backslashreplace'))
+
+
+def read_written(folder: Path) -> dict[str, str]:
+    """Return the hashes of the files that stages wrote into a folder, by image id."""
+    content = read_json(folder / RECORD)
+    found = dict(content) if fits(content, {str: str}) else {}
+    for journal in sorted(folder.glob(JOURNALS)):
+        with suppress(OSError):
+            for line in read_bytes(journal).decode(errors='replace').split('\n')[:-1]:
+                value, _, image_id = line.partition(' ')
+                found[image_id] = value
+    return found
+
+
+def record(folder: Path, ids: Sequence[str], *journals: Path) -> None:
+    """Make journals (default: all) a part of files.json, which is in the order of the list `ids`.
+
+    Call it while holding the lock of the records. Without a journal nothing is written.
+    """
+    done = [path for path in journals or folder.glob(JOURNALS) if path.is_file()]
+    if done:
+        _write(folder, ids, read_written(folder))
+    for path in done:
+        path.unlink(missing_ok=True)
+
+
+def forget(folder: Path, gone: Collection[str], ids: Sequence[str]) -> None:
+    """Drop the hashes of files that were removed, so that they are not taken for recorded ones if they come back."""
+    hashes = read_written(folder)
+    if not hashes.keys().isdisjoint(gone):
+        _write(folder, ids, {image_id: value for image_id, value in hashes.items() if image_id not in gone})
+
+
+def adopt(folder: Path, suffix: str, ids: Sequence[str]) -> None:
+    """Record the files of an earlier version as they are: it recorded no hashes."""
+    paths = {path.name.removesuffix(suffix): path for path in folder.glob(f'*{suffix}')}
+    _write(folder, ids, {image_id: value for image_id, value in file_hashes(paths).items() if value})
+
+
+def _write(folder: Path, ids: Sequence[str], hashes: Mapping[str, str]) -> None:
+    order = {image_id: position for position, image_id in enumerate(ids)}
+    write_json(folder / RECORD, dict(sorted(hashes.items(), key=lambda item: (order.get(item[0], -1), item[0]))))
+
+
+def find_unrecorded(folder: Path, suffix: str, ids: Collection[str]) -> list[str]:
+    """Return the ids whose file is not what files.json says, or whose inputs inputs.json does not say.
+
+    There are none in a folder without args.json. Only inputs.json counts in a folder of an earlier version, which
+    recorded no hashes of files. The folder of an import names no images in inputs.json.
+    """
+    args, images = read_args(folder), read_inputs(folder).get('images')
+    if not args.get('fingerprint'):
+        return []
+    found = [image_id for image_id in ids if images != {} and image_id not in (images or ())]
+    found = {image_id for image_id in found if (folder / f'{image_id}{suffix}').is_file()}
+    if args.get('hashed'):
+        written, now = read_written(folder), file_hashes({i: folder / f'{i}{suffix}' for i in ids})
+        found |= {image_id for image_id, value in now.items() if value and value != written.get(image_id)}
+    return [image_id for image_id in ids if image_id in found]
+
+
+def describe(ids: Sequence[str], total: int, suffix: str) -> str:
+    """Return the text about the ids of `find_unrecorded`, out of a total."""
+    shown = ', '.join(f'{image_id}{suffix}' for image_id in ids[:3]) + (', ...' if len(ids) > 3 else '')
+    return f'{len(ids)} of {total} files are not as recorded ({shown})'
