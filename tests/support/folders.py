@@ -18,11 +18,11 @@ CAMS = np.random.default_rng(0).random((2, 3, 4)).astype(np.float32)
 HR_CAMS = np.random.default_rng(1).random((2, 9, 14)).astype(np.float32)
 ARGS = dict(
     tag='x', domain='train', scales='1.0', alpha=4.0, batch_size=4, device='cpu', num_workers=3, overwrite=False,
-    repair=False,
+    repair=False, cam='published',
 )  # fmt: skip
 AFFECTS = dict(
     domain='input', batch_size='batch', device='speed', num_workers='speed', overwrite='speed', repair='speed',
-    shard='share', cam_dir='random-walk CAM', beta='random-walk CAM', exp_times='random-walk CAM',
+    shard='share', cam='input', cam_dir='random-walk CAM', beta='random-walk CAM', exp_times='random-walk CAM',
 )  # fmt: skip
 FOLDER = formats.PREDICTIONS / 'x@train@scale=1.0'
 IDS = ['a', 'b']

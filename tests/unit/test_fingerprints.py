@@ -99,6 +99,7 @@ STAGE = (
     Flag('model', '--model_name', flags.folder_name, 'M', 'model'),
     Flag('model', '--tag', flags.folder_name, 'x', 'tag'),
     Flag('inference', '--scales', flags.scales, '1.0', 'scales'),
+    Flag('inference', '--cam', str, 'published', 'read-out', 'input'),
     Flag('inference', '--batch_size', flags.integer(1), 4, 'images per batch', 'batch'),
 )
 LATER = Flag('inference', '--later', flags.real(0), 1.5, 'a flag that came later')
