@@ -261,12 +261,15 @@ OVERWRITE = (
 DOMAIN = 'list of the data set to process, such as train_aug, train, val or test'
 REPAIR = 'read all existing files and recompute the damaged ones'
 SHARD = 'i/n: process every n-th image (or batch), starting with the i-th (i from 1 to n); run all n, in any order'
+SHARES = (  # programs that write files for each image
+    Flag('run and output', '--repair', None, False, REPAIR, 'speed'),
+    Flag('run and output', '--shard', shard, None, SHARD, 'share'),
+)
 OUTPUT_FOLDER = (  # stages that write a file per image
     *DATA,
     Flag('data', '--domain', folder_name, 'train_aug', DOMAIN, 'input'),
     *WORKERS,
     *OVERWRITE,
-    Flag('run and output', '--repair', None, False, REPAIR, 'speed'),
-    Flag('run and output', '--shard', shard, None, SHARD, 'share'),
+    *SHARES,
 )
 OUTPUT = ('overwrite', 'repair', 'shard', 'batch_size')  # the options that `create_folder` takes

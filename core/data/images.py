@@ -28,7 +28,8 @@ FORMATS = ('JPEG', 'PNG', WebPImagePlugin.WebPImageFile.format, 'BMP', TiffImage
 FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))  # AVIF since Pillow 11.3
 # Names of files that are images; in folders others are left out.
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif', '.jpe', '.mpo', '.avif')
-ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx')  # JPEG 2000
+ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx', '.j2c', '.jpc')  # JPEG 2000
+ENDINGS += ('.apng', '.avifs')  # animations, of which the first picture counts
 UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
 ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height

@@ -500,16 +500,17 @@ def test_two_predictions_into_one_folder(moved, capsys, monkeypatch):
     """The second one starts before the first has written, and finds its files once it has the lock."""
     image = str(moved / 'JPEGImages' / f'{first(moved)}.jpg')
     words = [MODEL, image, '--scales', '1.0', '--device', 'cpu', '--crf_iteration', '0']
-    locked = predict.locked
+    fill_folder = predict.fill_folder
 
-    def run_first_and_lock(*arguments):
-        monkeypatch.setattr(predict, 'locked', locked)
+    def run_first_and_fill(*arguments, **options):
+        monkeypatch.setattr(predict, 'fill_folder', fill_folder)
         predict.main(predict.parse_args(words))
-        return locked(*arguments)
+        return fill_folder(*arguments, **options)
 
-    monkeypatch.setattr(predict, 'locked', run_first_and_lock)
-    with pytest.raises(UserError, match='3 of 3 files exist'):
-        predict.main(predict.parse_args(words))
+    monkeypatch.setattr(predict, 'fill_folder', run_first_and_fill)
+    predict.main(predict.parse_args(words))
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'of them new' in line]
+    assert [line.split(', ')[1] for line in lines] == ['1 of them new', '0 of them new']
 
 
 # What is hashed is what is used -------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """tools/predict.py: masks of photographs equal the masks of the stages; which images, which outputs, which errors."""
 
 import json
+import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from core.data.voc import palette
 from core.models import build_network
 from support import draw_image, fault_of, run_stage
 from tools import predict
+from tools.predicting import folder as folder_module
+from tools.predicting import masks
 from util.store.arrays import read_maps
 from util.training.models import save_model
 
@@ -76,16 +80,17 @@ def model(tag: str) -> str:
     return f'experiments/models/{tag}.pth'
 
 
-def run(line: str):
-    return run_stage(predict, [*line.split(), '--device', 'cpu'])
+def run(line: str, workers: int = 0):
+    return run_stage(predict, [*line.split(), '--device', 'cpu', '--num_workers', str(workers)])
 
 
 def fault(line: str, capsys) -> str:
-    return fault_of(predict, [*line.split(), '--device', 'cpu'], capsys).split(': error: ')[1]
+    return fault_of(predict, [*line.split(), '--device', 'cpu', '--num_workers', '0'], capsys).split(': error: ')[1]
 
 
 def names_in(folder: str) -> set[str]:
-    return {path.name for path in Path(folder).iterdir() if path.suffix != '.lock' and path.name != '.lock'}
+    """Return the names of the files that are neither locks nor records."""
+    return {path.name for path in Path(folder).iterdir() if path.suffix in ('.png', '.npz')}
 
 
 def outputs_of(*ids: str) -> set[str]:
@@ -337,7 +342,7 @@ def test_unreadable_images_are_counted(here, capsys):
         run(f'{FAST} photos')
     assert str(error.value) == '2 of 4 images could not be predicted: see the warnings'
     out, err = capsys.readouterr()
-    assert 'experiments/predict/small: masks of 2 of 4 images\n' in out
+    assert 'experiments/predict/small: masks of 2 of 4 images, 2 of them new\n' in out
     warnings = [line for line in err.splitlines() if line.startswith('warning: ')]
     assert [line.split(': ')[1] for line in warnings] == ['photos/c.jpg', 'photos/d.jpg']
     assert names_in('experiments/predict/small') == outputs_of('a', 'trip__b')
@@ -348,14 +353,14 @@ def test_unreadable_images_are_counted(here, capsys):
     'error', [MemoryError(), torch.OutOfMemoryError('CUDA'), RuntimeError('DefaultCPUAllocator: no')]
 )
 def test_images_that_are_too_large_are_counted(here, monkeypatch, capsys, error):
-    right = predict.chain.image_probabilities
+    right = masks.chain.image_probabilities
 
     def fail(model, images, size):
         if size == (50, 70):
             raise error
         return right(model, images, size)
 
-    monkeypatch.setattr(predict.chain, 'image_probabilities', fail)
+    monkeypatch.setattr(masks.chain, 'image_probabilities', fail)
     with pytest.raises(UserError, match='^1 of 2 images could not be predicted'):
         run(f'{FAST} photos')
     assert 'warning: photos/a.jpg: does not fit in memory: use a smaller image or' in capsys.readouterr().err
@@ -380,7 +385,7 @@ def test_bugs_are_not_hidden(here, monkeypatch):
     def fail(*_):
         raise RuntimeError('bug')
 
-    monkeypatch.setattr(predict.chain, 'image_probabilities', fail)
+    monkeypatch.setattr(masks.chain, 'image_probabilities', fail)
     with pytest.raises(RuntimeError, match='^bug$'):
         run(f'{FAST} photos')
 
@@ -388,22 +393,176 @@ def test_bugs_are_not_hidden(here, monkeypatch):
 # Outputs ------------------------------------------------------------------------------------------------------------
 
 
-def test_existing_files_are_replaced_only_on_request(here, capsys):
-    run(f'{FAST} photos/trip')
-    path = Path('experiments/predict/small/b.png')
-    before = path.read_bytes()
-    path.write_bytes(b'mine')
-    shutil.copy('photos/a.jpg', 'photos/trip/c.jpg')
-    line = (
-        '--out experiments/predict/small: 3 of 6 files exist, the first is b.png: '
-        'pass --overwrite to replace them, or another folder'
+def all_bytes(folder: str) -> dict[str, bytes]:
+    return {name: Path(folder, name).read_bytes() for name in names_in(folder)}
+
+
+SMALL = 'experiments/predict/small'
+
+
+def test_the_same_command_resumes(here, capsys):
+    run(f'{FAST} photos')
+    before = all_bytes(SMALL)
+    capsys.readouterr()
+    run(f'{FAST} photos')
+    assert capsys.readouterr().out == f'{SMALL}: masks of 2 of 2 images, 0 of them new\n'
+    Path(SMALL, 'a.png').unlink()
+    run(f'{FAST} photos')
+    assert capsys.readouterr().out.endswith(f'{SMALL}: masks of 2 of 2 images, 1 of them new\n')
+    assert all_bytes(SMALL) == before
+    draw_image(Path('photos/c.jpg'), (30, 40), seed=3)
+    run(f'{FAST} photos')
+    assert names_in(SMALL) == outputs_of('a', 'c', 'trip__b')
+    assert all_bytes(SMALL).items() >= before.items()
+    assert list(json.loads(Path(SMALL, 'photographs.json').read_text())['images']) == ['a', 'trip__b', 'c']
+
+
+def test_a_stopped_command_is_resumed(here, monkeypatch):
+    run(f'{FAST} photos')
+    expected = all_bytes(SMALL)
+    shutil.rmtree(SMALL)
+    write = folder_module.MaskFolder.write
+
+    def write_or_stop(folder, image_id, *more):
+        if image_id == 'trip__b':
+            raise SystemExit(130)
+        write(folder, image_id, *more)
+
+    monkeypatch.setattr(folder_module.MaskFolder, 'write', write_or_stop)
+    with pytest.raises(SystemExit):
+        run(f'{FAST} photos')
+    assert names_in(SMALL) == outputs_of('a')
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    run(f'{FAST} photos')
+    assert all_bytes(SMALL) == expected
+
+
+def test_changed_photographs_are_predicted_again(here, capsys):
+    run(f'{FAST} photos')
+    before = all_bytes(SMALL)
+    draw_image(Path('photos/a.jpg'), (70, 50), seed=9)
+    run(f'{FAST} photos')
+    assert f'{SMALL}: 1 image changed (a.jpg): regenerating' in capsys.readouterr().err
+    changed = {name for name, content in all_bytes(SMALL).items() if content != before[name]}
+    assert 'a_overlay.png' in changed <= outputs_of('a')
+
+
+def test_changed_tags_are_predicted_again(here, demo, capsys):
+    data = Path(shutil.copytree(demo, 'data'))
+    line = f'{model("cls")} {of_data(data)} --scales 1.0 --crf_iteration 0'
+    run(line)
+    path = data / 'Annotations' / 'train_00000.xml'
+    text = path.read_text()
+    name = re.search('<name>(.*?)</name>', text)[1]
+    path.write_text(text.replace(f'<name>{name}</name>', f'<name>{"dog" if name != "dog" else "cow"}</name>'))
+    capsys.readouterr()
+    run(line)
+    out, err = capsys.readouterr()
+    assert 'labels of 1 image changed (train_00000.jpg): regenerating' in err
+    assert ' 1 of them new' in out
+
+
+@pytest.mark.parametrize(
+    'more, difference',
+    [
+        ('--threshold 0.6', 'threshold: 0.25, requested 0.6'),
+        ('--classes cow', 'masks_of: dog, requested cow'),
+        ('--scales 0.5', 'scales: 1.0, requested 0.5'),
+        (f'--affinity {model("aff")} --threshold 0.25', 'affinity: None, requested '),
+        ('--crf_iteration 2', 'crf_iteration: 1, requested 2'),
+    ],
+)
+def test_other_settings_are_refused(here, capsys, more, difference):
+    run(f'{model("cls")} photos/a.jpg --classes dog --scales 1.0')
+    before = all_bytes('experiments/predict/cls')
+    line = fault(f'{model("cls")} photos/a.jpg --classes dog --scales 1.0 {more}', capsys)
+    assert line.startswith('experiments/predict/cls exists with different settings (')
+    assert difference in line
+    assert line.endswith('): pass --overwrite to regenerate it, or another --out')
+    assert all_bytes('experiments/predict/cls') == before
+
+
+def test_another_model_of_the_same_name_is_refused(here, capsys):
+    run(f'{FAST} photos --out masks')
+    assert 'masks exists with different settings (model: ' in fault(
+        f'{model("seg")} --scales 1.0 --iteration 0 photos --out masks', capsys
     )
-    assert fault(f'{FAST} photos/trip', capsys) == line
-    assert path.read_bytes() == b'mine'
-    assert names_in('experiments/predict/small') == outputs_of('b')
-    run(f'{FAST} photos/a.jpg')  # other images do not disturb
-    run(f'{FAST} photos/trip --overwrite')
-    assert path.read_bytes() == before
+
+
+def test_overwriting_starts_over_and_leaves_other_files_alone(here):
+    run(f'{FAST} photos')
+    Path(SMALL, 'mine.png').write_bytes(b'mine')
+    run(f'{model("small")} --scales 0.5 --iteration 0 photos/trip --overwrite')
+    assert names_in(SMALL) == outputs_of('b') | {'mine.png'}
+    assert list(json.loads(Path(SMALL, 'inputs.json').read_text())['images']) == ['b']
+    assert list(json.loads(Path(SMALL, 'photographs.json').read_text())['images']) == ['b']
+
+
+def test_files_without_a_record_are_replaced_only_on_request(here, capsys):
+    for first in ('', f'{FAST} photos/trip'):
+        if first:
+            run(first)
+        path = Path(SMALL, 'a.png')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'mine')
+        line = (
+            f'--out {SMALL}: a.png exists, and no record says that it is a predicted mask: '
+            'choose another folder, or pass --overwrite to replace it'
+        )
+        assert fault(f'{FAST} photos/a.jpg', capsys) == line
+        assert path.read_bytes() == b'mine'
+    run(f'{FAST} photos/a.jpg --overwrite')
+    assert mask_of(path).shape == (50, 70)
+
+
+def test_another_photograph_of_the_same_name_is_refused(here, capsys):
+    run(f'{FAST} photos/a.jpg')
+    before = all_bytes(SMALL)
+    shutil.copytree('photos', 'copied')
+    run(f'{FAST} copied/a.jpg')  # the same photograph
+    draw_image(Path('other/a.jpg'), (40, 64), seed=2)
+    line = (
+        f'--out {SMALL}: a.png is the mask of copied/a.jpg, not of other/a.jpg: '
+        'choose another folder, or pass --overwrite to start over'
+    )
+    assert fault(f'{FAST} other/a.jpg', capsys) == line
+    assert all_bytes(SMALL) == before
+
+
+def test_damaged_files_are_repaired(here):
+    run(f'{FAST} photos')
+    before = all_bytes(SMALL)
+    Path(SMALL, 'a.png').write_bytes(b'damaged')
+    Path(SMALL, 'trip__b.npz').write_bytes(b'damaged')
+    run(f'{FAST} photos')
+    assert all_bytes(SMALL) != before
+    run(f'{FAST} photos --repair')
+    assert all_bytes(SMALL) == before
+
+
+@pytest.mark.parametrize('tag', ['cls', 'seg'])
+def test_workers_and_shards_write_the_same_bytes(here, tag, capsys):
+    for i in range(4):
+        draw_image(Path(f'photos/{i}.jpg'), (40 + i, 30), seed=10 + i)
+    Path('photos/z.jpg').write_text('no image')
+    more = f'--scales {SCALES} ' + (f'--classes dog,cow --affinity {model("aff")}' if tag == 'cls' else '')
+    for out, shards, workers in (('one', [''], 0), ('two', [''], 2), ('parts', ['--shard 2/2', '--shard 1/2'], 0)):
+        for shard in shards:
+            with (
+                pytest.raises(UserError, match='^1 of . images could not') if shard != '--shard 2/2' else nullcontext()
+            ):
+                run(f'{model(tag)} photos {more} --out {out} {shard}', workers)
+    expected = all_bytes('one')
+    assert expected.keys() == outputs_of('a', *'0123', 'trip__b')
+    assert all_bytes('two') == all_bytes('parts') == expected
+    assert Path('parts/inputs.json').read_bytes() == Path('one/inputs.json').read_bytes()
+    assert 'shard 2/2: parts: masks of 3 of 3 images, 3 of them new\n' in capsys.readouterr().out
+
+
+def test_shards_do_not_start_over(here, capsys):
+    line = 'error: --overwrite: with --shard or torchrun it would remove files of other shares: remove the folder'
+    assert line in fault_of(predict, f'{FAST} photos --shard 1/2 --overwrite'.split(), capsys)
 
 
 def test_names_that_clash(here, capsys):
@@ -426,8 +585,8 @@ def test_photographs_are_never_replaced(here, capsys):
 
 
 def test_overlay_shows_classes_and_scores(here, monkeypatch):
-    drawn, draw = [], predict.pictures.label_mask
-    monkeypatch.setattr(predict.pictures, 'label_mask', lambda *args: drawn.append(args) or draw(*args))
+    drawn, draw = [], folder_module.pictures.label_mask
+    monkeypatch.setattr(folder_module.pictures, 'label_mask', lambda *args: drawn.append(args) or draw(*args))
     run(f'{model("cls")} photos/a.jpg --classes dog,cow --scales 1.0')
     ((_, mask, _, labels, _),) = drawn
     scores = scores_of('photos/a.jpg')
@@ -442,7 +601,7 @@ def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
     content['meta']['classes'] = ('猫', *content['meta']['classes'][1:])
     torch.save(content, model('cls'))
     labels = []
-    monkeypatch.setattr(predict.pictures, 'label_mask', lambda *args: labels.append(args[3]) or args[0])
+    monkeypatch.setattr(folder_module.pictures, 'label_mask', lambda *args: labels.append(args[3]) or args[0])
     run(f'{model("cls")} photos/a.jpg --classes 猫,dog --scales 1.0')
     out, err = capsys.readouterr()
     assert 'warning: the font lacks characters of 1 class names (猫, ...), shown as numbers: pass --font a file' in err

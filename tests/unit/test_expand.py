@@ -1,16 +1,17 @@
 """Which files tools.predict takes as photographs, and what it says of the others."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from core import UserError
-from core.data import images
-from core.data.images import read_image
+from core.data.images import ENDINGS, FORMATS, read_image
 from support import draw_image
 from tools import predict
+from tools.predicting.photographs import find_images
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def here(in_tmp):
 
 
 def ids(*arguments) -> list[str]:
-    return list(predict.find_images(list(arguments), predict.Path('out')))
+    return list(find_images(arguments, Path('out')))
 
 
 def test_links_are_followed_without_going_in_circles(here, capsys):
@@ -33,10 +34,32 @@ def test_links_are_followed_without_going_in_circles(here, capsys):
     os.symlink(here / 'photos', here / 'elsewhere' / 'back')
     os.symlink(here / 'nowhere.png', here / 'photos' / 'gone.png')
     assert ids('photos') == ['a', 'c', 'more__b']
-    assert capsys.readouterr().err == ''
+    assert capsys.readouterr().err == 'left out: 1 links to nothing (photos/gone.png)\n'
+    assert ids('photos/**/*.png') == ['a', 'c', 'more__b']
 
 
-@pytest.mark.parametrize('ending', images.ENDINGS)
+def test_folders_that_may_not_be_read_are_left_out(here, monkeypatch, capsys):
+    (here / 'photos' / 'closed').mkdir()
+    listed = Path.iterdir
+
+    def refuse(path):
+        if path.name == 'closed':
+            raise PermissionError
+        return listed(path)
+
+    monkeypatch.setattr(Path, 'iterdir', refuse)
+    assert ids('photos') == ['a']
+    assert capsys.readouterr().err == 'left out: 1 folders that may not be read (photos/closed)\n'
+
+
+def test_all_endings_of_the_formats_that_are_read():
+    Image.init()
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert known <= {*ENDINGS}
+    assert {'.jpg', '.png', '.webp', '.tif', '.gif', '.bmp', '.jp2', '.mpo', '.apng'} <= {*ENDINGS}
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
 def test_every_ending_can_be_read(here, ending):
     """The content is what the ending says."""
     Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(here / 'photos' / f'x{ending.upper()}')
@@ -51,9 +74,9 @@ def test_files_that_are_left_out_are_counted(here, capsys):
     line = capsys.readouterr().err
     assert line.startswith('left out: ')
     for part in (
-        '2 HEIC, which cannot be read (convert them to JPEG)',
-        '2 not named as photographs',
-        '2 hidden',
+        '2 HEIC, which cannot be read (convert them to JPEG) (photos/b.HEIC, ...)',
+        '2 not named as photographs (photos/d.npz, ...)',
+        '2 hidden (photos/.DS_Store, ...)',
     ):
         assert part in line
     (here / 'photos' / 'a.png').unlink()

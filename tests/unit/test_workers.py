@@ -111,6 +111,15 @@ def test_background_work_is_done_on_leaving_and_raises_errors(tmp_path, count, p
         writer.submit(write_half, tmp_path / 'odd', '7')
 
 
+@pytest.mark.parametrize('count', [0, 2])
+def test_results_of_background_work_are_received_in_order(count):
+    received = []
+    with BackgroundWriter(count, processes=True, receive=received.append) as writer:
+        for i in range(20):
+            writer.submit(half_of_even, str(2 * i))
+    assert received == [*range(20)]
+
+
 def test_error_inside_leaves_the_rest_undone():
     with pytest.raises(ZeroDivisionError), BackgroundWriter(1) as writer:
         for _ in range(2):

@@ -88,18 +88,18 @@ class BackgroundWriter:
     """Background workers: `submit` returns at once unless too much work is waiting.
 
     Threads for writing files (numpy and zlib release the GIL), processes for work in Python or pydensecrf. Processes
-    are forked here, so create the writer before torch starts threads or a GPU. Exceptions surface at a later `submit`
-    or on exit.
+    are forked here, so create the writer before torch starts threads or a GPU. Results are passed to `receive`, in the
+    order of the calls. Exceptions surface at a later `submit` or on exit.
     """
 
-    def __init__(self, workers: int, processes: bool = False):
+    def __init__(self, workers: int, processes: bool = False, receive: Callable[[object], None] = lambda result: None):
         if processes and workers:
             torch = sys.modules.get('torch')
             assert torch is None or not torch.cuda.is_initialized(), 'fork the workers before a GPU is in use'
             self.pool = _start_pool(workers)
         else:
             self.pool = ThreadPoolExecutor(max(1, workers))
-        self.limit, self.waiting = 2 * max(1, workers), deque()
+        self.limit, self.waiting, self.receive = 2 * max(1, workers), deque(), receive
 
     def submit(self, function: Callable, *arguments) -> None:
         size = sum(getattr(argument, 'nbytes', 0) for argument in arguments)
@@ -110,7 +110,7 @@ class BackgroundWriter:
             self._wait()
 
     def _wait(self) -> None:
-        self.waiting.popleft()[0].result()
+        self.receive(self.waiting.popleft()[0].result())
 
     def __enter__(self) -> 'BackgroundWriter':
         return self

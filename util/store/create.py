@@ -21,7 +21,7 @@ from util.store.fingerprints import (
 )
 from util.store.folders import Folder, identify_inputs
 from util.store.formats import PREDICTIONS, Format, folder_name
-from util.store.shares import divide
+from util.store.shares import Share, divide
 
 
 @contextmanager
@@ -49,26 +49,43 @@ def create_folder(
     are not as recorded. Other settings raise UserError if there are outputs, unless `overwrite` removes the outputs
     first. `repair` reads every existing file and regenerates the damaged ones. Prints a summary at the end.
     """
-    begun = time.monotonic()
     share = divide(dataset, ids, shard, batch_size)
     folder = Folder(kind, PREDICTIONS / folder_name(kind, record.options, record.defaults), dataset, share.ids)
     check_name(folder.path, 'the name of the output folder')
+    with fill_folder(folder, record, share, ids, overwrite=overwrite, repair=repair, **inputs):
+        yield folder
+
+
+@contextmanager
+def fill_folder(
+    folder: Folder,
+    record: Record,
+    share: Share,
+    ids: Sequence[str],
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
+    **inputs: str | dict[str, str] | Folder,
+) -> Iterator[Folder]:
+    """Create or resume a folder of the ids of a share, as `create_folder` does; `ids` are all ids."""
+    begun = time.monotonic()
     sources = [value for value in inputs.values() if isinstance(value, Folder)]
-    inputs, hashes = identify_inputs(dataset, share.ids, {name: share.pick(value) for name, value in inputs.items()})
-    settings = fingerprint(record, kind.title, classes=dataset.class_names, **inputs)
+    picked = {name: share.pick(value) for name, value in inputs.items()}
+    inputs, hashes = identify_inputs(folder.dataset, share.ids, picked)
+    settings = fingerprint(record, folder.kind.title, classes=folder.dataset.class_names, **inputs)
     with share.claimed(folder.path, settings, ids) as (records_locked, folder.journal):
         with records_locked():
             if overwrite:
                 records = [folder.path / name for name in ('args.json', 'inputs.json', written.RECORD)]
-                for path in [*folder.path.glob(f'*{kind.suffix}'), *folder.path.glob(written.JOURNALS), *records]:
+                for path in [*folder.existing(), *folder.path.glob(written.JOURNALS), *records]:
                     path.unlink(missing_ok=True)
             old = _read_settings(folder, settings, record)
             if not old:
                 (folder.path / written.RECORD).unlink(missing_ok=True)  # of files that are gone
             elif 'hashed' not in old:
-                written.adopt(folder.path, kind.suffix, ids)
+                written.adopt(folder.path, folder.kind.suffix, ids)
                 write_json(folder.path / 'args.json', {**old, 'hashed': True})
-        unrecorded = written.find_unrecorded(folder.path, kind.suffix, share.ids)
+        unrecorded = written.find_unrecorded(folder.path, folder.kind.suffix, share.ids)
         with records_locked():
             _remove_outdated(folder, unrecorded, hashes, ids)
         folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
@@ -95,7 +112,7 @@ def _read_settings(folder: Folder, settings: dict, record: Record) -> dict:
 
     Raises UserError if it is invalid, or if its format or settings differ from the requested ones.
     """
-    if not any(folder.path.glob(f'*{folder.kind.suffix}')):
+    if not folder.existing():
         return {}
     old = read_args(folder.path)
     if not {'format', 'fingerprint', 'options', 'versions', 'history', 'seconds'} <= old.keys():
@@ -103,8 +120,8 @@ def _read_settings(folder: Folder, settings: dict, record: Record) -> dict:
             f'{folder.path} contains files but no valid args.json, so their settings are unknown: pass --overwrite'
         )
     if old['format'] != folder.kind.title:
-        raise UserError(f'{folder.path} contains {old["format"]}s: pass --overwrite to replace them, or another name')
-    check_fingerprint(folder.path, old['fingerprint'], settings, record.defaults)
+        raise UserError(f'{folder.path} contains {old["format"]}s: pass --overwrite to replace them, or {folder.other}')
+    check_fingerprint(folder.path, old['fingerprint'], settings, record.defaults, f'or {folder.other}')
     return old
 
 

@@ -24,6 +24,8 @@ class Folder:
     `missing` holds the ids that a folder opened for writing still lacks; its `journal` notes the files that it writes.
     """
 
+    other = 'another name'  # than that of a folder with other settings: the alternative to --overwrite
+
     def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
         self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids
         self.missing: set[str] = set()
@@ -36,6 +38,10 @@ class Folder:
 
     def file(self, image_id: str) -> Path:
         return self.path / f'{image_id}{self.kind.suffix}'
+
+    def existing(self) -> list[Path]:
+        """Return the files that --overwrite removes, whatever their ids."""
+        return [*self.path.glob(f'*{self.kind.suffix}')]
 
     @property
     def record(self) -> dict:

@@ -1,0 +1,153 @@
+"""Masks of single photographs: loading in workers, the networks in this process, CRF and files in the background.
+
+The same functions as in stages 2, 5, 6 and 8, with one image per batch (docs/method.md, "Single photographs").
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core import UserError, chain
+from core.crf import crf_from_probability
+from core.data.dataset import Dataset
+from core.data.transforms import rescale
+from core.labels import pseudo_label
+from core.maps import present_keys, upsample_rw
+from tools.predicting.folder import MaskFolder, Prediction
+
+TOO_LARGE = 'does not fit in memory: use a smaller image or smaller --scales'
+
+
+class Job(NamedTuple):
+    """What remains to be done in the background: make(image, *arrays) returns the prediction."""
+
+    make: Callable[..., Prediction]
+    arrays: Sequence[np.ndarray]
+
+
+class Outcome(NamedTuple):
+    """What became of an image: scores by class index and whether the mask has classes, or the fault."""
+
+    image_id: str
+    scores: dict[int, float]
+    has_classes: bool = False
+    fault: str = ''
+
+
+class Pictures:
+    """Photographs for a loader: (id, image (h, w, 3) uint8, [image (1, h_s, w_s, 3) uint8 per scale]).
+
+    For a photograph that cannot be read, the second is the text of the error.
+    """
+
+    def __init__(self, dataset: Dataset, ids: Sequence[str], scales: Sequence[float], backend: str):
+        self.dataset, self.ids, self.scales, self.backend = dataset, ids, scales, backend
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> tuple[str, np.ndarray | str, list[Tensor]]:
+        image_id = self.ids[position]
+        try:
+            picture = self.dataset.read_image(image_id)
+            scaled = [rescale(picture, scale, self.backend)[None] for scale in self.scales]
+            return image_id, np.array(picture), scaled
+        except (UserError, MemoryError, RuntimeError) as error:
+            return image_id, explain(error, self.dataset.image_path(image_id)), []
+
+
+def explain(error: Exception, path) -> str:
+    """Return the line of an error that ends only its image. Raises any other error, which is a bug."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator' in str(error):
+        return f'{path}: {TOO_LARGE}'
+    if isinstance(error, UserError):
+        return str(error)
+    raise error from None
+
+
+def look_for_classes(
+    image: np.ndarray,
+    pixels: list[Tensor],
+    labels: np.ndarray | None,
+    *,
+    model: str,
+    classifier: nn.Module,
+    affinity_net: nn.Module | None,
+    cam: str,
+    class_threshold: float,
+    threshold: float,
+    crf_iteration: int,
+    image_size: int | None,
+    walking: dict[str, object],
+) -> Job:
+    """Return the job of a classifier for an image (h, w, 3); labels (C,) multi-hot, None for the predicted classes.
+
+    pixels: the image at each scale and, with AffinityNet, at last as it is. `cam`: one of core.cam.READ_OUTS.
+    `walking`: options of core.chain.walk_cams.
+    """
+    size = image.shape[:2]
+    *scales, whole = pixels if affinity_net is not None else [*pixels, None]
+    (probability,), maps = chain.classify(classifier, scales, cam)
+    if not np.isfinite(probability).all():
+        raise UserError(f'{model}: its scores are not finite: the model has diverged, train it again')
+    present = (probability > class_threshold if labels is None else labels).astype(np.float32)
+    keys = present_keys(present)
+    shown = keys[1:] if len(keys) > 1 else [1 + int(probability.argmax())]
+    scores = {int(key): float(probability[key - 1]) for key in shown}
+
+    # The CAMs, rounded as in the files of stage 2.
+    (cams,) = chain.cams_of(maps, present[None], size)
+    found = [keys, *(array.astype(np.float16) for array in cams)]
+
+    # Their random walk, rounded as in the files of stage 5.
+    if affinity_net is not None:
+        (edge,) = chain.image_edges(affinity_net, whole, image_size)
+        found.append(chain.walk_cams(found[1].astype(np.float32), edge, **walking).astype(np.float16))
+    return Job(partial(threshold_scores, scores, threshold, crf_iteration), found)
+
+
+def threshold_scores(
+    scores: dict[int, float],
+    threshold: float,
+    iterations: int,
+    image: np.ndarray,
+    keys: np.ndarray,
+    cam: np.ndarray,
+    hr_cam: np.ndarray,
+    rw: np.ndarray | None = None,
+) -> Prediction:
+    """Return the prediction from the CAMs of an image, or from their random walk: the pseudo-label of stage 6."""
+    found = {'keys': keys, 'cam': cam, 'hr_cam': hr_cam, **({} if rw is None else {'rw': rw})}
+    maps = hr_cam if rw is None else upsample_rw(rw, image.shape[:2])
+    return Prediction(pseudo_label(image, keys, maps, threshold, iterations), found, scores)
+
+
+def segment(image: np.ndarray, pixels: list[Tensor], labels: None, *, segmenter: nn.Module, crf_iteration: int) -> Job:
+    """Return the job of a segmentation network for an image (h, w, 3), as in stage 8."""
+    (probability,) = chain.image_probabilities(segmenter, pixels, image.shape[:2])
+    return Job(partial(refine, crf_iteration), [probability])
+
+
+def refine(iterations: int, image: np.ndarray, probability: np.ndarray) -> Prediction:
+    """Return the prediction from class probabilities (C+1, h, w); a class's score is the mean over its pixels."""
+    probability = crf_from_probability(image, probability, iterations)
+    mask = probability.argmax(0)
+    keys = np.union1d([0], mask)
+    scores = {int(key): float(probability[key][mask == key].mean()) for key in keys[1:]}
+    return Prediction(mask, {'keys': keys, 'probability': probability[keys].astype(np.float16)}, scores)
+
+
+def finish(
+    folder: MaskFolder, image_id: str, path: str, make: Callable[..., Prediction], image: np.ndarray, *maps: np.ndarray
+) -> Outcome:
+    """Make and write the mask of an image; runs in a background process."""
+    try:
+        prediction = make(image, *maps)
+        folder.write(image_id, image, prediction)
+    except (UserError, MemoryError) as error:
+        return Outcome(image_id, {}, fault=explain(error, path))
+    return Outcome(image_id, prediction.scores, len(prediction.arrays['keys']) > 1)
