@@ -10,7 +10,8 @@ Writes  experiments/report.html, which needs neither a network nor other files
 
 Each argument is NAME or TITLE | NAME. NAME is a tag, the name of a result or of an output folder, the path of a result
 or a part that no other name contains; * matches several. Without arguments the page has everything under experiments/.
-Outputs that evaluate.py has not scored are in the gallery only.
+Outputs that evaluate.py has not scored are in the gallery only; so are masks of tools.predict (experiments/predict/).
+Of a pattern that matches several seeds, the page also has the means.
 """
 
 import json
@@ -28,7 +29,14 @@ from core.data import drawing
 from core.image_scores import SIZES
 from core.metrics import ERROR_SHARES
 from tools.reporting import charts, find, gallery, panels, provenance, tables
-from tools.reporting.entries import add_recorded_data, find_entries, name_entries, open_recorded, stage_number
+from tools.reporting.entries import (
+    add_recorded_data,
+    find_entries,
+    name_entries,
+    open_photographs,
+    open_recorded,
+    stage_number,
+)
 from util import flags, script
 from util.parallel.workers import parallel_map
 from util.store import formats
@@ -128,6 +136,7 @@ def render(dataset, entries, steps, counts, two_fold, shown):
         backbone=backbone,
         published=published,
         stale=[entry.label for entry in entries if entry.is_stale],
+        means=tables.tabulate_means(entries),
         differences=tables.tabulate_differences(entries, two_fold),
         objects=tables.tabulate_objects(entries),
         sizes=SIZES,
@@ -169,9 +178,12 @@ def main(args):
     begins, _, _ = (TEMPLATES / 'report.html').read_bytes().partition(b'{{')
     check_output(args.out, '--out', begins)
     entries = find_entries(args.names)
-    records = [read_args(formats.PREDICTIONS / entry.folder) for entry in entries]
+    records = [read_args(entry.path) for entry in entries]
     records += [entry.scores.get('made_with') or {} for entry in entries]  # folders that no longer exist
-    dataset = open_recorded(args, entries[0].folder, *records)
+    if entries[0].is_photographs:
+        dataset = open_photographs(entries)
+    else:
+        dataset = open_recorded(args, entries[0].folder, *records)
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
     counts, two_fold = (
         [find.read_counts(entry.result, of_folds) if entry.result else None for entry in entries]

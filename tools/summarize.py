@@ -32,6 +32,7 @@ from core import UserError
 from core.image_scores import SIZES
 from core.intervals import difference_interval, score_interval, t_interval
 from tools.reporting import find, provenance
+from tools.reporting.tables import format_mean, list_mious
 from util import flags, script
 from util.store import formats, results
 
@@ -123,19 +124,6 @@ def tabulate_rows(rows):
         lines.append((title, len(runs), runs[0]['images'], *scores, thresholds, background, published))
     shown = [i for i, header in enumerate(HEADERS) if not header or any(line[i] != '' for line in lines)]
     return [[line[i] for i in shown] for line in (HEADERS, *lines)]
-
-
-def list_mious(runs):
-    """Return the mean mIoU, '-' for maps without two-fold scores, and of maps also that at the best thresholds."""
-    heads = [find.headline(result) for result in runs]
-    miou = format_mean([head['miou'] for head in heads]) if all(heads) else '-'
-    swept = all(len(result['sweep']) > 1 for result in runs)
-    return miou, format_mean([result['miou'] for result in runs]) if swept else ''
-
-
-def format_mean(values):
-    """Return the mean, of several values with the standard deviation."""
-    return f'{np.mean(values):.2f}' + (f' +- {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
 
 
 def format_interval(interval, sign=''):

@@ -31,7 +31,7 @@ from support import REPOSITORY, run_stage, subprocess_environment
 from support.chain import commands
 from support.networks import Tiny, labels_of, synchronise_on_cpus
 from support.programs import SERVER, free_port, held, refusal, served
-from tools import check_dataset, predict
+from tools import check_dataset, report
 from util import launcher, script, signals
 from util.parallel import batch, processes
 from util.store.fingerprints import Record
@@ -600,9 +600,7 @@ def test_port_in_use(monkeypatch):
     assert line == 'cannot meet the other processes: the port is in use: choose another one (--master_port)'
 
 
-@pytest.mark.parametrize(
-    ('parse_args', 'words'), [(check_dataset.parse_args, []), (predict.parse_args, ['model.pth', 'photo.jpg'])]
-)
+@pytest.mark.parametrize(('parse_args', 'words'), [(check_dataset.parse_args, []), (report.parse_args, ['my'])])
 def test_tools_refuse_to_run_in_several_processes(monkeypatch, capsys, parse_args, words):
     for rank in ('0', '1'):
         for variable, value in {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2'}.items():

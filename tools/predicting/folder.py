@@ -20,7 +20,7 @@ from tools.reporting import pictures
 from util.store import arrays, files
 from util.store.fingerprints import read_inputs, read_json
 from util.store.folders import Folder
-from util.store.formats import EXPERIMENTS, Format
+from util.store.formats import EXPERIMENTS, PREDICTIONS, Format
 from util.store.hashes import file_hashes
 
 ROOT = EXPERIMENTS / 'predict'
@@ -95,6 +95,11 @@ def read_photographs(folder: Path) -> dict:
     """Return the palette and the paths by id of a folder, {} if there are none."""
     content = read_json(folder / RECORD, **ENTRIES)
     return content if ENTRIES.keys() <= content.keys() else {}
+
+
+def path_of(name: str, kind: str) -> Path:
+    """Return the path of an output folder from its name; folders of predicted masks are named by their path."""
+    return Path(name) if kind == PREDICTED.title else PREDICTIONS / name
 
 
 def check_outputs(images: Mapping[str, Path], out: Path) -> None:

@@ -15,6 +15,7 @@ METRICS = {'miou': ('mIoU', 'solid'), 'fp': ('FP', 'dash'), 'fn': ('FN', 'dot')}
 # Curves of a training run, in this order, then the others; the weight of a loss and the learning rate come last.
 CURVES = ('mIoU', 'mAP', 'F1', 'loss')
 LAST_CURVES = ('alpha', 'lr')
+SCORES = ('mIoU', 'mAP', 'F1')  # curves in %
 # For axes of classes: otherwise Plotly reads "1" as a number and "2024-05-01" as a date.
 CLASSES = {'type': 'category', 'tickmode': 'linear', 'automargin': True}
 LAYOUT = {'margin': {'l': 8, 'r': 12, 't': 16, 'b': 8}, 'showlegend': False}  # legends are HTML
@@ -46,7 +47,7 @@ def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -
         )
     figure.update_layout(LAYOUT, barmode='group', height=80 + len(names) * (10 + 9 * len(columns)))
     figure.update_xaxes(title_text='IoU, %', range=[0, 100], automargin=True)
-    figure.update_yaxes(CLASSES)
+    figure.update_yaxes(CLASSES, title_text='class')
     return figure
 
 
@@ -60,12 +61,15 @@ def chart_errors(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
         figure.add_bar(x=shares[:, j], y=y, orientation='h', marker_color=colour, hovertemplate=hover)
     figure.update_layout(LAYOUT, barmode='stack', height=80 + 22 * len(names))
     figure.update_xaxes(title_text='% of the union', range=[0, 100], automargin=True)
-    figure.update_yaxes(CLASSES)
+    figure.update_yaxes(CLASSES, title_text='class')
     return figure
 
 
 def chart_confusion(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
-    """Return the confusion matrix (C, C) as a heat map: % of the pixels of each true class by predicted class."""
+    """Return the confusion matrix (C, C) as a heat map: % of the pixels of each true class by predicted class.
+
+    The numbers are rounded to whole %, and 0 is left out. Plotly leaves out all numbers where they do not fit.
+    """
     rows = (100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1))[::-1]
     # The square root brings out the small shares, which are the errors.
     ticks = (0, 1, 10, 25, 50, 100)
@@ -73,7 +77,10 @@ def chart_confusion(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
     heat = {'z': np.sqrt(rows), 'zmin': 0, 'zmax': 10, 'colorscale': 'Viridis', 'colorbar': scale}
     hover = '%{customdata:.1f} % of %{y} is predicted as %{x}<extra></extra>'
     axes = {'x': list(map(literal, names)), 'y': list(map(literal, names))[::-1]}
-    figure = go.Figure(go.Heatmap(**heat, **axes, customdata=rows, hovertemplate=hover))
+    numbers = {'text': [[f'{share:.0f}' if share >= 0.5 else '' for share in row] for row in rows]}
+    figure = go.Figure(
+        go.Heatmap(**heat, **axes, **numbers, texttemplate='%{text}', customdata=rows, hovertemplate=hover)
+    )
     figure.update_layout(LAYOUT, height=150 + 22 * len(names))
     figure.update_xaxes(CLASSES, title_text='predicted', tickangle=-90)
     figure.update_yaxes(CLASSES, title_text='mask')
@@ -114,7 +121,7 @@ def chart_curve(name: str, tags: Sequence[str], runs: Sequence[dict[str, list]])
             mode = 'lines+markers' if len(points) < 50 else 'lines'
             line, hover = {'color': colour_of(i)}, 'iteration %{x}: %{y:.4g}' + extra(tag)
             figure.add_scatter(x=x, y=y, name=tag, line=line, mode=mode, hovertemplate=hover)
-    figure.update_layout(LAYOUT, title={'text': literal(name), 'font': {'size': 14}}, height=220, margin_t=36)
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
+    figure.update_layout(LAYOUT, title={'text': literal(name), 'font': {'size': 14}}, height=240, margin_t=36)
+    figure.update_xaxes(title_text='iteration', automargin=True)
+    figure.update_yaxes(title_text=literal(f'{name}, %' if name in SCORES else name), automargin=True)
     return figure

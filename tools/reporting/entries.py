@@ -1,13 +1,24 @@
 """The entries of a report: output folders by name, with their results, and the data set that they record."""
 
+import os
+import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from core import UserError
+from core.data import voc
 from core.data.dataset import Dataset, open_dataset
 from core.data.files import fits
+from tools.predicting.folder import PREDICTED, ROOT, path_of, read_photographs
+from tools.predicting.photographs import DOMAIN, make_dataset
 from tools.reporting import find
 from util import flags
 from util.store import formats
@@ -26,7 +37,18 @@ class Entry(NamedTuple):
     kind: str
     domain: str
     result: dict | None
+    pattern: str = ''  # the NAME that found it, if it has a *
+    given: str = ''  # the title that the argument has
     label: str = ''  # the title, with the list if there are several
+
+    @property
+    def path(self) -> Path:
+        return path_of(self.folder, self.kind)
+
+    @property
+    def is_photographs(self) -> bool:
+        """Whether these are predicted masks of photographs that are in no data set."""
+        return self.kind == PREDICTED.title and self.domain == DOMAIN
 
     @property
     def scores(self) -> dict:
@@ -50,17 +72,22 @@ class Entry(NamedTuple):
 
 
 def find_entries(rows: list[str]) -> list[Entry]:
-    """Return the entries that the arguments mean, in the order of the stages. Raises UserError if there is none."""
+    """Return the entries that the arguments mean, in the order of the stages. Raises UserError if there is none.
+
+    Without arguments, masks of photographs that are in no data set are left out if there is anything else.
+    """
     found = {}
     for row in rows or ['*']:
         title, _, name = (part.strip() for part in row.rpartition('|'))
         for folder, domain, result in find_outputs(name):
-            kind = result['format'] if result else find.format_of(formats.PREDICTIONS / folder).title
-            entry = Entry(title, folder, kind, domain, result)
+            kind = result['format'] if result else _kind_of(folder)
+            entry = Entry(title, folder, kind, domain, result, name if rows and '*' in name else '', title)
             found.setdefault((folder, domain, entry.crf), entry)
     if not found:
         raise UserError(f'{formats.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
+    if not rows:
+        entries = _without_photographs(entries)
     for what, value_of in (('data set', _dataset_of), ('list of classes', _classes_of)):
         folders = {value: entry.folder for entry in entries[::-1] if (value := value_of(entry))}
         if len(folders) > 1:
@@ -70,36 +97,57 @@ def find_entries(rows: list[str]) -> list[Entry]:
     return entries
 
 
+def _without_photographs(entries: list[Entry]) -> list[Entry]:
+    """Return the entries of data sets, and print which folders are left out; all entries if there is no data set."""
+    kept = [entry for entry in entries if not entry.is_photographs]
+    others = [entry.folder for entry in entries if entry.is_photographs]
+    if not kept or not others:
+        return entries
+    what = f'{len(others)} folders of photographs that are in no data set'
+    print(f'left out: {what}; for their page: python3 -m tools.report {others[0]}', file=sys.stderr)
+    return kept
+
+
+def _kind_of(folder: str) -> str:
+    found = find.format_of(formats.PREDICTIONS / folder)
+    return found.title if found else PREDICTED.title
+
+
 def _dataset_of(entry: Entry) -> str | None:
     """Return the name of an entry's data set, None if the recorded data set can no longer be opened."""
     if entry.result:
         return entry.result['dataset']
-    options = read_args(formats.PREDICTIONS / entry.folder).get('options', {})
+    if entry.is_photographs:
+        return DOMAIN
+    options = read_args(entry.path).get('options', {})
     if not fits(options, {'dataset': str, 'data_dir': str}):
         return None
     try:
-        return _name_of(options['dataset'], options['data_dir'])
+        return _open(options['dataset'], options['data_dir']).name
     except UserError:
         return None
 
 
-@cache
-def _name_of(dataset: str, data_dir: str) -> str:
-    return open_dataset(dataset, data_dir).name
+_open = cache(open_dataset)
 
 
 def _classes_of(entry: Entry) -> str | None:
+    if entry.is_photographs:
+        return ', '.join(('background', *read_args(entry.path)['fingerprint']['classes']))
     return ', '.join(entry.result['iou']) if entry.result else None
 
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     """Return (folder, list, result or None) of the results and other output folders that match a name."""
+    predicted = list(_find_predicted(name))
+    if predicted and '/' in name:
+        return predicted
     folders = sorted(path.name for path in formats.PREDICTIONS.glob('[!.]*') if path.is_dir())
     others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
     try:
         scored = find.find(name)
     except UserError:
-        if not others and name != '*':
+        if not others and not predicted and name != '*':
             raise
         scored = []
     found = [(result['experiment_name'], result['domain'], result) for result in scored]
@@ -109,7 +157,46 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
         kind = find.format_of(formats.PREDICTIONS / folder)
         if folder not in known and fits(domain, str) and domain and kind not in (None, *NOT_SCORED):
             found.append((folder, domain, None))
-    return found
+    return found + predicted
+
+
+def _find_predicted(name: str) -> Iterator[tuple[str, str, None]]:
+    """Yield the folders of tools.predict that match a name or a path, on each list of which they have a mask."""
+    named = [Path(name)] if '/' in name else sorted(ROOT.glob('[!.]*'))
+    for path in named:
+        record = read_args(path)
+        if record.get('format') != PREDICTED.title or not ('/' in name or fnmatchcase(path.name, name)):
+            continue
+        options = record['options']
+        if not fits(options, {'dataset': str, 'data_dir': str}):
+            yield str(path), DOMAIN, None
+            continue
+        with suppress(UserError):  # the data set no longer exists
+            dataset = _open(options['dataset'], options['data_dir'])
+            for domain in dataset.lists:
+                again = domain == 'train_aug' and 'train' in dataset.lists
+                if not again and any((path / f'{image_id}.png').is_file() for image_id in dataset.ids(domain)):
+                    yield str(path), domain, None
+
+
+def open_photographs(entries: Sequence[Entry]) -> Dataset:
+    """Return the data set of the photographs whose predicted masks are in folders of tools.predict.
+
+    Raises UserError if two folders have masks of different photographs under one id.
+    """
+    paths, records = {}, [(entry, read_photographs(entry.path)) for entry in entries]
+    for entry, record in records:
+        for image_id, path in record.get('images', {}).items():
+            if not (entry.path / f'{image_id}.png').is_file():
+                continue
+            other = paths.setdefault(image_id, Path(path))
+            if os.path.abspath(other) != os.path.abspath(path):
+                fault = f'{image_id}.png in {entry.folder} is the mask of {path}, in another folder of {other}'
+                raise UserError(f'{fault}: name one folder, such as: python3 -m tools.report {entry.folder}')
+    palette = voc.palette()
+    colours = np.array(records[0][1].get('palette', palette), np.uint8)
+    palette = colours if colours.shape == palette.shape else palette
+    return make_dataset(paths, read_args(entries[0].path)['fingerprint']['classes'], palette)
 
 
 def stage_number(kind: str) -> int:
@@ -117,20 +204,41 @@ def stage_number(kind: str) -> int:
 
 
 def name_entries(entries: list[Entry]) -> list[Entry]:
-    """Give entries without a title a title that is unique in their list, and give all entries unique labels."""
+    """Give entries without a title a title that is unique in their list, and give all entries unique labels.
+
+    A title that several entries were given is followed by their seeds or, if these do not tell them apart, folders.
+    """
     short = [entry.title or short_title(entry.kind, entry.folder, entry.crf) for entry in entries]
-    used = Counter((title, entry.domain) for title, entry in zip(short, entries, strict=True))
+    for more in (_with_seed, _with_folder):
+        used = Counter((title, entry.domain) for title, entry in zip(short, entries, strict=True))
+        short = [
+            title if used[title, entry.domain] == 1 else more(title, entry)
+            for title, entry in zip(short, entries, strict=True)
+        ]
     several = len({entry.domain for entry in entries}) > 1
-    named = []
-    for entry, title in zip(entries, short, strict=True):
-        title = title if used[title, entry.domain] == 1 else f'{entry.kind}{entry.crf}: {entry.folder}'
-        named.append(entry._replace(title=title, label=f'{title} on {entry.domain}' if several else title))
-    return named
+    return [
+        entry._replace(title=title, label=f'{title} on {entry.domain}' if several else title)
+        for title, entry in zip(short, entries, strict=True)
+    ]
+
+
+def _with_seed(title: str, entry: Entry) -> str:
+    """Return the title that several entries were given, with the seed of one of them if it is known."""
+    if not entry.title or not entry.result:
+        return title
+    with suppress(UserError):
+        return f'{title} (seed {find.seed_of(entry.result)})'
+    return title
+
+
+def _with_folder(title: str, entry: Entry) -> str:
+    return f'{entry.title or f"{entry.kind}{entry.crf}"}: {entry.folder}'
 
 
 def short_title(kind: str, folder: str, crf: str = '') -> str:
     """Return the kind of a folder and the tag of the run that it is named after."""
     tags = (path.stem for path in (formats.EXPERIMENTS / 'data').glob('*.json'))
+    folder = Path(folder).name
     tag = max((tag for tag in tags if folder.startswith(f'{tag}@')), key=len, default=folder)
     return f'{kind}{crf}: {tag}'
 

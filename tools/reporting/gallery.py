@@ -83,7 +83,8 @@ def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Sou
         }
         for index, panel in drawn
     ]
-    classes = {key for index, panel in drawn for key in panel.classes if index is None and key}  # in tags or mask
+    known = [panel for index, panel in drawn if index is None and panel.classes]  # of tags or mask, or else predicted
+    classes = {key for panel in known or [panel for _, panel in drawn] for key in panel.classes if key}
     scale = min(1, SIDE / max(image.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     return {

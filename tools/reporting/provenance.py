@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset
+from tools.predicting.folder import path_of
 from tools.reporting import find
 from util.store import fingerprints
 from util.store.current import find_outdated, identity
@@ -19,6 +20,7 @@ from util.store.formats import EXPERIMENTS, PREDICTIONS, run_path
 
 RUNS = {'Classifier': 'classifier', 'AffinityNet': 'AffinityNet'}  # by network
 SEGMENTER = 'segmentation network'  # any other
+FILES = ('weights', 'model', 'affinity')  # options that are model files
 KINDS = (*RUNS.values(), SEGMENTER)
 
 
@@ -38,12 +40,12 @@ class Step(NamedTuple):
 
     @property
     def path(self) -> Path:
-        return run_path(self.name) if self.is_run else PREDICTIONS / self.name
+        return run_path(self.name) if self.is_run else path_of(self.name, self.kind)
 
 
 def read_folder(name: str, kind: str = 'output') -> Step:
     """Return the step of an output folder. Without a valid args.json it has this kind, and its options are {}."""
-    record = read_args(PREDICTIONS / name)
+    record = read_args(path_of(name, kind))
     return Step(record.get('format', kind), name, *_common(record), {})
 
 
@@ -77,7 +79,7 @@ def trace(folders: Mapping[str, str]) -> list[Step]:
                 visit(read_folder(value))
             elif option == 'model_name' or (option == 'tag' and not step.is_run):
                 visit(read_run(value))
-            elif option == 'weights' and Path(value).parent == EXPERIMENTS / 'models':
+            elif option in FILES and Path(value).parent == EXPERIMENTS / 'models':
                 visit(read_run(Path(value).name.removesuffix('.pth')))
         steps[step.is_run, step.name] = steps.pop((step.is_run, step.name))
 

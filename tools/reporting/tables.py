@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from core import UserError
 from core.data.entries import read_json
 from core.image_scores import SIZES
 from core.intervals import difference_interval, score_interval
@@ -49,6 +50,52 @@ def tabulate_chain(entries, counts, two_fold, published):
             }
         )
     return rows
+
+
+def tabulate_means(entries):
+    """Return the mean scores over the seeds of each pattern, as text by column; [] without two seeds of a stage."""
+    groups = {}
+    for entry in entries:
+        if entry.pattern and entry.result:
+            groups.setdefault((entry.pattern, entry.kind + entry.crf, entry.domain), []).append(entry)
+    rows = []
+    for (pattern, kind, domain), members in groups.items():
+        runs = [entry.result for entry in members]
+        try:
+            seeds = sorted({find.seed_of(result) for result in runs})
+            find.check_comparable(runs)
+        except UserError:
+            continue
+        if len(runs) < 2 or len(seeds) < len(runs):
+            continue
+        heads = [find.headline(result) for result in runs]
+        miou, best = list_mious(runs)
+        rows.append(
+            {
+                'title': members[0].given or f'{kind}: {pattern}',
+                'seeds': ', '.join(map(str, seeds)),
+                'miou': miou,
+                'dice': format_mean([head['dice'] for head in heads]) if all(heads) else '-',
+                'best': best,
+                'fp': format_mean([result['fp'] for result in runs]),
+                'fn': format_mean([result['fn'] for result in runs]),
+                'domain': domain,
+            }
+        )
+    return rows
+
+
+def list_mious(runs) -> tuple[str, str]:
+    """Return the mean mIoU, '-' for maps without two-fold scores, and of maps also that at the best thresholds."""
+    heads = [find.headline(result) for result in runs]
+    miou = format_mean([head['miou'] for head in heads]) if all(heads) else '-'
+    swept = all(len(result['sweep']) > 1 for result in runs)
+    return miou, format_mean([result['miou'] for result in runs]) if swept else ''
+
+
+def format_mean(values) -> str:
+    """Return the mean, of several values with the standard deviation."""
+    return f'{np.mean(values):.2f}' + (f' +- {np.std(values, ddof=1):.2f}' if len(values) > 1 else '')
 
 
 def intervals_of(count) -> dict:

@@ -66,6 +66,50 @@
     redraw();
   });
 
+  // Tables: sorted by the column whose header is clicked; a line says if they are wider than the page -----------------
+
+  const valueOf = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.value || cell.textContent.trim();
+  };
+
+  const numberIn = (text) => {
+    const found = text.match(/^[+-]?\d+(\.\d+)?/);
+    return found ? Number(found[0]) : undefined;
+  };
+
+  const sortTable = (table, column) => {
+    const head = table.tHead.rows[0].cells;
+    const order = head[column].ariaSort === 'ascending' ? 'descending' : 'ascending';
+    for (const cell of head) cell.removeAttribute('aria-sort');
+    head[column].setAttribute('aria-sort', order);
+    const rows = [...table.tBodies[0].rows].map((row) => ({ row, text: valueOf(row, column) }));
+    const known = rows.filter(({ text }) => text !== '-' && text !== ''); // the others stay last
+    const isNumeric = known.every(({ text }) => numberIn(text) !== undefined);
+    const compare = isNumeric
+      ? (a, b) => numberIn(a.text) - numberIn(b.text)
+      : (a, b) => a.text.localeCompare(b.text, undefined, { numeric: true });
+    known.sort((a, b) => (order === 'ascending' ? compare(a, b) : compare(b, a)));
+    table.tBodies[0].append(...[...known, ...rows.filter((entry) => !known.includes(entry))].map(({ row }) => row));
+  };
+
+  for (const table of document.querySelectorAll('.scroll > table')) {
+    if (table.tBodies[0].rows.length < 2) continue;
+    [...table.tHead.rows[0].cells].forEach((cell, column) => {
+      const button = element('button', { type: 'button', className: 'sort', textContent: cell.textContent });
+      cell.replaceChildren(button);
+      button.addEventListener('click', () => sortTable(table, column));
+    });
+  }
+
+  const widths = new ResizeObserver((changed) => {
+    for (const { target } of changed) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth;
+  });
+  for (const node of document.querySelectorAll('.scroll')) {
+    node.before(element('p', { className: 'note sideways', textContent: 'Scroll the table sideways for more columns.', hidden: true }));
+    widths.observe(node);
+  }
+
   // Classes: the tables and charts of one output ------------------------------------------------------------------
 
   const entrySelect = document.getElementById('entry');
