@@ -167,7 +167,7 @@ def settle_flags(args, file, affinity):
 
 
 def record_of(args, used):
-    """Return what the folder records of this command; the defaults of its flags are those of the model."""
+    """Return what the folder records of this command; `used`: the defaults of the flags that the model uses."""
     record = args.record()
     shown = {name: str(value) if isinstance(value, Path) else value for name, value in record.options.items()}
     return record._replace(options=shown, defaults={**record.defaults, **used})

@@ -485,7 +485,7 @@ def test_other_settings_are_refused(here, capsys, more, difference):
 
 def test_another_model_of_the_same_name_is_refused(here, capsys):
     run(f'{FAST} photos --out masks')
-    assert 'masks exists with different settings (model: ' in fault(
+    assert 'masks exists with different settings (the model changed): ' in fault(
         f'{model("seg")} --scales 1.0 --iteration 0 photos --out masks', capsys
     )
 

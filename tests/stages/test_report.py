@@ -11,14 +11,17 @@ import pytest
 from core import UserError
 from core.data.dataset import open_dataset
 from core.intervals import difference_interval, score_interval
-from support import CHROMIUM, REPOSITORY, fault_of
+from core.models import build_network
+from support import CHROMIUM, REPOSITORY, fault_of, run_stage
 from support.made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
-from tools import report
-from tools.reporting import find, tables
+from tools import predict, report
+from tools.reporting import charts, find, tables
 from tools.reporting.entries import find_entries
 from tools.reporting.gallery import choose_ids
 from tools.reporting.provenance import read_run
+from util import script
 from util.store.formats import PREDICTIONS
+from util.training.models import save_model
 
 
 def make_page(out: Path, *arguments: str) -> str:
@@ -350,6 +353,132 @@ def test_a_list_without_labels(here, in_tmp):
     assert all(card['panels'][0]['classes'] == [] and card['panels'][1]['classes'] for card in cards)
 
 
+# Predicted masks ----------------------------------------------------------------------------------------------------
+
+
+def predict_masks(demo: Path, out: Path, line: str) -> None:
+    """Run tools.predict with a network of random weights whose file is at `out`."""
+    dataset = open_dataset(demo / 'dataset.json', demo)
+    common = {'network': 'Classifier', 'mode': 'normal', 'backbone': 'resnest14_narrow', 'image_size': 64}
+    meta = {**common, 'classes': dataset.class_names, 'palette': dataset.palette[: dataset.num_classes + 1].tolist()}
+    save_model(build_network(meta), out, **meta)
+    run_stage(predict, f'{out} {line} --scales 1.0 --crf_iteration 0 --device cpu --num_workers 0'.split())
+
+
+MODELS = Path('experiments/models')
+
+
+def test_predicted_masks_of_photographs(demo, in_tmp, capsys):
+    shutil.copytree(demo / 'JPEGImages', 'photos')
+    predict_masks(demo, MODELS / 'own.pth', 'photos/val_*.jpg --classes dog,cow')
+    for name in ([], ['own'], ['experiments/predict/own'], ['mine | own']):
+        data = data_of(make_page(in_tmp / 'r.html', *name))
+        cards = data['gallery']['cards']
+        assert [card['id'] for card in cards] == [f'val_0000{i}' for i in range(4)]
+        assert {card['domain'] for card in cards} == {'photographs'}
+        title = 'mine' if name == ['mine | own'] else 'predicted mask: own'
+        assert [panel['title'] for panel in cards[0]['panels']] == [
+            *('image', f'{title}: CAM', f'{title}: CAM', f'{title}: prediction'),
+        ]
+        names = [label['name'] for label in data['classes']]
+        assert {names[index] for index in cards[0]['classes']} == {'cow', 'dog'}  # found by the filter of classes
+    Path('photos/val_00001.jpg').unlink()
+    assert len(data_of(make_page(in_tmp / 'r.html'))['gallery']['cards']) == 3
+
+
+def test_two_models_on_the_same_photographs(demo, in_tmp, capsys):
+    shutil.copytree(demo / 'JPEGImages', 'photos')
+    predict_masks(demo, MODELS / 'one.pth', 'photos/val_00000.jpg photos/val_00001.jpg')
+    predict_masks(demo, MODELS / 'two.pth', 'photos/val_00001.jpg photos/val_00002.jpg')
+    gallery = data_of(make_page(in_tmp / 'r.html', 'one', 'two'))['gallery']
+    assert gallery['sources'] == ['predicted mask: one', 'predicted mask: two']
+    found = {card['id']: {panel['source'] for panel in card['panels']} - {None} for card in gallery['cards']}
+    assert found == {'val_00000': {0}, 'val_00001': {0, 1}, 'val_00002': {1}}
+    Path('other').mkdir()
+    shutil.copy('photos/val_00003.jpg', 'other/val_00000.jpg')
+    predict_masks(demo, MODELS / 'three.pth', 'other')
+    line = fault_of(report, ['--num_workers', '0', '--out', 'r.html'], capsys)
+    assert 'val_00000.png in experiments/predict/three is the mask of other/val_00000.jpg, in another folder of' in line
+    assert line.endswith('name one folder, such as: python3 -m tools.report experiments/predict/three')
+
+
+def test_predicted_masks_of_a_data_set_are_beside_its_outputs(here, demo, in_tmp, capsys):
+    shutil.copytree(here / 'experiments', 'experiments')
+    predict_masks(demo, MODELS / 'own.pth', f'--dataset {demo}/dataset.json --data_dir {demo}')
+    shutil.copytree(demo / 'JPEGImages', 'photos')
+    predict_masks(demo, MODELS / 'new.pth', 'photos/val_00000.jpg')
+    capsys.readouterr()
+    cards = data_of(make_page(in_tmp / 'r.html'))['gallery']['cards']
+    assert {card['domain'] for card in cards} == {'train', 'val'}
+    name = 'predicted mask: own: prediction'
+    for card in cards:
+        titles = [panel['title'] for panel in card['panels']]
+        assert {name, f'errors of {name}'} <= {*titles}
+        assert not any('new' in title for title in titles)
+    line = 'left out: 1 folders of photographs that are in no data set; for their page: '
+    assert f'{line}python3 -m tools.report experiments/predict/new\n' in capsys.readouterr().err
+
+
+# Patterns -----------------------------------------------------------------------------------------------------------
+
+
+def test_patterns_keep_titles_and_have_means_over_seeds(here, in_tmp):
+    shutil.copytree(here / 'experiments', 'experiments')
+    (result,) = find.of_folder(CAM)
+    mious = []
+    for seed in (1, 2, 3):
+        name = f'cl@seed={seed}@train'
+        content = json.loads(result['path'].read_text())
+        content |= {'experiment_name': name, 'made_with': {}, 'miou': content['miou'] - seed}
+        content['two_fold'] = {**content['two_fold'], 'miou': content['two_fold']['miou'] - seed**2}
+        mious.append(content['two_fold']['miou'])
+        Path('experiments/results', f'{name}@train.json').write_text(json.dumps(content))
+    page = make_page(in_tmp / 'r.html', 'plain | cl@seed=*', LABELS)
+    titles = [row[0] for row in rows_of(page, 'Results')[1:]]
+    assert titles[:3] == ['plain (seed 1)', 'plain (seed 2)', 'plain (seed 3)']
+    head, *rows = rows_of(page, 'Means over seeds')
+    assert head == ['outputs', 'seeds', 'mIoU %', 'Dice %', 'best mIoU %', 'FP %', 'FN %', 'list']
+    ((title, seeds, miou, dice, best, *_, domain),) = rows
+    assert (title, seeds, domain) == ('plain', '1, 2, 3', 'train')
+    assert miou == f'{np.mean(mious):.2f} +- {np.std(mious, ddof=1):.2f}'
+    assert best == f'{result["miou"] - 2:.2f} +- 1.00'
+    assert dice.endswith(' +- 0.00')
+    assert 'Means over seeds' not in make_page(in_tmp / 'r.html', LABELS)
+
+
+# Charts -------------------------------------------------------------------------------------------------------------
+
+
+def test_axes_have_titles_and_the_confusion_matrix_numbers():
+    names = ('background', 'cat', 'dog')
+    confusion = np.array([[990, 4, 6], [0, 50, 50], [0, 0, 1]])
+    figures = [
+        charts.chart_classes({0: dict.fromkeys(names, 50.0)}, ['x']),
+        charts.chart_errors(confusion, names),
+        charts.chart_confusion(confusion, names),
+        charts.chart_curve('mIoU', ['x'], [{'mIoU': [[1, 2], [2, 3]]}]),
+        charts.chart_curve('loss', ['x'], [{'loss': [[1, 2], [2, 3]]}]),
+    ]
+    titles = [(figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) for figure in figures]
+    assert titles == [
+        ('IoU, %', 'class'),
+        ('% of the union', 'class'),
+        ('predicted', 'mask'),
+        ('iteration', 'mIoU, %'),
+        ('iteration', 'loss'),
+    ]
+    (heat,) = figures[2].data
+    assert [list(row) for row in heat.text[::-1]] == [['99', '', '1'], ['', '50', '50'], ['', '', '100']]
+    assert heat.texttemplate == '%{text}'
+
+
+def test_the_time_left_is_printed(here, tmp_path, capsys, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr(script.time, 'time', lambda: 10 * next(clock))
+    make_page(tmp_path / 'r.html', CAM)
+    assert re.search(r'images: 3/6, \d+ s, about \d+ s left', capsys.readouterr().err)
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +645,34 @@ def test_hiding_a_folder_and_the_worst_of_a_class(open_page):
     button.click()
     assert page.eval_on_selector('#filters [name=class]', 'n => n.selectedOptions[0].textContent') == name
     assert f'{name} IoU' in page.locator('.card h3').first.text_content()
+
+
+def test_tables_are_sorted_by_the_column_that_is_clicked(open_page, page_file):
+    page = open_page()
+    cells = '[aria-label=Results] tbody tr > :nth-child({})'
+    shown = lambda column: page.locator(cells.format(column)).all_text_contents()  # noqa: E731
+    header = page.locator('[aria-label=Results] th', has_text='mIoU %').first
+    values = [float(text) for text in shown(2)]
+    header.locator('button').focus()
+    page.keyboard.press('Enter')
+    assert [float(text) for text in shown(2)] == sorted(values) != values
+    assert header.get_attribute('aria-sort') == 'ascending'
+    page.keyboard.press('Enter')
+    assert [float(text) for text in shown(2)] == sorted(values, reverse=True)
+    # Empty cells are last in both orders; the duration is sorted by its seconds.
+    best = page.locator('[aria-label=Results] th', has_text='best mIoU %').locator('button')
+    for _ in range(2):
+        best.click()
+        assert [text.strip() for text in shown(5)][2:] == ['-', '-']
+    page.locator('[aria-label=Steps] th', has_text='time').locator('button').click()
+    times = page.locator('[aria-label=Steps] tbody tr > :nth-child(4)').all_text_contents()
+    assert times == 5 * ['1 min 15 s'] + 3 * ['1 h 1 min']
+
+
+def test_a_wide_table_says_that_it_scrolls(open_page):
+    hint = '.sideways:has(+ [aria-label=Results])'
+    assert open_page(390).locator(hint).is_visible()
+    assert not open_page(1900).locator(hint).is_visible()
 
 
 def test_outputs_of_the_class_tables(open_page):

@@ -43,7 +43,8 @@ def test_folder_records_options_inputs_and_versions(in_tmp, capsys):
         record = args_json()
         assert record['format'] == 'CAM'
         assert record['options'] == ARGS
-        assert record['fingerprint'] == {'tag': 'x', 'scales': '1.0', 'alpha': 4.0, 'classes': CLASSES, 'model': '1234'}
+        settings = {'tag': 'x', 'scales': '1.0', 'cam': 'published', 'alpha': 4.0, 'classes': CLASSES, 'model': '1234'}
+        assert record['fingerprint'] == settings
         assert record['versions']['numpy'] == np.__version__
         assert record['history'] == []
         assert read_args(folder.path) == record
@@ -72,7 +73,7 @@ def test_folder_without_outputs_protects_nothing(in_tmp, with_args):
         (FOLDER / 'args.json').unlink()
     with created(alpha=1.0, inputs={'model': 'another'}) as folder:
         assert folder.missing == {'a', 'b'}
-    settings = {'tag': 'x', 'scales': '1.0', 'alpha': 1.0, 'classes': CLASSES, 'model': 'another'}
+    settings = {'tag': 'x', 'scales': '1.0', 'cam': 'published', 'alpha': 1.0, 'classes': CLASSES, 'model': 'another'}
     assert args_json()['fingerprint'] == settings
     assert args_json()['history'] == []
 

@@ -78,7 +78,7 @@ class MaskFolder(Folder):
         font = drawing.open_font(self.font)
         overlay = pictures.label_mask(image, prediction.mask, self.palette, labels, font)
         files.write_bytes(self.path / f'{image_id}_overlay.png', iio.imwrite('<bytes>', overlay, extension='.png'))
-        files.write_bytes(self.file(image_id), encode_label_map(prediction.mask, self.palette))
+        self._write(image_id, encode_label_map(prediction.mask, self.palette))
 
     def record_photographs(self, paths: Mapping[str, Path], overwrite: bool) -> None:
         """Add the paths of photographs by id to photographs.json, or write it again."""

@@ -98,7 +98,7 @@ def find_entries(rows: list[str]) -> list[Entry]:
 
 
 def _without_photographs(entries: list[Entry]) -> list[Entry]:
-    """Return the entries of data sets, and print which folders are left out; all entries if there is no data set."""
+    """Return the entries of data sets, and print what is left out; without entries of data sets, return all."""
     kept = [entry for entry in entries if not entry.is_photographs]
     others = [entry.folder for entry in entries if entry.is_photographs]
     if not kept or not others:

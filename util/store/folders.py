@@ -24,7 +24,7 @@ class Folder:
     `missing` holds the ids that a folder opened for writing still lacks; its `journal` notes the files that it writes.
     """
 
-    other = 'another name'  # than that of a folder with other settings: the alternative to --overwrite
+    other = 'another name'  # the alternative to --overwrite in errors about a folder with other settings
 
     def __init__(self, kind: Format, path: Path, dataset: Dataset, ids: Sequence[str]):
         self.kind, self.path, self.dataset, self.ids = kind, path, dataset, ids

@@ -84,7 +84,7 @@
     for (const cell of head) cell.removeAttribute('aria-sort');
     head[column].setAttribute('aria-sort', order);
     const rows = [...table.tBodies[0].rows].map((row) => ({ row, text: valueOf(row, column) }));
-    const known = rows.filter(({ text }) => text !== '-' && text !== ''); // the others stay last
+    const known = rows.filter(({ text }) => !/^(-\s|-?$)/.test(text)); // empty cells, some with a note, stay last
     const isNumeric = known.every(({ text }) => numberIn(text) !== undefined);
     const compare = isNumeric
       ? (a, b) => numberIn(a.text) - numberIn(b.text)
