@@ -22,7 +22,7 @@ ARGS = dict(
 )  # fmt: skip
 AFFECTS = dict(
     domain='input', batch_size='batch', device='speed', num_workers='speed', overwrite='speed', repair='speed',
-    shard='share', cam='input', cam_dir='random-walk CAM', beta='random-walk CAM', exp_times='random-walk CAM',
+    shard='share', cam_dir='random-walk CAM', beta='random-walk CAM', exp_times='random-walk CAM',
 )  # fmt: skip
 FOLDER = formats.PREDICTIONS / 'x@train@scale=1.0'
 IDS = ['a', 'b']
