@@ -264,7 +264,7 @@ def test_another_model_is_refused(demo, experiments, capsys):
     content = torch.load(experiments / 'models/cls.pth', weights_only=True)
     content['model']['classifier.weight'] += 1
     torch.save(content, experiments / 'models/cls.pth')
-    assert 'the model changed' in refused(demo, 'cams', capsys)
+    assert 'models/cls.pth: is not as recorded' in refused(demo, 'cams', capsys)
 
 
 def test_stale_inputs_of_inputs_are_refused(demo, experiments, capsys):
