@@ -1,10 +1,12 @@
-"""Draw the figures of the documents: three SVGs from the tables below, two pictures from outputs of the quickstart.
+"""Draw the figures of the documents: three SVGs from the tables below, and pictures from outputs.
 
-Reads   nothing for the SVGs; for the pictures an experiments folder after `bash tools/quickstart.sh` (seed 0)
-Writes  docs/method.svg, docs/stages.svg, docs/gain.svg; docs/strip.png, docs/thresholds.png
+Reads   nothing for the SVGs; for two pictures an experiments folder after `bash tools/quickstart.sh` (seed 0); for the
+        photograph the folder of tools.predict with --affinity
+Writes  docs/method.svg, docs/stages.svg, docs/gain.svg; docs/strip.png, docs/thresholds.png; docs/photograph.png
 
     python3 -m docs.make_figures
     python3 -m docs.make_figures --pictures experiments
+    python3 -m docs.make_figures --photograph chelsea.png experiments/predict/MODEL
 
 The SVGs are readable in light and dark mode: they draw their own background and follow prefers-color-scheme.
 """
@@ -20,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core.data.dataset import open_dataset
 from core.data.drawing import ink, overlay_heatmap, overlay_mask, stack
+from core.data.images import read_image
 from core.labels import pseudo_label
 from core.maps import upsample_rw
 from core.metrics import ConfusionMatrix
@@ -271,17 +274,17 @@ def draw_gain():
 # Pictures -----------------------------------------------------------------------------------------------------------
 
 
-def tile(picture, title, note, side):
-    """Return a picture in a square of a side, enlarged, with a title above and a note below."""
-    above, below = 34, 28
-    canvas = Image.new('RGB', (side, above + side + below), 'white')
+def tile(picture, title, note, side, height=None):
+    """Return a picture in a square of a side (or of a height), enlarged, with a title above and a note below."""
+    above, below, height = 34, 28, height or side
+    canvas = Image.new('RGB', (side, above + height + below), 'white')
     draw = ImageDraw.Draw(canvas)
     draw.text((side / 2, above / 2), title, (31, 35, 40), ImageFont.load_default(21), anchor='mm')
-    draw.text((side / 2, above + side + below / 2), note, (89, 99, 110), ImageFont.load_default(17), anchor='mm')
+    draw.text((side / 2, above + height + below / 2), note, (89, 99, 110), ImageFont.load_default(17), anchor='mm')
     shown = Image.fromarray(picture)
     scale = side / max(shown.size)
     shown = shown.resize([round(scale * x) for x in shown.size], Image.Resampling.BICUBIC)
-    canvas.paste(shown, ((side - shown.width) // 2, above + (side - shown.height) // 2))
+    canvas.paste(shown, ((side - shown.width) // 2, above + (height - shown.height) // 2))
     return np.array(canvas)
 
 
@@ -360,6 +363,23 @@ def draw_thresholds(outputs, thresholds=(0.1, 0.35, 0.7)):
     return stack(tiles, len(tiles))
 
 
+def draw_photograph(path, folder):
+    """Return the chain of tools.predict on a photograph: its CAM, the random walk and the mask."""
+    image = np.array(read_image(path))
+    cam, walk = read_arrays(folder / f'{path.stem}.npz', 'hr_cam', 'rw')
+    walk = upsample_rw(walk, image.shape[:2])
+    with Image.open(folder / f'{path.stem}.png') as mask:
+        label, palette = np.array(mask), np.array(mask.getpalette(), np.uint8).reshape(-1, 3)
+    tiles = (
+        (image, 'photograph', ''),
+        (overlay_heatmap(image, cam.astype('float32').max(0)), 'CAM', 'stage 2'),
+        (overlay_heatmap(image, walk.max(0)), 'random walk', 'stages 3 to 5'),
+        (overlay_mask(image, label, palette), 'mask', 'stage 6'),
+    )
+    height = round(300 * image.shape[0] / max(image.shape[:2]))
+    return stack([tile(*cells, side=300, height=height) for cells in tiles], len(tiles))
+
+
 def write_picture(path, picture):
     """Write a PNG with a white margin."""
     buffer = io.BytesIO()
@@ -375,6 +395,9 @@ def parse_args(argv=None):
     parser.add_argument('--strip', default=STRIP, metavar='ID', help='scene of strip.png (default: %(default)s)')
     scene = 'scene of thresholds.png (default: %(default)s)'
     parser.add_argument('--thresholds', default=THRESHOLDS, metavar='ID', help=scene)
+    names = ('IMAGE', 'FOLDER')
+    predicted = 'also draw photograph.png, from an image and the folder that tools.predict --affinity wrote of it'
+    parser.add_argument('--photograph', type=Path, nargs=2, metavar=names, help=predicted)
     return parser.parse_args(argv)
 
 
@@ -385,6 +408,8 @@ def main(args):
     if args.pictures:
         write_picture(DOCS / 'strip.png', draw_strip(Outputs(args.pictures, args.strip)))
         write_picture(DOCS / 'thresholds.png', draw_thresholds(Outputs(args.pictures, args.thresholds)))
+    if args.photograph:
+        write_picture(DOCS / 'photograph.png', draw_photograph(*args.photograph))
 
 
 if __name__ == '__main__':
