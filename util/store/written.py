@@ -1,7 +1,7 @@
 """What a stage wrote: files.json of a folder holds a hash of every file, so that any other file is noticed.
 
-A stage notes each file in a journal of its own before the file gets its name, in whichever thread or process it is
-written. At the end the journal becomes a part of files.json. A killed command leaves its journal, which counts too.
+Every command has a journal. Before a file gets its name, the thread or process that writes it notes its hash there. At
+the end the journal becomes a part of files.json. A killed command leaves its journal, which counts too.
 """
 
 import hashlib

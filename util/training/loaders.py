@@ -119,7 +119,7 @@ def ordered_loader(dataset, batch_size: int | None, num_workers: int, device: to
 def gather_rows(loader: DataLoader, batches: list[np.ndarray]) -> np.ndarray:
     """Return the rows (N, columns) float32 of an ordered loader's batches, in the order of its data set.
 
-    Each process passes the rows of its own batches and gets all rows.
+    Each process passes the rows of its share of the batches and gets the rows of all.
     """
     if launcher.world_size() == 1:
         return np.concatenate(batches)
