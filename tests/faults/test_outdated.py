@@ -225,7 +225,7 @@ def test_a_score_of_what_was_a_folder_is_named(moved, capsys):
 
 # Records of other types -------------------------------------------------------------------------------------------
 
-OTHERS = ([], None, {'a': 5}, 5, 'a', [{}])
+OTHERS = (None, {'a': 5}, [{}])
 
 
 def changes_of(content: dict):

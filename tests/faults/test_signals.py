@@ -183,7 +183,7 @@ def test_a_process_that_waits_for_the_others_hears_a_signal(demo, tmp_path):
     with (tmp_path / 'log').open('w') as output:
         process = start_program([script.__file__, *line], output.fileno(), output.fileno(), tmp_path, environment)
         wait_until(lambda: listens(process.pid))
-        process.join(2)
+        process.join(0.5)
         assert process.is_alive()
         process.terminate()
         process.join(PATIENCE)

@@ -138,13 +138,13 @@ def test_the_results_in_markdown_are_those_in_json():
 @pytest.mark.parametrize(
     'stage',
     [
-        stage if stage in ('stage 2', 'stage 5', 'stage 8') else pytest.param(stage, marks=pytest.mark.slow)
+        stage if stage in ('stage 5', 'stage 8') else pytest.param(stage, marks=pytest.mark.slow)
         for stage in cases.FILE_STAGES
     ],
 )
 def test_stages_take_images_of_any_size(stage, in_tmp):
     """Stand-ins for 3x700 and 5000x300, and odd sizes, with one class and many."""
-    for size, tagged in (((1, 1), 20), ((3, 175), 1), ((250, 15), 2), ((33, 47), 3)):
+    for size, tagged in (((1, 1), 2), ((3, 175), 1), ((33, 47), 20)):
         cases.stage_case('ours', 'cpu', in_tmp, stage, size, tagged)()
         outputs = [path for path in Path.cwd().rglob('photo.png') if 'experiments' in path.parts]
         if stage not in ('stage 2', 'stage 5'):

@@ -152,6 +152,12 @@ def test_headers_say_how_long_it_takes(path):
     assert re.search(r'\b([Mm]easured|[Ee]stimated|Not run)\b', header)
 
 
+def hear_all() -> None:
+    """Undo what nohup, or a shell that starts the tests in the background, has ignored: bash cannot hear it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 STARTED = """#!/bin/sh
 case "$1" in -m) ;; *) exit 0 ;; esac
 [ "$2" = pip ] && exit 0
@@ -172,7 +178,7 @@ def test_a_script_that_is_signalled_ends_its_stage(root, tmp_path, number):
         cwd=root,
         env=environment,
         stdout=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # bash cannot hear what is ignored
+        preexec_fn=hear_all,
     )
     while not (tmp_path / 'started').exists() or not (tmp_path / 'started').read_text():
         assert script.poll() is None

@@ -67,8 +67,14 @@ def saved(name: str, form: str = 'bare', **options) -> str:
     return 'published.pth'
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize(
+    'name, form',
+    [
+        (name, form) if form == 'bare' or name == 'AffinityNet' else pytest.param(name, form, marks=pytest.mark.slow)
+        for name in NETWORKS
+        for form in FORMS
+    ],
+)
 def test_imported_model_loads_in_its_stage_and_computes_the_same(pets, capsys, name, form):
     run_import(saved(name, form), 'a', pets)
     printed = f'experiments/models/a.pth: {name.removesuffix(" GN")}, backbone {NARROW}, 3 classes\n'

@@ -223,12 +223,12 @@ CLASSIFIERS = [  # every option once
     '--loss_option cl --batch_size 4 --bn_replicas 2',  # scores 4 images in one process, 2 in another
     '--re_loss_option none --level cam',
     '--re_loss_option selection --num_pieces 16 --level positive',
-    '--loss_option cl_pcl_re_conf',
-    '--loss_option cl_re --re_loss_option selection --re_loss L2_Loss --mode fix',
-    '--micro_batches 4',
+    '--loss_option cl_pcl_re_conf --re_loss L2_Loss',
     '--micro_batches 4 --mode fix --level positive',
 ]
 MORE_CLASSIFIERS = [
+    '--micro_batches 4',
+    '--loss_option cl_re --re_loss_option selection --re_loss L2_Loss --mode fix',
     '--loss_option cl_pcl',
     '--loss_option cl_re --re_loss_option none',
     '--loss_option cl_re --re_loss_option masking --re_loss L2_Loss',
@@ -319,7 +319,7 @@ def test_micro_batches_change_no_gradient(compare, name, more):
     compare(name, more, 1, alone=' '.join(words[:at] + words[at + 2 :]))
 
 
-@pytest.mark.parametrize('name', ['cls', 'seg'])
+@pytest.mark.parametrize('name', [pytest.param('cls', marks=pytest.mark.slow), 'seg'])
 def test_resuming_with_another_number_of_processes(demo, groups, tmp_path, monkeypatch, name):
     """Four processes stop at a signal that only one of them gets, in the same iteration; then two; one trains on."""
     line = line_of(demo, name, '--batch_size 4 --bn_replicas 4' if name == 'cls' else '--batch_size 4')
@@ -336,7 +336,14 @@ def test_resuming_with_another_number_of_processes(demo, groups, tmp_path, monke
     assert_equal_runs({**one, 'steps': one['steps'][4:]}, [rest])
 
 
-@pytest.mark.parametrize('name, more', [('cls', '--micro_batches 4'), ('aff', ''), ('seg', '--micro_batches 4')])
+@pytest.mark.parametrize(
+    'name, more',
+    [
+        ('cls', '--micro_batches 4'),
+        pytest.param('aff', '', marks=pytest.mark.slow),
+        pytest.param('seg', '--micro_batches 4', marks=pytest.mark.slow),
+    ],
+)
 def test_all_processes_skip_a_step_whose_gradients_overflow_in_one(demo, groups, tmp_path, monkeypatch, name, more):
     line = line_of(demo, name, f'{more} --precision fp16')
     folders = tmp_path / 'one', tmp_path / 'several'
@@ -584,7 +591,7 @@ def meet(monkeypatch, rank: int, port: int) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('rank', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_process_that_never_comes(monkeypatch, rank):
     assert re.fullmatch(
         'cannot meet the other processes: not all came within 1 s: start the same command .*',

@@ -80,10 +80,10 @@ def test_killed_stages_end_with_the_same_bytes(demo, undisturbed, tmp_path, name
 @pytest.mark.parametrize(
     'name, number',
     [
-        *((name, signal.SIGTERM) for name in TRAINERS),
+        ('cls', signal.SIGTERM),
         ('aff', signal.SIGINT),
-        pytest.param('cls', signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param('seg', signal.SIGINT, marks=pytest.mark.slow),
+        *(pytest.param(name, signal.SIGTERM, marks=pytest.mark.slow) for name in ('aff', 'seg')),
+        *(pytest.param(name, signal.SIGINT, marks=pytest.mark.slow) for name in ('cls', 'seg')),
     ],
 )
 def test_a_signal_saves_and_exits(demo, undisturbed, tmp_path, name, number):
@@ -100,7 +100,7 @@ def test_a_signal_saves_and_exits(demo, undisturbed, tmp_path, name, number):
     assert contents(tmp_path) == contents(expected)
 
 
-@pytest.mark.parametrize('name', ['cls', 'seg'])
+@pytest.mark.parametrize('name', [pytest.param('cls', marks=pytest.mark.slow), 'seg'])
 def test_killed_after_the_first_model_and_before_its_checkpoint(demo, undisturbed, tmp_path, monkeypatch, name):
     copy_without(undisturbed[0], tmp_path, name)
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,10 @@ def test_workers_do_not_change_results(demo, undisturbed, tmp_path):
     assert found == {path: expected[path] for path in found}
 
 
-@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'predictions'])
+@pytest.mark.parametrize(
+    'name',
+    ['cls', 'affinity_labels', *(pytest.param(name, marks=pytest.mark.slow) for name in ('cams', 'predictions'))],
+)
 def test_killed_stages_with_workers_resume_at_once(demo, undisturbed, tmp_path, name):
     """Their workers end with them, and the lock is free."""
     copy_without(undisturbed[0], tmp_path, name)

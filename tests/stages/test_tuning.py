@@ -93,9 +93,10 @@ def test_with_fewer_masks_the_settings_to_compare_with_remain(copy):
 
 
 def test_labels_that_another_threshold_made_are_overwritten_by_the_command(copy):
-    walks = tuned()['scores']['random walk']['chosen']
+    found = tuned()
+    walks = found['scores']['random walk']['chosen']
     for threshold, replaced in ((0.99, True), (walks['threshold'], False)):
-        folder = copy.parent / 'experiments/predictions' / f'{tuned()["walk_dir"]}@crf=1'
+        folder = copy.parent / 'experiments/predictions' / f'{found["walk_dir"]}@crf=1'
         folder.mkdir(exist_ok=True)
         (folder / 'args.json').write_text(json.dumps({'options': {'threshold': threshold}}))
         assert ('--overwrite' in tuned()['commands'][1]) is replaced

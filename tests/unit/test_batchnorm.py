@@ -62,7 +62,13 @@ def randomise_norms(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    'architecture', ['resnet50', 'resnest14', 'resnest26', NARROW, 'mobilenet_v2', 'efficientnet_lite0']
+    'architecture',
+    [
+        'resnet50',
+        NARROW,
+        'mobilenet_v2',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('resnest14', 'resnest26', 'efficientnet_lite0')),
+    ],
 )
 @pytest.mark.parametrize('build', [lambda name: Classifier(name, 7), AffinityNet, lambda name: DeepLabV3Plus(name, 8)])
 def test_folded_network_is_the_same_function_without_batchnorm(architecture, build):

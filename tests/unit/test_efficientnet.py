@@ -77,7 +77,7 @@ def imagenet(x: torch.Tensor) -> torch.Tensor:
     return (x - mean) / std
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 @pytest.mark.parametrize('output_stride', [32, 16])
 @pytest.mark.parametrize('size', [(96, 64), (65, 82), (35, 47)])
 def test_equals_timm(name, output_stride, size):

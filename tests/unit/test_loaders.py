@@ -203,9 +203,10 @@ def fail(action, workers, kind='ordered') -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize('action, workers, kind', [
-    ('killed', 1, 'ordered'), ('killed', 2, 'ordered'), ('killed', 1, 'training'), ('killed', 2, 'training'),
-    ('shared memory', 1, 'ordered'), ('shared memory', 2, 'ordered'), ('memory', 2, 'ordered'),
-    ('memory', 1, 'training'),
+    ('killed', 1, 'ordered'), ('killed', 2, 'training'), ('shared memory', 2, 'ordered'), ('memory', 1, 'training'),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('killed', 2, 'ordered'), ('killed', 1, 'training'), ('shared memory', 1, 'ordered'), ('memory', 2, 'ordered'),
+    )),
 ])  # fmt: skip
 def test_failing_worker_ends_the_script_with_one_line(action, workers, kind):
     begun = time.monotonic()

@@ -42,7 +42,7 @@ def test_lock_is_free_after_its_holder_was_killed(tmp_path, workers):
 
 def test_lock_whose_workers_stay_is_refused_in_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, 'LOCK_PATIENCE', 0.5)
-    with held(tmp_path / '.lock', '4') as process:
+    with held(tmp_path / '.lock', '2') as process:
         process.kill()
         process.wait()
         with pytest.raises(UserError, match=refusal('it', process)), locked(tmp_path / '.lock', 'it'):
@@ -86,9 +86,9 @@ def test_a_patient_process_waits_for_a_lock(tmp_path, monkeypatch):
     lock = tmp_path / '.lock'
     with held(lock) as process:
         assert is_held(lock)
-        with pytest.raises(UserError), locked(lock, 'it', patience=0.5):
+        with pytest.raises(UserError), locked(lock, 'it', patience=0.2):
             pass
-        threading.Timer(1, process.kill).start()
+        threading.Timer(0.5, process.kill).start()
         with locked(lock, 'it', patience=60):
             assert json.loads((tmp_path / '.lock.json').read_text())['pid'] == os.getpid()
     assert not is_held(lock) and not is_held(tmp_path / 'missing.lock')
@@ -97,10 +97,10 @@ def test_a_patient_process_waits_for_a_lock(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_for_a_lock_says_so_and_hears_signals(tmp_path, monkeypatch, capsys, number):
-    monkeypatch.setattr(locks, 'SILENCE', 0.5)
+    monkeypatch.setattr(locks, 'SILENCE', 0.2)
     with held(tmp_path / '.lock') as process:
         process.send_signal(signal.SIGSTOP)
-        threading.Timer(1.5, os.kill, (os.getpid(), number)).start()
+        threading.Timer(0.6, os.kill, (os.getpid(), number)).start()
         begun = time.monotonic()
         with pytest.raises(SystemExit) as ended, locked(tmp_path / '.lock', 'it', patience=60):
             pass
@@ -132,11 +132,11 @@ def test_patience_is_for_each_holder(tmp_path, monkeypatch):
             for second in range(6):
                 holder = {'host': 'elsewhere', 'pid': 1, 'since': str(second)}
                 (tmp_path / '.lock.json').write_text(json.dumps(holder))
-                time.sleep(0.5)
+                time.sleep(0.25)
             process.kill()
 
         threading.Thread(target=pass_on).start()
-        with locked(tmp_path / '.lock', 'it', patience=1.5):
+        with locked(tmp_path / '.lock', 'it', patience=0.8):
             pass
 
 

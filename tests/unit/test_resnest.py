@@ -11,8 +11,8 @@ from support import randomised
 # Small images suffice for the deep ones; an odd size tests the rounding of pooling.
 CASES = [
     ('resnest14', 'resnest14d', (80, 65)),
-    ('resnest26', 'resnest26d', (80, 65)),
-    ('resnest50', 'resnest50d', (64, 49)),
+    pytest.param('resnest26', 'resnest26d', (80, 65), marks=pytest.mark.slow),
+    pytest.param('resnest50', 'resnest50d', (64, 49), marks=pytest.mark.slow),
     ('resnest101', 'resnest101e', (64, 32)),
 ]
 
@@ -27,7 +27,7 @@ def reference(name: str, output_stride: int) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize('ours, theirs, size', CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize('ours, theirs, size', CASES)
 @pytest.mark.parametrize('output_stride', [32, 16])
 def test_equals_timm(ours, theirs, size, output_stride):
     model = randomised(build_backbone(ours, output_stride))

@@ -17,7 +17,10 @@ def reference(name: str, output_stride: int):
     return model
 
 
-@pytest.mark.parametrize('name, output_stride', [('resnet50', 16), ('resnet50', 32), ('resnet101', 16)])
+@pytest.mark.parametrize(
+    'name, output_stride',
+    [('resnet50', 16), ('resnet50', 32), pytest.param('resnet101', 16, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_bit_equal_to_torchvision(name, output_stride, dtype):
     model = randomised(build_backbone(name, output_stride)).to(dtype)

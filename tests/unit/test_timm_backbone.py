@@ -39,6 +39,8 @@ CHANNELS = {
     'timm/regnetx_002': (24, 24, 56, 152, 368),
 }
 
+CHEAP = (TINY, 'timm/convnext_atto')  # one with BatchNorm and one without
+
 
 def pixels(*size: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -87,7 +89,7 @@ def test_stages_contain_every_parameter_once_and_change_their_own_map(name):
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, False, False]
 
 
-@pytest.mark.parametrize('name', [TINY, 'timm/convnext_atto'])
+@pytest.mark.parametrize('name', CHEAP)
 def test_first_map_is_the_end_of_the_stem(name):
     model = randomised(build_backbone(name))
     net, x = model.network, imagenet(pixels(32, 48))
@@ -139,7 +141,9 @@ def test_dropout_and_stochastic_depth_of_a_configuration_are_switched_off(monkey
     assert torch.equal(model(images)[-1], model(images)[-1])
 
 
-@pytest.mark.parametrize('name', CHANNELS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow) for name in CHANNELS]
+)
 def test_folding_changes_rounding_only(name):
     classifier = randomised(Classifier(name, 3))
     images = [imagenet(pixels(*size)) for size in ((49, 64), (35, 81))]  # traced code must not remember a size
@@ -206,7 +210,9 @@ def test_difference_to_our_resnet50():
 # Networks on it -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', CHANNELS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[] if name in CHEAP else pytest.mark.slow) for name in CHANNELS]
+)
 def test_networks_train_on_images_of_odd_size(name):
     images = imagenet(pixels(97, 131)).float()
     for network in ('Classifier', 'AffinityNet', *SEGMENTERS):
@@ -220,7 +226,7 @@ def test_networks_train_on_images_of_odd_size(name):
     assert edges.shape[1:] == strided_size((97, 131))
 
 
-@pytest.mark.parametrize('name', [TINY, 'timm/convnext_atto'])
+@pytest.mark.parametrize('name', CHEAP)
 def test_mode_fix(name):
     model = Classifier(name, 3, 'fix').train()
     assert not any(norm.training for norm in batchnorms(model).values())
@@ -371,7 +377,7 @@ def test_imagenet_of_a_network_without_weights():
 # The stages ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', [TINY, 'timm/convnext_atto'])
+@pytest.mark.parametrize('name', CHEAP)
 def test_stages_one_and_two(demo, in_tmp, name):
     files = f'--dataset {demo}/dataset.json --data_dir {demo} --num_workers 0 --device cpu'
     train = '--image_size 64 --min_image_size 48 --max_image_size 80 --batch_size 4 --max_epoch 1 --lr 0.01'
