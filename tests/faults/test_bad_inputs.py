@@ -116,6 +116,7 @@ def model(name, change_state):
     def damage(folder):
         path = folder / f'experiments/models/{name}.pth'
         content = torch.load(path, weights_only=True)
+        path.unlink()  # perhaps a link
         torch.save({**content, 'model': change_state(content['model'])}, path)
 
     return damage

@@ -116,6 +116,7 @@ def test_wrong_annotation_is_named(copy, capsys, name, damage):
 def test_damaged_output_of_an_earlier_stage_is_named(copy, capsys, name, file, content):
     path = copy.parent / 'experiments' / file
     path = path / f'{first(copy, "train")}.npz' if path.is_dir() else path
+    path.unlink()  # a link
     path.write_bytes(content)
     assert path.name in fault_of(*commands(copy)[name], capsys)
 

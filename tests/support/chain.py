@@ -127,7 +127,9 @@ def state_of(tag: str) -> dict:
 def put_model(tag: str, content: dict) -> None:
     """Write a model file from another program in the place of a run's, whose record is removed."""
     Path(f'experiments/data/{tag}.json').unlink()
-    torch.save(content, f'experiments/models/{tag}.pth')
+    path = Path(f'experiments/models/{tag}.pth')
+    path.unlink()  # perhaps a link
+    torch.save(content, path)
 
 
 def pixels(path) -> np.ndarray:

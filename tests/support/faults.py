@@ -29,12 +29,13 @@ def forget(folder: Path, name: str) -> None:
                 path.unlink()
 
 
-def files_of(folder: Path) -> dict[Path, bytes]:
-    """Return every file except logs, which grow, and locks."""
+def files_of(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Return what changes when a file is written, of every file except logs, which grow, and locks."""
     paths = [
         path for path in folder.rglob('*') if path.is_file() and not {'tensorboards', 'logs', 'cache'} & {*path.parts}
     ]
-    return {path: path.read_bytes() for path in paths if not path.name.endswith('.lock')}
+    found = {path: path.stat() for path in paths if not path.name.endswith('.lock')}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def check_line(data: Path, capsys, name: str, more: str, line: str) -> None:
