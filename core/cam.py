@@ -1,16 +1,13 @@
 """Class activation maps, in training and over scales (Puzzle-CAM, section 2.1; docs/method.md, "CAMs")."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import STRIDE
-from core.maps import strided_size
+from core.maps import EPSILON, strided_size
 from core.models.network import run_with_mirror_images
 
-EPSILON = 1e-5
 # How class maps are read: by all weights of the classifier, by its positive ones alone, or the mean of the two CAMs.
 READ_OUTS = ('published', 'positive', 'mean')
 
@@ -59,17 +56,6 @@ def cams_from_maps(maps: list[Tensor], labels: Tensor, size: tuple[int, int]) ->
     for x in (cam, hr_cam):
         x /= x.amax((1, 2), keepdim=True) + EPSILON
     return list(zip(cam.split(counts), hr_cam.split(counts), strict=True))
-
-
-def average_cams(cams: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return the mean of several CAMs of an image, each map divided by its maximum + 1e-5 again.
-
-    cams: of each CAM its maps, such as cam (K, h/4, w/4) and hr_cam (K, h, w). A single one is returned as it is.
-    """
-    if len(cams) == 1:
-        return cams[0]
-    means = [torch.stack(maps).mean(0) for maps in zip(*cams, strict=True)]
-    return tuple(mean / (mean.amax((1, 2), keepdim=True) + EPSILON) for mean in means)
 
 
 def multi_scale_cam(

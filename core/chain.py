@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.cam import average_cams, cams_from_maps, multi_scale_maps
+from core.cam import cams_from_maps, multi_scale_maps
 from core.data.transforms import normalize
-from core.maps import normalize_rw
+from core.maps import average_cams, normalize_rw
 from core.models.affinitynet import predict_edges
 from core.models.deeplab import multi_scale_logits
 from core.random_walk import BETA, EXP_TIMES, random_walk
@@ -45,7 +45,8 @@ def cams_of(
     """Return the CAMs of the present classes, as `image_cams` does, from the class maps of `classify`."""
     present = torch.as_tensor(labels).to(maps[0][0].device)
     found = [cams_from_maps(scales, present, size) for scales in maps]
-    return [tuple(one.cpu().numpy() for one in average_cams(cams)) for cams in zip(*found, strict=True)]
+    images = zip(*found, strict=True)
+    return [tuple(average_cams([[one.cpu().numpy() for one in cam] for cam in cams])) for cams in images]
 
 
 def image_edges(affinity_net: nn.Module, pixels: Tensor, min_size: int) -> Tensor:

@@ -3,8 +3,12 @@
 No torch here: stages 3, 6 and 9 import this module and fork.
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
+
+EPSILON = 1e-5  # added to the maximum that a CAM is divided by
 
 
 def strided_size(size: tuple[int, int], stride: int = 4) -> tuple[int, int]:
@@ -15,6 +19,17 @@ def strided_size(size: tuple[int, int], stride: int = 4) -> tuple[int, int]:
 def present_keys(labels: np.ndarray) -> np.ndarray:
     """Return the keys of an image: (C,) multi-hot -> [0, c1+1, ..., cK+1], the background and the present classes."""
     return np.concatenate([[0], np.flatnonzero(labels) + 1]).astype(np.int64)
+
+
+def average_cams(cams: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Return the mean of several CAMs of an image, each map divided by its maximum + 1e-5 again.
+
+    cams: of each CAM its maps, such as cam (K, h/4, w/4) and hr_cam (K, h, w). A single one is returned as it is.
+    """
+    if len(cams) == 1:
+        return list(cams[0])
+    means = [np.mean(maps, axis=0) for maps in zip(*cams, strict=True)]
+    return [mean / (mean.max((1, 2), keepdims=True, initial=0) + np.float32(EPSILON)) for mean in means]
 
 
 def normalize_rw(rw: np.ndarray, by: str = 'joint') -> np.ndarray:

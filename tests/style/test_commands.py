@@ -147,6 +147,7 @@ def test_other_spellings():
 
 PROGRAMS = (
     *STAGES,
+    'tools.average_cams',
     'tools.export',
     'tools.import_masks',
     'tools.make_demo_data',
@@ -176,6 +177,7 @@ GROUPS = {
     'train_segmentation': TRAINER_GROUPS,
     'inference_segmentation': INFERENCE_GROUPS,
     'evaluate': ('data', 'inference', 'run and output'),
+    'tools.average_cams': ('data', 'run and output'),
     'tools.export': ('data', 'run and output'),
     'tools.import_masks': ('data', 'run and output'),
     'tools.make_demo_data': ('data', 'run and output'),

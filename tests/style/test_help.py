@@ -11,6 +11,7 @@ from tools import predict
 
 PROGRAMS = (
     *STAGES,
+    'tools.average_cams',
     'tools.check_dataset',
     'tools.export',
     'tools.import_masks',

@@ -72,9 +72,8 @@ def trace(folders: Mapping[str, str]) -> list[Step]:
         if step is None or (step.is_run, step.name) in steps:
             return
         steps[step.is_run, step.name] = step  # already here in case of a loop; moved to its place below
-        for option, value in step.options.items():
-            if not isinstance(value, str):
-                continue
+        named = [(option, value) for option, value in step.options.items() if isinstance(value, str)]
+        for option, value in [*named, *(('cam_dir', name) for name in step.options.get('cam_dirs', []))]:
             if option in ('experiment_name', 'cam_dir', 'label_name') and (PREDICTIONS / value).is_dir():
                 visit(read_folder(value))
             elif option == 'model_name' or (option == 'tag' and not step.is_run):

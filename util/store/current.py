@@ -15,12 +15,13 @@ from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, model_path, ru
 from util.store.hashes import digest, file_hashes, label_hashes
 from util.store.written import describe, find_unrecorded, read_written
 
-IMPORT = 'tools.import_published'
+IMPORT, AVERAGE = 'tools.import_published', 'tools.average_cams'
 # The programs that write a folder or a model, in their order. A folder is imported before anything is made from it.
 SCRIPTS = (
     IMPORT,
     'train_classification_with_puzzle.py',
     'inference_classification.py',
+    AVERAGE,
     'make_affinity_labels.py',
     'train_affinitynet.py',
     'inference_rw.py',
@@ -28,7 +29,9 @@ SCRIPTS = (
     'train_segmentation.py',
     'inference_segmentation.py',
 )
-TRAINERS = {'Classifier': SCRIPTS[1], 'AffinityNet': SCRIPTS[4]}  # by network; all others are of stage 7
+# Trainers by network (all others: stage 7), and programs by the option that no other records with a folder.
+TRAINERS = {'Classifier': 'train_classification_with_puzzle.py', 'AffinityNet': 'train_affinitynet.py'}
+TOOLS = {'source': IMPORT, 'cam_dirs': AVERAGE}
 # The option that names an input folder, by the name of the input.
 FOLDERS = {'maps': 'experiment_name', 'cams': 'cam_dir', 'labels': 'label_name'}
 
@@ -44,8 +47,10 @@ class Output(NamedTuple):
 
     def folders(self) -> dict[str, Path]:
         """Return its input folders by the name of the input."""
-        parent, named = Path(self.options.get('pred_dir') or PREDICTIONS), self.fingerprint.keys() & FOLDERS.keys()
-        return {name: parent / self.options[FOLDERS[name]] for name in named if self.options.get(FOLDERS[name])}
+        parent = Path(self.options.get('pred_dir') or PREDICTIONS)
+        names = {name: self.options.get(option) for name, option in FOLDERS.items()}
+        names |= {f'cams_{number}': name for number, name in enumerate(self.options.get('cam_dirs') or (), 1)}
+        return {name: parent / folder for name, folder in names.items() if folder and name in self.fingerprint}
 
     def models(self) -> dict[str, Path]:
         """Return its input model, or its --weights, by the name of the input."""
@@ -180,7 +185,7 @@ def read_folder(path: Path) -> Output | None:
     if kind is None or not fingerprint:
         return None
     options = record.get('options', {})
-    script = IMPORT if 'source' in options else kind.script
+    script = next((tool for option, tool in TOOLS.items() if option in options), kind.script)
     return Output(path, script, options, fingerprint, read_inputs(path))
 
 
@@ -218,7 +223,7 @@ def _read_run(path: Path) -> dict:
 
 
 def _trainer(record: dict) -> str:
-    return TRAINERS.get(record.get('network'), SCRIPTS[7])
+    return TRAINERS.get(record.get('network'), 'train_segmentation.py')
 
 
 def _some(inputs: dict[str, dict[str, str]], ids: Collection[str] | None) -> dict[str, dict[str, str]]:
