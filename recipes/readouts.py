@@ -104,6 +104,8 @@ class Names(NamedTuple):
         return f'{self.classifier}@{self.read_out}'
 
     def cams(self, domain):
+        if self.read_out == 'mean':
+            return f'{self.classifier}@{domain}@mean'
         named = '' if self.read_out == 'published' else f'@cam={self.read_out}'
         return f'{self.classifier}@{domain}{named}@scale={self.scales}'
 
@@ -180,9 +182,16 @@ def follow(args, names, seed):
     setting, last = SETTINGS[args.on], STAGES.index(args.until)
     common = [*data_of(args), '--num_workers', '1']
     commands = []
+    # The mean of both read-outs needs no third pass through the network.
+    both = [names._replace(read_out=read_out) for read_out in READ_OUTS[:2]]
     for domain in setting.domains:
         infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', domain]
-        commands += [[*infer, '--scales', setting.scales, '--cam', names.read_out]]
+        infer += ['--scales', setting.scales]
+        for made in both if names.read_out == 'mean' else [names]:
+            commands += [[*infer, '--cam', made.read_out]]
+        if names.read_out == 'mean':
+            average = ['-m', 'tools.average_cams', *common, '--tag', names.classifier, '--domain', domain]
+            commands += [[*average, '--cam_dirs', *(made.cams(domain) for made in both)]]
         commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
     if last == 0:
         return commands

@@ -7,6 +7,7 @@ import pytest
 
 from recipes import readouts
 from support.results import write_result
+from tools import average_cams
 from util.store import formats
 
 FLAGS = ['--data_dir', '/data/VOC 2012', '--weights', 'lite0.pth']
@@ -30,6 +31,9 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
         if name.startswith('train_'):
             models.add(args.tag)
         kind = next((kind for kind in formats.FORMATS.values() if kind.script == first), None)
+        if name == 'tools.average_cams':
+            assert {*args.cam_dirs} <= written
+            kind = average_cams.MEAN
         if kind:
             assert {options.get('tag'), options.get('model_name')} & models or name.startswith('make_')
             defaults = {action.dest: action.default for action in args.declared}
