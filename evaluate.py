@@ -25,7 +25,7 @@ from core import UserError, image_scores, metrics
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from util import flags, script
-from util.store import CAM, PREDICTION, RANDOM_WALK, formats, open_folder, results
+from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
 from util.store.files import check_output, write_bytes
 from util.store.shares import noticing_writers
 
@@ -149,8 +149,7 @@ def main(args):
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
     name, expected = f'{args.experiment_name}{crf}@{args.domain}', dataset.mask_path(ids[0])
     check_output(args.csv, '--csv', results.CSV_BEGINS)
-    with noticing_writers(formats.PREDICTIONS / args.experiment_name):
-        folder = open_outputs(args, dataset, masked or ids)
+    folder = open_outputs(args, dataset, masked or ids)
     with results.claimed(name) as path, noticing_writers(folder.path):
         if args.domain == 'test' and not masked and expected:
             return pack_for_server(folder, dataset, ids, path.with_suffix('.tgz'))

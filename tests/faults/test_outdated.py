@@ -417,13 +417,20 @@ def test_evaluate_refuses_a_folder_that_is_written_again_meanwhile(moved, capsys
     assert Path(f'experiments/results/{PSEUDO}@train.json').read_bytes() == before
 
 
-@pytest.mark.parametrize('lost', ['args.json', 'val_00000.png'])
-def test_evaluate_names_the_writer_of_a_folder_that_is_not_complete(moved, capsys, lost):
-    path = Path('experiments/predictions', PREDICTIONS)
+@pytest.mark.parametrize(
+    'name, folder, lost',
+    [
+        ('evaluate', PREDICTIONS, 'args.json'),
+        ('evaluate', PREDICTIONS, 'val_00000.png'),
+        ('seg', PSEUDO, 'train_00000.png'),
+    ],
+)
+def test_the_writer_of_a_folder_that_is_not_complete_is_named(moved, capsys, name, folder, lost):
+    path = Path('experiments/predictions', folder)
     (path / lost).unlink()
     with held(path / '.lock') as process:
-        assert re.fullmatch(refusal(path, process), line_of(moved, 'evaluate', capsys))
-    assert 'is being written' not in line_of(moved, 'evaluate', capsys)
+        assert re.fullmatch(refusal(path, process), line_of(moved, name, capsys))
+    assert 'is being written' not in line_of(moved, name, capsys)
 
 
 @pytest.mark.parametrize('tool', ['show', 'report'])

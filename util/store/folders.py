@@ -15,6 +15,7 @@ from util.store.files import check_name, write_bytes
 from util.store.fingerprints import read_args, read_inputs
 from util.store.formats import FORMATS, PREDICTIONS, RANDOM_WALK, Format
 from util.store.hashes import digest, file_hashes
+from util.store.shares import noticing_writers
 from util.store.written import find_unrecorded, note
 
 
@@ -147,32 +148,34 @@ def open_folder(
 
     `unrecorded` is the kind of a folder without args.json. Raises UserError naming the flag, the file and the script to
     run if the folder or the file of an id is missing, if args.json says that it contains something else, if its first
-    file is damaged or of another format, if its inputs have changed since, or if files are not as recorded.
+    file is damaged or of another format, if its inputs have changed since, or if files are not as recorded; naming the
+    process that writes the folder instead, if there is one.
     """
     path = Path(parent) / name
     check_name(path, flag)
     if not path.is_dir():
         script = kind.script if kind else 'the stage that writes it'
         raise UserError(f'{flag} {name}: {path} not found; run {script} first')
-    found = FORMATS.get(read_args(path).get('format'))
-    kind = kind or found or unrecorded
-    if kind is None:
-        what = _remedy(None, path / ids[0])
-        raise UserError(f'{flag} {name}: {path} has no args.json that says what it contains; {what}')
-    if found not in (None, kind):
-        raise UserError(f'{flag} {name}: contains {found.title}s: name a folder of {kind.title}s ({kind.script})')
-    folder = Folder(kind, path, dataset, ids)
-    folder.identity = identity(path, ids)  # before looking for its files
-    missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
-    if missing:
-        count = f'{len(missing)} of {len(ids)} are missing'
-        path = folder.file(missing[0])
-        raise UserError(f'{path} not found ({count}); {_remedy(kind, path)}')
-    outdated = find_outdated([path], dataset, ids)
-    if outdated:
-        raise UserError(outdated)
-    folder.check(ids[0])
-    return folder
+    with noticing_writers(path):
+        found = FORMATS.get(read_args(path).get('format'))
+        kind = kind or found or unrecorded
+        if kind is None:
+            what = _remedy(None, path / ids[0])
+            raise UserError(f'{flag} {name}: {path} has no args.json that says what it contains; {what}')
+        if found not in (None, kind):
+            raise UserError(f'{flag} {name}: contains {found.title}s: name a folder of {kind.title}s ({kind.script})')
+        folder = Folder(kind, path, dataset, ids)
+        folder.identity = identity(path, ids)  # before looking for its files
+        missing = [image_id for image_id in ids if not folder.file(image_id).is_file()]
+        if missing:
+            count = f'{len(missing)} of {len(ids)} are missing'
+            path = folder.file(missing[0])
+            raise UserError(f'{path} not found ({count}); {_remedy(kind, path)}')
+        outdated = find_outdated([path], dataset, ids)
+        if outdated:
+            raise UserError(outdated)
+        folder.check(ids[0])
+        return folder
 
 
 def _remedy(kind: Format | None, path: Path) -> str:
