@@ -14,11 +14,13 @@ The paper reports 61.85 mIoU on train for these CAMs (Table 2). It has not been 
 import util.startup
 
 import argparse
+import warnings
 
 import numpy as np
 import torch
 from tabulate import tabulate
 
+from core import DataWarning
 from core.cam import make_cam
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import scored_crops, tagged_images, training_samples
@@ -82,6 +84,8 @@ def build_loaders(args, dataset, device):
     sizes, drawn = (args.min_image_size, args.max_image_size), args.augment.split(',')
     where = sizes, args.image_size, args.resize, args.seed
     train_set = training_samples(dataset, *where, augmentations=drawn, with_labels=True)
+    if line := dataset.without_contrast(train_set.labels):
+        warnings.warn(line, DataWarning, stacklevel=1)
     train_loader = training_loader(train_set, args.batch_size, args.num_workers, args.seed, device)
 
     # CAMs are scored on the top-left crop of the images that have a ground-truth mask, tags on whole images.

@@ -226,12 +226,7 @@ def class_warnings(dataset, lists):
     without = names[~np.any(labels, 0)]
     if len(without):
         yield f'no image of train_aug has the class {", ".join(without)}'
-    everywhere = names[np.all(labels, 0)]
-    if len(everywhere) and len(names) == 1:
-        yield f'every image of train_aug has the only class, {names[0]}: add images without it, or it cannot be learned'
-    elif len(everywhere):
-        shown = ', '.join(everywhere)
-        yield f'every image of train_aug has the class {shown}: add images without it, or its mask can be anything'
+    yield from filter(None, [dataset.without_contrast(np.array(labels))])
 
 
 def size_warnings(lists, image_size):

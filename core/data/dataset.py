@@ -140,6 +140,17 @@ class Dataset:
             raise errors[0]
         return labels
 
+    def without_contrast(self, labels: np.ndarray) -> str:
+        """Return a warning of classes that all labels (N, C) of train_aug have, '' if there are none."""
+        everywhere = [name for name, is_in_all in zip(self.class_names, labels.all(0), strict=True) if is_in_all]
+        if not len(labels) or not everywhere:
+            return ''
+        if self.num_classes == 1:
+            what = f'the only class, {everywhere[0]}: add images without it, or it cannot be learned'
+        else:
+            what = f'the class {", ".join(everywhere)}: add images without it, or its mask can be anything'
+        return f'every image of train_aug has {what}'
+
     def scored_labels(self) -> tuple[str, list[str], np.ndarray]:
         """Return the list on which predicted classes are scored, its ids and labels: val if it is labelled, else train.
 

@@ -7,12 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import train_classification_with_puzzle as train_classification
+from core import DataWarning
+from core.data.dataset import open_dataset
 from core.data.transforms import normalize
 from core.losses import puzzle_losses
 from core.maps import threshold_cams
 from core.metrics import ConfusionMatrix
 from core.models import Classifier
 from core.puzzle import merge, tile
+from support import kinds
 from support.chain import NET, commands, dataset_of, ids_of, image_of, pixels
 from util.training import SharedModel
 
@@ -81,3 +84,18 @@ def test_cams_are_scored_at_their_own_resolution(demo):
         scores.append(matrix.miou())
     assert len({*scores}) > 1
     assert mious == pytest.approx(scores, rel=1e-9)
+
+
+def test_a_class_in_every_image_is_warned_of(in_tmp, recwarn):
+    kinds.draw_all(in_tmp / 'photos')
+    line = '--dataset labels.csv --data_dir photos --num_workers 0 --batch_size 4 --bn_replicas 1 --tag a'
+    args, device = train_classification.parse_args(line.split()), torch.device('cpu')
+    for other, expected in (
+        ('cat;dog', ['every image of train_aug has the class cat: add images without it, or its mask can be anything']),
+        ('cat', ['every image of train_aug has the only class, cat: add images without it, or it cannot be learned']),
+        ('', []),
+    ):
+        (in_tmp / 'labels.csv').write_text(f'image,classes\na.jpg,cat\nb.jpg,{other}\nc.jpg,cat\nd.jpg,cat\n')
+        train_classification.build_loaders(args, open_dataset('labels.csv', 'photos'), device)
+        assert [str(warned.message) for warned in recwarn if warned.category is DataWarning] == expected
+        recwarn.clear()
