@@ -35,7 +35,7 @@ MODES = {'npy': CAM, 'png': PREDICTION, 'rw': RANDOM_WALK}
 
 def parse_args(argv=None):
     parser = flags.Parser(__doc__)
-    parser.add_table(flags.DATASET, flags.WORKERS)
+    parser.add_table(flags.DATASET, flags.READING, flags.WORKERS)
     data = parser.groups['data']
     where = 'folder that contains SegmentationClass (and the images, for --crf_iteration), or the folder of masks'
     data.add_argument('--data_dir', '--gt_dir', default=flags.VOC_ROOT, help=where)
@@ -144,7 +144,7 @@ def report_factors(rows, best_fp):
 
 def main(args):
     check_installed(args.crf_iteration)
-    begun, dataset = time.monotonic(), open_dataset(args.dataset, args.data_dir)
+    begun, dataset = time.monotonic(), open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
     crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
     name, expected = f'{args.experiment_name}{crf}@{args.domain}', dataset.mask_path(ids[0])

@@ -33,7 +33,7 @@ def parse_args(argv=None):
 
 def main(args):
     # Read the image-level labels: they say which classes get a CAM.
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     labels = dict(zip(ids, dataset.read_all_labels(ids), strict=True))
 

@@ -40,7 +40,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     cams = open_folder(CAM, args.cam_dir, '--cam_dir', dataset, ids)
 

@@ -40,7 +40,7 @@ def main(args):
     writer = BackgroundWriter(args.num_workers, processes=True)
 
     # Load the segmentation network.
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     segmenter, device, model = load_network(dataset, SEGMENTERS, '--tag', args.tag, **args.pick(options.NETWORK))
 

@@ -44,7 +44,7 @@ def make_label(image_id, args, dataset, cams):
 
 def main(args):
     check_installed(args.crf_iteration)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     cams = open_folder(CAM, args.experiment_name, '--experiment_name', dataset, ids)
     inputs = {'maps': cams, **args.pick(flags.OUTPUT)}

@@ -41,7 +41,7 @@ def make_label(image_id, args, dataset, random_walks):
 
 def main(args):
     check_installed(args.crf_iteration)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     random_walks = open_folder(RANDOM_WALK, args.experiment_name, '--experiment_name', dataset, ids)
     inputs = {'maps': random_walks, **args.pick(flags.OUTPUT)}

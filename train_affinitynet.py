@@ -61,7 +61,7 @@ def score_edges(network, loader, dataset, path_index):
 
 def main(args):
     device = options.start(args)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids('train_aug', with_images=True)
     label_maps = open_folder(AFFINITY_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
     check_labels(args, label_maps)

@@ -126,7 +126,7 @@ def tabulate_classes(dataset, precision, f1):
 
 def main(args):
     device = options.start(args)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     train_loader, mask_loader, tag_loader = build_loaders(args, dataset, device)
 
     # Build the classifier on an ImageNet backbone.

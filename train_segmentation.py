@@ -75,7 +75,7 @@ def score_predictions(network, loader, dataset):
 
 def main(args):
     device = options.start(args)
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids, read_label, labels = open_labels(args, dataset)
     train_loader, score_loader = build_loaders(args, dataset, ids, read_label, device)
 

@@ -86,7 +86,7 @@ def compute_gradient(loss: Tensor, weights: list[Tensor]) -> Tensor:
 def main(args):
     # Repeat the set-up of the run.
     run = run_options(args.tag)
-    dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
+    dataset, device = open_dataset(run.dataset, run.data_dir, run.window, run.plane), pick_device(args.device, run.seed)
     model = Classifier(run.architecture, dataset.num_classes, run.mode)
     if args.at == 'start':
         load_weights(model.backbone, run.architecture, run.weights)

@@ -104,7 +104,7 @@ def compute_losses(network, batches, run, precision: str):
 
 def main(args):
     run = run_options(args.tag)
-    dataset, device = open_dataset(run.dataset, run.data_dir), pick_device(args.device, run.seed)
+    dataset, device = open_dataset(run.dataset, run.data_dir, run.window, run.plane), pick_device(args.device, run.seed)
     file = open_model(args.tag, '--tag', ['Classifier'])
 
     # Read the images once: for the CAMs, and the batches for the losses.

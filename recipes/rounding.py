@@ -46,7 +46,7 @@ def read_options(path: Path, stage: str) -> flags.Options:
         raise UserError(f'{path}/args.json is missing or damaged; run {stage} first, with --overwrite if needed')
     if recorded.get('precision') != 'fp32':
         raise UserError(f'{path}: not written with --precision fp32, so its files differ by more than their rounding')
-    return flags.Options(**recorded)
+    return flags.Options(**{'window': None, 'plane': None, **recorded})
 
 
 def check_unchanged(path: Path, **inputs: str) -> None:
@@ -82,7 +82,7 @@ def main(args):
     walk = read_options(rw_path, formats.RANDOM_WALK.script)
     cam_path = formats.PREDICTIONS / walk.cam_dir
     cam = read_options(cam_path, formats.CAM.script)
-    dataset = open_dataset(walk.dataset, walk.data_dir)
+    dataset = open_dataset(walk.dataset, walk.data_dir, walk.window, walk.plane)
     ids = dataset.ids_with_masks(args.domain)
     cams = folders.open_folder(formats.CAM, walk.cam_dir, '--cam_dir', dataset, ids)
     random_walks = folders.open_folder(formats.RANDOM_WALK, args.rw_dir, '--rw_dir', dataset, ids)

@@ -49,7 +49,7 @@ def average(image_id, dataset, sources, target):
 
 
 def main(args):
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     sources = [open_folder(CAM, name, '--cam_dirs', dataset, ids) for name in args.cam_dirs]
     inputs = {f'cams_{number}': source for number, source in enumerate(sources, 1)}

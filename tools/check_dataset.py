@@ -8,7 +8,8 @@ Writes  nothing
 Prints up to 20 errors of each list: missing and unreadable files, unknown classes, masks of another size or with
 unknown values. They give exit status 1. Warnings do not: images that train and val share, or that look the same (if
 imagehash is installed), copies, masks whose classes disagree with the labels, classes that no image of train_aug has or
-that all have, objects that are small and images that are large for --image_size, class names that look alike.
+that all have, objects that are small and images that are large for --image_size, class names that look alike, and a
+--window that is not for all images, or cuts off the values of some.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from tabulate import tabulate
 from core import IGNORE, STRIDE, UserError
 from core.data.dataset import open_dataset
 from core.data.entries import look_alikes
+from core.data.images import is_mapped
 from util import flags, script
 from util.parallel.workers import parallel_map
 
@@ -54,6 +56,8 @@ class Finding(NamedTuple):
     content: str = ''  # hash of the pixels
     look: int = 0  # perceptual hash of 64 bits, 0 if it is unknown or the image is plain
     object_side: float | None = None  # longer side of the largest object as a share of the longer side of the image
+    is_mapped: bool | None = None  # by the window; None: there is none
+    is_plain: bool = False  # a single value
 
 
 def parse_args(argv=None):
@@ -91,7 +95,9 @@ def inspect(image_id, dataset, with_labels, needs_mask, quick):
     content = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     side = largest_object(dataset, image_id, label_map, with_labels and found.get('labels') is not None)
     side = None if side is None else min(1, side / max(image.shape[:2]))
-    return Finding(errors, image.shape[:2], found.get('labels'), classes, content, look_of(found['image']), side)
+    mapped = is_mapped(dataset.image_path(image_id), dataset.reading) if dataset.reading.window else None
+    about = classes, content, look_of(found['image']), side, mapped, image.min() == image.max()
+    return Finding(errors, image.shape[:2], found.get('labels'), *about)
 
 
 def look_of(image):
@@ -155,6 +161,7 @@ def list_warnings(dataset, lists, image_size):
         *class_warnings(dataset, lists),
         *size_warnings(lists, image_size),
         *alike_names(dataset.class_names),
+        *window_warnings(dataset, lists),
     ]
 
 
@@ -266,6 +273,18 @@ def alike_names(names):
             yield f'classes differ only in case, blanks, Unicode form or markup: {shown}'
 
 
+def window_warnings(dataset, lists):
+    """Yield whether the window is for no image, or leaves a single value of some."""
+    images = {i: f for findings in lists.values() for i, f in findings.items() if f.is_mapped is not None}
+    mapped, window = [i for i, f in images.items() if f.is_mapped], dataset.reading.window
+    plain = [i for i in mapped if images[i].is_plain]
+    if len(mapped) < len(images):
+        yield f'the window {window} is for {len(mapped)} of {len(images)} images; the others have 8 bits'
+    if plain:
+        count, first = f'{len(plain)} of {len(mapped)}', dataset.image_path(plain[0])
+        yield f'the window {window} leaves one value in {count} images ({first}, ...): compare it with theirs'
+
+
 def check(dataset, num_workers, needs_masks=(), quick=False, image_size=512):
     """Print all findings. Raises UserError if there are errors; the images of `test` may be absent altogether."""
     if not dataset.root.is_dir():
@@ -302,7 +321,8 @@ def check(dataset, num_workers, needs_masks=(), quick=False, image_size=512):
 
 
 def main(args):
-    check(open_dataset(args.dataset, args.data_dir), args.num_workers, image_size=args.image_size)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
+    check(dataset, args.num_workers, image_size=args.image_size)
 
 
 if __name__ == '__main__':

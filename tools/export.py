@@ -101,7 +101,7 @@ def open_data(args, path: Path) -> Dataset:
         return open_recorded(args, str(path), record)
     if args.dataset or not args.data_dir:
         raise UserError('goes with --data_dir and without --dataset', option='classes')
-    return open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)))
+    return open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)), args.plane or '1')
 
 
 def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:

@@ -81,7 +81,8 @@ def open_data(args) -> Dataset | None:
         return None
     if Path(args.dataset).suffix.lower() != '.csv':
         raise UserError(f'{args.dataset}: only a CSV file has a column of masks', option='dataset')
-    return open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir)
+    return replace(dataset, reading=dataset.reading.completed({'plane': '1'}))  # only sizes are read
 
 
 def ids_of(dataset: Dataset) -> list[str]:

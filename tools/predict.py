@@ -24,6 +24,7 @@ are an error.
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from core.crf import check_installed
 from core.data import drawing, voc
 from core.data.dataset import open_dataset
 from core.data.images import ENDINGS
+from core.data.pixels import Reading
 from core.labels import PSEUDO_THRESHOLD
 from core.models.model_file import ModelFile
 from core.random_walk import BETA, EXP_TIMES
@@ -80,6 +82,10 @@ def parse_args(argv=None):
     data.add_argument('--dataset', affects='input', help='data set to predict instead of IMAGEs, all its lists')
     root = 'folder of the images of --dataset; none for a --dataset that is a folder'
     data.add_argument('--data_dir', affects='input', help=root)
+    for flag in flags.READING:
+        parser.add_table(
+            [flag._replace(help=flag.help.replace('of the data set)', 'of --dataset, or as in the model)'))]
+        )
     workers = 'processes that load images, and again as many for CRF and files; 0: none'
     parser.add_table([flag._replace(help=workers) for flag in flags.WORKERS])
 
@@ -166,9 +172,9 @@ def settle_flags(args, file, affinity):
     return settled
 
 
-def record_of(args, used):
+def record_of(args, used, reading):
     """Return what the folder records of this command; `used`: the defaults of the flags that the model uses."""
-    record = args.record()
+    record = args.record().changed(**vars(reading))
     shown = {name: str(value) if isinstance(value, Path) else value for name, value in record.options.items()}
     return record._replace(options=shown, defaults={**record.defaults, **used})
 
@@ -211,9 +217,11 @@ def chosen_labels(args, names):
 def open_images(args, file, palette):
     """Return the data set of --dataset or of the IMAGEs, and its lists: ids by name."""
     if not args.dataset:
-        dataset = make_dataset(find_images(args.images, args.out), file.meta['classes'], palette)
+        reading = Reading(args.window, args.plane).completed(file.meta)
+        dataset = make_dataset(find_images(args.images, args.out), file.meta['classes'], palette, reading)
         return dataset, {domain: dataset.ids(domain) for domain in dataset.lists}
-    dataset = open_dataset(args.dataset, args.data_dir)
+    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
+    dataset = replace(dataset, reading=dataset.reading.completed(file.meta))
     file.check_classes(dataset)
     lists = {domain: dataset.ids(domain) for domain in dataset.lists}
     if 'test' in lists and not dataset.image_path(lists['test'][0]).is_file():
@@ -275,6 +283,8 @@ def main(args):
     if not args.overwrite:
         check_recorded(own, args.out)
     provenance.warn_if_outdated([path for path in (args.model, args.affinity) if path])
+    for each in filter(None, (file, affinity)):
+        each.check_reading(dataset)
     shown = pictures.names_on_pictures(names, drawing.open_font(args.font))
     outcomes = Outcomes(own, names)
 
@@ -291,7 +301,8 @@ def main(args):
     largest = 2 * file.meta.get('image_size', float('inf')) / min(scales)
     folder = MaskFolder(args.out, dataset, share.ids, palette, shown, args.font)
     inputs |= args.pick(['overwrite', 'repair'])
-    with fill_folder(folder, record_of(args, defaults_of(file, affinity)), share, list(images), **inputs), writer:
+    record = record_of(args, defaults_of(file, affinity), dataset.reading)
+    with fill_folder(folder, record, share, list(images), **inputs), writer:
         folder.record_photographs(images, args.overwrite)
         todo = [image_id for image_id in share.ids if image_id in folder.missing]
         loaded = masks.Pictures(dataset, todo, [*scales, *([1.0] if affinity else [])], args.resize)

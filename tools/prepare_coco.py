@@ -36,7 +36,7 @@ from pycocotools import mask as coco_mask
 from core import IGNORE, UserError
 from core.data import exports, voc
 from core.data.files import check_readable
-from core.data.images import encode_label_map, find_file, find_named, image_size, make_image_id
+from core.data.images import FIRST, encode_label_map, find_file, find_named, image_size, make_image_id
 from core.data.source import SPLITS
 from core.data.tree import SPLIT_NAMES
 from tools.exchange.shapes import SIDE_LIMIT, encode_shape, is_side, read_box, read_polygons, read_rle
@@ -217,7 +217,7 @@ def read_pictures(path, images, instances, folder):
             raise UserError(f'{path}: image {number}: {name!r} is not a file name')
         size = image.get('height'), image.get('width')
         if size in ((None, None), (-1, -1)) and (folder / name).is_file():
-            size = image_size(folder / name)
+            size = image_size(folder / name, FIRST)
         if not all(is_side(side) for side in size):
             raise UserError(f'{path}: image {number} must have a "height" and a "width" of 1 to {SIDE_LIMIT}')
         image_id = make_image_id(name)
@@ -306,7 +306,7 @@ def write_mask(images, folder, indices, negatives, picture):
 
     Raises UserError if the image in the folder `images` is not of the size that the annotations say.
     """
-    size = image_size(find_file(images / picture.file_name))
+    size = image_size(find_file(images / picture.file_name), FIRST)
     if size != picture.size:
         stated = f'{picture.size[1]}x{picture.size[0]}'
         raise UserError(f'{images / picture.file_name}: is {size[1]}x{size[0]}, the annotations say {stated}')

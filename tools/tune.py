@@ -30,6 +30,7 @@ from tabulate import tabulate
 from core import UserError, image_scores, metrics
 from core.chain import image_edges
 from core.data import drawing
+from core.data.pixels import Reading
 from core.data.torch_datasets import MultiScaleDataset
 from core.labels import PSEUDO_THRESHOLD
 from core.maps import normalize_rw, strided_size, threshold_cams, upsample_rw
@@ -204,6 +205,7 @@ def plan(args, record: dict, cam_dir: str, model_name: str | None, chosen: dict[
     """Return the flags of the choice, the folder that stage 5 writes with them, and the commands to run next."""
     given, defaults, content, commands = record['options'], args.record().defaults, {}, []
     data = [word for name in ('dataset', 'data_dir') for word in (f'--{name}', vars(args)[name] or given[name])]
+    data += Reading(*(vars(args)[name] or given.get(name) for name in ('window', 'plane'))).flags()
     listed = [] if given['domain'] == 'train_aug' else ['--domain', given['domain']]
     predict = ['-m', 'tools.predict', str(formats.model_path(str(given.get('tag'))))]
     threshold = chosen[CAMS].threshold

@@ -5,7 +5,7 @@ that has it. The declaration gives its group in --help, its type, its default, a
 
     'result'     what the stage computes (the default): another value makes another output
     a title      only the output of this format (util/store/formats.py), in a stage that writes several
-    'input'      the path of something that its content identifies: the data, a model
+    'input'      what inputs are recorded by: the path of the data or of a model, how images are read
     'batch'      how a batch is divided, the same in all processes: memory and rounding
     'share'      which share of the work this command does
     'speed'      only speed, rounding, or what is kept and printed
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from core import UserError, printable
+from core.data.pixels import parse_plane, parse_window
 from util import launcher
 from util.store.fingerprints import Record
 from util.store.shares import number_of
@@ -239,6 +240,18 @@ def shard(text: str) -> str:
     return text
 
 
+def checked(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """Return a flag type from a function that raises ValueError with a line."""
+
+    def check(text: str) -> str:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return check
+
+
 # Tables of flags ----------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +265,14 @@ VOC_ROOT = '../VOCdevkit/VOC2012'  # where tools.prepare_voc --out .. puts it
 LISTED = "data set: CSV (a row per image), JSON (lists of ids), a folder (one per class) or a labelling tool's file"
 DATASET = (Flag('data', '--dataset', str, VOC, LISTED, 'input'),)
 LAYOUT = 'folder that image paths are relative to (of VOC: with JPEGImages); a --dataset that is a folder needs none'
-DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'))
+WINDOW = 'values that become black and white in images of more than 8 bits: LOW,HIGH (also --window=-100,400), or '
+WINDOW += '0.5%%,99.5%% for percentiles of each image (default: the entry "window" of the data set)'
+PLANE = 'plane of stacks and animations: a number from 1, or max (default: the entry "plane" of the data set)'
+READING = (
+    Flag('data', '--window', checked(parse_window), None, WINDOW, 'input'),
+    Flag('data', '--plane', checked(parse_plane), None, PLANE, 'input'),
+)
+DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'), *READING)
 NUM_WORKERS = 'extra processes that load images (in stages 3, 6 and 9: that compute); 0: none'
 WORKERS = (Flag('data', '--num_workers', integer(0), min(4, cpu_count()), NUM_WORKERS, 'speed'),)
 OVERWRITE = (

@@ -17,6 +17,7 @@ from core import IGNORE, UserError, has_control_characters
 from core.data import exports, images, voc
 from core.data.entries import look_alikes, parse_classes, parse_palette, read_json
 from core.data.lists import open_lists
+from core.data.pixels import Reading
 from core.data.source import Source
 from core.data.table import open_table
 from core.data.tree import open_export, open_tree
@@ -34,6 +35,7 @@ class Dataset:
     mask_values: images.MaskValues | None  # for ground-truth masks that do not contain class indices
     root: Path
     source: Source
+    reading: Reading = images.AS_THEY_ARE  # the plane and the window of values of images that need one
 
     def __getstate__(self) -> dict:
         """Leave out the source, which can be a large table: a pickled data set only reads and writes label maps.
@@ -83,7 +85,7 @@ class Dataset:
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Return (h, w) from the header of the image."""
-        return images.image_size(self.image_path(image_id))
+        return images.image_size(self.image_path(image_id), self.reading)
 
     def batches(self, ids: Sequence[str], batch_size: int) -> list[list[str]]:
         """Return ids in groups of one image size: at most batch_size ids, or fewer if images are large (BATCH_PIXELS).
@@ -103,7 +105,7 @@ class Dataset:
 
     def read_image(self, image_id: str) -> Image.Image:
         """Return the RGB image, upright."""
-        return images.read_image(self.image_path(image_id))
+        return images.read_image(self.image_path(image_id), self.reading)
 
     def read_labels(self, image_id: str) -> np.ndarray:
         """Return the image-level label, (C,) float32 multi-hot; all zeros for an image without classes.
@@ -228,11 +230,12 @@ def _open_json(path: Path, root: Path) -> tuple[Path, dict, Source]:
 KINDS = {'.json': _open_json, '.csv': open_table, '.tsv': open_table, '.xml': open_export}  # of files, by their ending
 
 
-def open_dataset(path: str | Path, root: str | Path) -> Dataset:
+def open_dataset(path: str | Path, root: str | Path, window: str | None = None, plane: str | None = None) -> Dataset:
     """Open a data set: a file of one of KINDS, with the root folder of its images, or a folder, which is its own root.
 
     Entries of the JSON, or of a JSON of the same name next to another kind: "classes", and optionally "name", "palette"
-    [[r, g, b]] and "mask_values" {value or "#rrggbb": class}. Raises UserError naming the file.
+    [[r, g, b]], "mask_values" {value or "#rrggbb": class}, "window" and "plane" (core/data/pixels.py). The arguments
+    `window` and `plane`, if given, replace the entries. Raises UserError naming the file.
     """
     path, root = Path(path), Path(root)
     kind = open_tree if path.is_dir() else KINDS.get(path.suffix.lower(), _open_json)
@@ -247,7 +250,8 @@ def open_dataset(path: str | Path, root: str | Path) -> Dataset:
             mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
         except ValueError as error:
             raise UserError(f'{where}: "mask_values" must {error}', option='dataset') from None
-    return Dataset(name, class_names, palette, mask_values, source.root, source)
+    reading = Reading.of(where, entries, window, plane)
+    return Dataset(name, class_names, palette, mask_values, source.root, source, reading=reading)
 
 
 def _check_files(paths: list[Path], listed: Path | None = None) -> None:

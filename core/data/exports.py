@@ -16,7 +16,7 @@ from core import UserError
 from core.data import voc
 from core.data.entries import read_json
 from core.data.files import fits, load_json
-from core.data.images import image_size
+from core.data.images import FIRST, image_size
 from core.data.voc import Box, Thing
 
 COCO = {'images': list, 'annotations': list, 'categories': list}
@@ -173,7 +173,7 @@ def names_beside(path: Path) -> list[str]:
 
 def read_voc(path: Path, image: Path) -> list[Thing]:
     """Read an annotation in VOC's format."""
-    return voc.read_things(path, image_size(image))
+    return voc.read_things(path, image_size(image, FIRST))
 
 
 def read_labelme(path: Path, image: Path) -> list[Thing]:

@@ -17,10 +17,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from core import IGNORE, UserError, has_control_characters
-from core.data.files import available_memory, check_regular
+from core.data.files import check_regular
+from core.data.pixels import Reading, check_memory, upright
 
 # Pillow reads 40 formats, among them some that start other programs. Only the formats that docs/datasets.md names are
 # allowed.
@@ -29,15 +30,13 @@ FORMATS += ('JPEG2000', *(['AVIF'] if find_spec('PIL.AvifImagePlugin') else []))
 # Names of files that are images; in folders others are left out.
 ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif', '.jpe', '.mpo', '.avif')
 ENDINGS += ('.jp2', '.j2k', '.jpf', '.jpx', '.j2c', '.jpc')  # JPEG 2000
-ENDINGS += ('.apng', '.avifs')  # animations, of which the first picture counts
+ENDINGS += ('.apng', '.avifs')  # animations
+AS_THEY_ARE = Reading()
+FIRST = Reading(plane='1')  # for the size of a file whose plane is not known yet
 UNREADABLE = ('.heic', '.heif')  # photographs that Pillow cannot read
 ID_LIMIT = 200  # bytes of an image id: endings and prefixes of output files must fit into the 255 of a file name
-ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
-TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # by orientation: Image.Transpose
-MANY_PIXELS = 2**25  # images with fewer pixels are opened without checking the memory
-PIXEL_BYTES = 12  # bytes per pixel to decode, turn and convert an image
 
-Image.MAX_IMAGE_PIXELS = None  # images of any size: `_check_memory` checks them
+Image.MAX_IMAGE_PIXELS = None  # images of any size: `check_memory` checks them
 warnings.filterwarnings('ignore', module=r'PIL\.')  # about metadata that is not read here
 
 
@@ -87,25 +86,22 @@ def find_named(folder: Path, name: str) -> str:
     return '/'.join(next(found, ends[-2]))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, reading: Reading = AS_THEY_ARE) -> tuple[int, int]:
     """Return (h, w) of the upright image from its header. Raises UserError naming the file."""
     with _opened(path, 'image') as image:
-        if image.format == 'TIFF':
-            image.load()  # Pillow itself turns these upright
-        size = image.height, image.width
-        return size[::-1] if _orientation(image) >= 5 else size
+        return reading.size(path, image)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, reading: Reading = AS_THEY_ARE) -> Image.Image:
     """Return an RGB image, decoded and turned upright by its EXIF orientation. Raises UserError naming the file."""
     with _opened(path, 'image') as image:
-        if image.mode.startswith(('I', 'F')):
-            raise UserError(f'{path}: has more than 8 bits per channel (mode {image.mode}): convert it')
-        image = _upright(image)
-        if image.has_transparency_data:  # the colours below transparent pixels are arbitrary
-            image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-        return image if image.mode == 'RGB' else image.convert('RGB')
+        return reading.read(path, image)
+
+
+def is_mapped(path: Path, reading: Reading) -> bool:
+    """Return whether a file has values other than 0 to 255, which need a window. Raises UserError naming the file."""
+    with _opened(path, 'image') as image:
+        return reading.is_mapped(path, image)
 
 
 @contextmanager
@@ -114,7 +110,9 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     try:
         check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
-            _check_memory(path, image)
+            check_memory(path, image)
+            if image.format == 'TIFF':
+                image.filename = ''  # Pillow maps named files, and garbles grey images that lie on their side
             yield image
     except FileNotFoundError:
         raise UserError(f'{path}: no such {what}') from None
@@ -123,20 +121,10 @@ def _opened(path: Path, what: str) -> Iterator[Image.Image]:
     except MemoryError:
         raise UserError(f'{path}: does not fit in memory: use a smaller {what}') from None
     except Exception as error:
-        raise UserError(f'{path}: not a readable {what} ({_first_line(error)})') from None
-
-
-def _check_memory(path: Path, image: Image.Image) -> None:
-    """Raise UserError if decoding an image would take more memory than the system has left."""
-    pixels = image.width * image.height
-    if pixels < MANY_PIXELS:
-        return
-    available = available_memory()
-    if pixels * PIXEL_BYTES > available:
-        need, left = (f'{count / 1e9:.1f} GB' for count in (pixels * PIXEL_BYTES, available))
-        raise UserError(
-            f'{path}: has {image.width}x{image.height} pixels: decoding takes {need} of memory, {left} are available'
-        )
+        reason = _first_line(error)
+        if isinstance(error, UnidentifiedImageError) and path.suffix.lower() in ('.tif', '.tiff'):
+            reason = 'no TIFF file, or neither grey nor RGB, or not of integers up to 32 bits or float32'
+        raise UserError(f'{path}: not a readable {what} ({reason})') from None
 
 
 @dataclass(frozen=True)
@@ -209,7 +197,7 @@ def read_label_map(
                 f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode} '
                 '(or the data set needs the entry "mask_values")'
             )
-        image = _upright(image)
+        image = upright(image)
         try:
             label = np.array(image, np.uint8) if values is None else values.read(image)
         except ValueError as error:
@@ -222,22 +210,6 @@ def read_label_map(
             f'{path}: contains class {label[wrong].max()}, the largest class is {num_classes} (255: ignore)'
         )
     return label
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Decode an image and turn it by its EXIF orientation."""
-    image.load()
-    turn = TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 if there is none or it cannot be read. Other metadata does not count."""
-    try:
-        value = image.getexif().get(ORIENTATION)
-    except Exception:  # damaged metadata can raise anything
-        return 1
-    return value if value in TURNS else 1
 
 
 def encode_label_map(label: np.ndarray, palette: np.ndarray) -> bytes:

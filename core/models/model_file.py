@@ -3,15 +3,18 @@
 A file holds {'model': state dict, 'meta': metadata}; files of other programs have a state dict alone.
 """
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from core import IGNORE, UserError, has_control_characters
+from core import IGNORE, DataWarning, UserError, has_control_characters
 from core.data.dataset import Dataset
+from core.data.pixels import parse_plane, parse_window
 from core.models.build import build_network
 from core.models.network import Network
 from core.models.segmenters import SEGMENTERS
@@ -64,6 +67,11 @@ class ModelFile:
                 has = f'class {number} is {ours!r}' if ours else f'has no class {number}'
                 expects = f'{self.path} expects {theirs!r}' if theirs else f'{self.path} does not know it'
                 raise UserError(f'of "{dataset.name}": {has}; {expects}', option='dataset')
+
+    def check_reading(self, dataset: Dataset) -> None:
+        """Warn if the images of a data set are read in another way than the images in training."""
+        if self.meta and (difference := dataset.reading.difference(self.meta)):
+            warnings.warn(f'{self.path}: in training {difference}', DataWarning, stacklevel=2)
 
     def resolve(self, dataset: Dataset, networks: Collection[str], **given: object) -> dict:
         """Return the metadata to build the network from, completed by flags.
@@ -125,6 +133,14 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value != '' and not has_control_characters(value)
 
 
+def _is_normal(parse: Callable[[str], str], value: object) -> bool:
+    """Return whether a value is a text in the normal form of a function that raises ValueError for others."""
+    try:
+        return isinstance(value, str) and parse(value) == value
+    except ValueError:
+        return False
+
+
 def _are_colours(value: object) -> bool:
     try:
         colours = np.array(value)
@@ -142,4 +158,6 @@ _VALID = {
     'image_size': lambda value: isinstance(value, int) and value > 0,
     'classes': _are_names,
     'palette': _are_colours,
+    'window': partial(_is_normal, parse_window),
+    'plane': partial(_is_normal, parse_plane),
 }

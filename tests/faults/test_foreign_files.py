@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from core import UserError
-from core.data import images
+from core.data import pixels
 from core.data.dataset import open_dataset
 from core.data.files import fits, load_json
 from core.data.images import image_size, read_image, read_label_map
@@ -271,9 +271,9 @@ def png_of(width: int, height: int) -> bytes:
 
 def test_any_size_that_fits_in_memory(tmp_path, monkeypatch):
     (tmp_path / 'a.png').write_bytes(png_of(20_000, 15_000))
-    monkeypatch.setattr(images, 'PIXEL_BYTES', 0)
+    monkeypatch.setattr(pixels, 'PIXEL_BYTES', 0)
     assert image_size(tmp_path / 'a.png') == (15_000, 20_000)
-    monkeypatch.setattr(images, 'PIXEL_BYTES', 10**9)
+    monkeypatch.setattr(pixels, 'PIXEL_BYTES', 10**9)
     for line in refused(tmp_path / 'a.png'):
         assert re.search(r'has 20000x15000 pixels: decoding takes \S+ GB of memory, \S+ GB are available$', line)
 

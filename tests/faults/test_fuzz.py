@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from core import has_control_characters, printable
 from core.data import exports, voc
 from core.data.dataset import open_dataset
 from core.data.images import MaskValues, image_size, read_image, read_label_map
+from core.data.pixels import Reading
 from core.image_scores import SIZES
 from core.models.model_file import ModelFile
 from support import kinds, working_in
@@ -124,9 +126,17 @@ def pictures(folder):
         'f.tif': picture('F', 'TIFF'),
     }
 
+    first, second = (Image.fromarray(np.full((7, 9), value, np.uint16)) for value in (300, 4000))
+    seeds['g.tif'] = saved(first.save, 'TIFF', save_all=True, append_images=[second])
+    for ending in ('png', 'tiff'):
+        wide = np.full((7, 9, 4), 4000, np.uint16)
+        seeds[f'w.{ending}'] = cv2.imencode(f'.{ending}', wide)[1].tobytes()
+
     def read(path):
         attempt(image_size, path)
-        np.array(read_image(path))
+        attempt(read_image, path)
+        attempt(read_image, path, Reading('0,4095', 'max'))
+        np.array(read_image(path, Reading('1%,99%', '1')))
 
     return seeds, read
 

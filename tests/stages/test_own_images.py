@@ -115,6 +115,7 @@ def own(tmp_path_factory):
     def run_all(folder):
         draw_photographs(folder / 'photos')
         write_csv(TAGS)
+        (folder / 'labels.json').write_text('{"plane": 1}')  # of the animation
         for name in list(COMMANDS)[:-1]:
             run(name)
 
@@ -323,7 +324,8 @@ def test_254_classes(copy, capsys):
 def test_images_of_16_bits_are_refused(copy, capsys):
     Image.fromarray(np.ones((40, 40), np.uint16)).save(copy / 'photos/pets/grey.PNG')
     text = fault_of(*(COMMANDS['cls'][0], COMMANDS['cls'][1].split()), capsys)
-    assert text.endswith('pets/grey.PNG: has more than 8 bits per channel (mode I;16): convert it')
+    fault = 'has more than 8 bits per channel, with values from 1 to 1: pass --window=0,65535, or percentiles such as '
+    assert text.endswith(f'pets/grey.PNG: {fault}--window=0.5%,99.5%, or give the data set the entry "window"')
 
 
 def test_the_commands_of_the_page(in_tmp):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from core.data.images import encode_label_map, image_size, read_label_map
+from core.data.pixels import Reading
 from core.data.voc import palette
 from util.flags import OUTPUT
 from util.store import CAM, create_folder, formats
@@ -33,6 +34,7 @@ class LabelMaps:
 
     num_classes = 20
     class_names = tuple(f'class {i}' for i in range(1, 21))
+    reading = Reading()
 
     def image_path(self, image_id):
         return Path(f'{image_id}.jpg')

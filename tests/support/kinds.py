@@ -236,3 +236,33 @@ WITH_TAGS = (
     label_studio_coco,
     label_studio_csv,
 )
+
+
+# Microscopes ---------------------------------------------------------------------------------------------------------
+
+
+def draw_stack(path: Path, tags=(), seed: int = 0) -> list[np.ndarray]:
+    """Write a TIFF stack of three planes of 16 bits, with the boxes of some classes in the second, and return them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    planes = list(np.random.default_rng(seed).integers(300, 900, (3, SIZE[1], SIZE[0]), dtype=np.uint16))
+    for name in tags:
+        left, top, right, bottom = BOXES[name]
+        planes[1][top:bottom, left:right] += 1500 if name == 'cat' else 3000
+    first, *rest = map(Image.fromarray, planes)
+    first.save(path, save_all=True, append_images=rest)
+    return planes
+
+
+def stacks(root: Path):
+    """A series of stacks, and a JSON file that says how they are read."""
+    rows = ['image,classes,mask']
+    for i, (image, tags) in enumerate(TAGS.items()):
+        draw_stack(root / f'cells/{image}.tif', tags, i)
+        mask = Image.new('L', SIZE)
+        for name in tags:
+            left, top, right, bottom = BOXES[name]
+            ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill=1 + [*BOXES].index(name))
+        mask.save(root / f'cells/{image}_mask.png')
+        rows.append(f'{image}.tif,{";".join(tags)},{image}_mask.png')
+    write(root / 'labels.json', json.dumps({'window': [300, 4000], 'plane': 2}))
+    return write(root / 'labels.csv', '\n'.join([*rows, ''])), root / 'cells'

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from core import UserError
+from core.data.pixels import Reading
 from core.models import SEGMENTERS, AffinityNet, Classifier, build_segmenter
 from core.models.weights import read_state_dict, read_torch
 from util.store.formats import model_path
@@ -27,7 +28,7 @@ from util.training.models import (
 
 NARROW = 'resnest14_narrow'
 META = {'network': 'Classifier', 'backbone': NARROW, 'classes': ('bus', 'cow')}
-DATASET = Namespace(class_names=('bus', 'cow'), num_classes=2)
+DATASET = Namespace(class_names=('bus', 'cow'), num_classes=2, reading=Reading())
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from core import UserError
+from core.data.pixels import Reading
 from core.models.optim import build_sgd
 from core.models.weights import read_state_dict, read_torch
 from support import without_seconds
@@ -53,6 +54,7 @@ class Points:
         num_classes=2,
         palette=np.zeros((256, 3), np.uint8),
         image_path=lambda image_id: Path(f'{image_id}.jpg'),
+        reading=Reading(),
     )
 
     def __len__(self):

@@ -279,9 +279,12 @@ def test_transparent_pixels_become_white(tmp_path):
     assert np.array(dataset.read_image('a')).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def test_first_picture_of_an_animation_counts(tmp_path):
+def test_of_an_animation_the_data_set_names_a_picture(tmp_path):
     first, second = (draw_image(tmp_path / f'{i}.png', (20, 10), seed=i) for i in range(2))
     first.save(tmp_path / 'a.webp', save_all=True, append_images=[second], lossless=True)
     write_csv(tmp_path, 'image,classes\na.webp,cat\n')
-    dataset = open_dataset(tmp_path / 'labels.csv', tmp_path)
-    assert np.array_equal(np.array(dataset.read_image('a')), np.array(first.convert('RGB')))
+    with pytest.raises(UserError, match='a.webp: has 2 planes: pass --plane'):
+        open_dataset(tmp_path / 'labels.csv', tmp_path).read_image('a')
+    (tmp_path / 'labels.json').write_text('{"plane": 2}')
+    found = open_dataset(tmp_path / 'labels.csv', tmp_path).read_image('a')
+    assert np.array_equal(np.array(found), np.array(second.convert('RGB')))

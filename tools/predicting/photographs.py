@@ -18,6 +18,7 @@ from core import UserError
 from core.data import images
 from core.data.dataset import Dataset
 from core.data.images import ENDINGS, UNREADABLE
+from core.data.pixels import Reading
 
 DOMAIN = 'photographs'  # the only list of a data set of photographs
 
@@ -59,9 +60,11 @@ class Photographs:
         raise UserError(f'{self.paths[image_id]}: has no tags')
 
 
-def make_dataset(paths: Mapping[str, Path], class_names: Sequence[str], palette: np.ndarray) -> Dataset:
+def make_dataset(
+    paths: Mapping[str, Path], class_names: Sequence[str], palette: np.ndarray, reading: Reading
+) -> Dataset:
     """Return the data set of photographs by id, with the classes and colours (256, 3) of the model."""
-    return Dataset(DOMAIN, tuple(class_names), palette, None, Path(), Photographs(paths))
+    return Dataset(DOMAIN, tuple(class_names), palette, None, Path(), Photographs(paths), reading=reading)
 
 
 def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:

@@ -17,6 +17,7 @@ from core import UserError
 from core.data import voc
 from core.data.dataset import Dataset, open_dataset
 from core.data.files import fits
+from core.data.pixels import Reading
 from tools.predicting.folder import PREDICTED, ROOT, path_of, read_photographs
 from tools.predicting.photographs import DOMAIN, make_dataset
 from tools.reporting import find
@@ -196,7 +197,8 @@ def open_photographs(entries: Sequence[Entry]) -> Dataset:
     palette = voc.palette()
     colours = np.array(records[0][1].get('palette', palette), np.uint8)
     palette = colours if colours.shape == palette.shape else palette
-    return make_dataset(paths, read_args(entries[0].path)['fingerprint']['classes'], palette)
+    first = read_args(entries[0].path)
+    return make_dataset(paths, first['fingerprint']['classes'], palette, Reading().completed(first['options']))
 
 
 def stage_number(kind: str) -> int:
@@ -244,21 +246,24 @@ def short_title(kind: str, folder: str, crf: str = '') -> str:
 
 
 def add_recorded_data(parser: flags.Parser) -> None:
-    """Add --dataset and --data_dir, which `open_recorded` reads."""
+    """Add the flags of the data set, which `open_recorded` reads."""
     data = parser.groups['data']
     data.add_argument('--dataset', help='data set, a file or a folder (default: recorded in args.json of the output)')
     data.add_argument('--data_dir', help='folder of the images (default: recorded in args.json of the output)')
+    for flag in flags.READING:
+        parser.add_table([flag._replace(help=flag.help.replace('(default: ', '(default: as recorded, or '))])
 
 
 def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:
-    """Open the data set of --dataset and --data_dir, by default from the first record that has these options.
+    """Open the data set of the flags, by default from the first record that has --dataset and --data_dir.
 
     `records` are contents of args.json. Raises UserError naming the flag if none has them.
     """
     given = [record.get('options') for record in records]
     recorded = next((found for found in given if fits(found, {'dataset': str, 'data_dir': str})), {})
-    options = {name: getattr(args, name) or recorded.get(name) for name in ('dataset', 'data_dir')}
-    for name, value in options.items():
-        if value is None:
+    names = ('dataset', 'data_dir', 'window', 'plane')
+    options = {name: getattr(args, name) or recorded.get(name) for name in names}
+    for name in names[:2]:
+        if options[name] is None:
             raise UserError(f'--{name}: args.json of {what} does not record it: pass it')
-    return open_dataset(options['dataset'], options['data_dir'])
+    return open_dataset(*options.values())

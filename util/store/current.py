@@ -133,6 +133,8 @@ class _Search:
             if output.fingerprint.get('classes', list(dataset.class_names)) != list(dataset.class_names):
                 yield f'the classes of the data set "{dataset.name}" changed'
                 return
+            if difference := dataset.reading.difference(output.fingerprint):
+                yield f'{difference} (pass the same to keep it)'
             for name in sorted(output.inputs.keys() & {'images', 'labels', 'masks', 'scored images'} - now.keys()):
                 shown = now.get('images', {}) if name == 'scored images' else {}
                 now[name] = self.hashes(dataset, name, [i for i in output.inputs[name] if i not in shown])
@@ -149,7 +151,7 @@ class _Search:
 
     def dataset_of(self, output: Output) -> Dataset | None:
         """Return the data set of an output, None if none of its images exists."""
-        place = output.options.get('dataset'), output.options.get('data_dir')
+        place = tuple(output.options.get(name) for name in ('dataset', 'data_dir', 'window', 'plane'))
         if place not in self.opened:
             try:
                 found = open_dataset(*place)

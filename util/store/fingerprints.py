@@ -19,7 +19,8 @@ from util.store.formats import run_path
 # The types of the entries of args.json and of the record of a run. All other options are shown and compared only.
 TEXT = (str, None)
 INPUTS = Some(dict.fromkeys(('model', 'weights_file', 'maps', 'cams', 'labels'), TEXT))
-NAMES = ('dataset', 'data_dir', 'tag', 'model_name', 'weights', 'experiment_name', 'cam_dir', 'label_name', 'pred_dir')
+NAMES = ('dataset', 'data_dir', 'window', 'plane', 'tag', 'model_name', 'weights')
+NAMES += ('experiment_name', 'cam_dir', 'label_name', 'pred_dir')
 MADE_FROM = {'fingerprint': INPUTS, 'options': Some(dict.fromkeys(NAMES, TEXT)), 'versions': {str: str}}
 ARGS = {'format': str, **MADE_FROM, 'history': list, 'seconds': float, 'hashed': bool}
 HASHES = {str: {str: str}}  # by input and image id

@@ -164,5 +164,6 @@ def load_network(
     outdated = find_outdated([file.path], dataset)
     if outdated:
         raise UserError(outdated)
+    file.check_reading(dataset)
     network, place = load_for_inference(file, meta, device, precision, compile)
     return network, place, file.sha256

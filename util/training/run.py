@@ -49,8 +49,8 @@ class Run:
     without a checkpoint; `overwrite` removes all of it first. A finished run reports so and exits. Missing model files
     are written again if the checkpoint has them. If an input folder is written again meanwhile, UserError is raised,
     and what was learned since the last checkpoint is not saved. `meta` (network, backbone, mode, ...) is written to the
-    model files, with the size of the crops, the classes and their colours. `scored` are the samples on whose masks
-    epochs are scored; if there are none, `select` becomes 'last'.
+    model files, with the size of the crops, the classes, their colours and the reading of images. `scored` are the
+    samples on whose masks epochs are scored; if there are none, `select` becomes 'last'.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Run:
         self.dataset = loader.dataset.dataset
         palette = self.dataset.palette[: self.dataset.num_classes + 1].tolist()
         self.meta = {**meta, 'image_size': image_size, 'classes': self.dataset.class_names, 'palette': palette}
+        self.meta |= self.dataset.reading.record()
         self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
         self.iteration, self.stop = 0, 0
         self.save_interval, self.overwrite = save_interval, overwrite
@@ -116,6 +117,7 @@ class Run:
             raise UserError(outdated)
         hashes, contents = identify_inputs(self.dataset, ids, inputs)
         hashes |= {'images': list_hash(ids), 'weights_file': weights, 'classes': self.meta['classes']}
+        hashes |= self.dataset.reading.record()
         if self.meta['mode'] == 'normal':  # the groups that BatchNorm normalised
             hashes['norm_groups'] = self.network.norm_groups
         found = fingerprint(record, **hashes)
