@@ -84,23 +84,34 @@ def judge_best(
     """
     packed = images, classes, counts, num_classes
 
-    def score(settings: np.ndarray) -> tuple[np.ndarray, float]:
-        by_image = unpack(settings, *packed)
-        return by_image, 100 * float(mean_scores(by_image.sum(0, dtype=np.int64))['miou'])
-
-    mious = [score(np.full(num_images, setting))[1] for setting in range(counts.shape[1])]
+    tables = [unpack(np.full(num_images, setting), *packed) for setting in range(counts.shape[1])]
+    mious = [_miou(table) for table in tables]
     without = choose_without_each(num_images, *packed)
-    (old, before), (new, after) = score(np.full(num_images, compared)), score(without)
+    return {
+        'best': int(np.argmax(mious)),
+        **compare(tables[compared], unpack(without, *packed)),
+        'miou_same_images': max(mious),
+        'without_each': without.tolist(),
+    }
+
+
+def compare(old: np.ndarray, new: np.ndarray) -> dict:
+    """Return the mIoU of two tables of the same images, (N, C, 3) each, and the gain of the second, in percent.
+
+    The intervals are over images.
+    """
+    before, after = _miou(old), _miou(new)
     return {
         'compared_miou': before,
-        'best': int(np.argmax(mious)),
         'miou': after,
         'interval': [100 * end for end in score_interval(new)['miou']],
         'gain': after - before,
         'gain_interval': [100 * end for end in difference_interval(old, new)['miou']],
-        'miou_same_images': max(mious),
-        'without_each': without.tolist(),
     }
+
+
+def _miou(by_image: np.ndarray) -> float:
+    return 100 * float(mean_scores(by_image.sum(0, dtype=np.int64))['miou'])
 
 
 def false_masks(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

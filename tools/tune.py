@@ -1,12 +1,13 @@
 """Choose beta and normalisation of stage 5, and the thresholds of CAMs and of stage 6, from ten masks or more.
 
 Reads   CAMs of stage 2 and AffinityNet of stage 4; images and masks of the list --domain; edge maps of stage 5
-        --save_edges if there are any (otherwise the network predicts them)
+        --save_edges if there are any (otherwise the network predicts them); masks of --score_on
 Writes  experiments/tune/{TAG}.json: the choice, its scores, and the commands to run next; {TAG}.png: images, their
         masks, and labels before and after
 
     python3 -m tools.tune own
     python3 -m tools.tune own --beta 20 --threshold 0.45         with the gain over these settings
+    python3 -m tools.tune own --score_on more_masks              also scored on masks that choose nothing
 
 The best settings have the highest mIoU on all masks. They are judged by images that did not choose them: each image is
 scored at the settings that are best on all the others. The gain is over --beta, --rw_normalization and --threshold (of
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import imageio.v3 as iio
@@ -75,6 +77,8 @@ def parse_args(argv=None):
     data.add_argument('--domain', default='train', help='list of the data set whose masks are used')
     most = 'largest number of masks to use; of more, these are evenly spaced'
     data.add_argument('--images', type=flags.integer(FEWEST), default=200, help=most)
+    others = 'folder of masks {id}.png: the choice is also scored on those of images that choose nothing'
+    data.add_argument('--score_on', type=Path, metavar='FOLDER', help=others)
     model = 'tag of AffinityNet (default: the one that was trained on labels of these CAMs)'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, help=model)
     compared = {name: f'{name.strip("-")} to compare the choice with' for name in ('--beta', '--rw_normalization')}
@@ -141,16 +145,38 @@ def walk(image_id, cams, edges, exp_times, size, beta) -> tuple[np.ndarray, dict
     return keys, {by: upsample_rw(normalize_rw(walked, by).astype(np.float16), size) for by in NORMALIZATIONS}
 
 
-def count_walks(image_id, cams, edges, exp_times, betas, thresholds) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes of an image, and T, P and TP of each at all settings: (K,), (settings, K, 3)."""
+def count_image(image_id, cams, edges, exp_times, betas, thresholds, readers) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return, for the mask of each of the `readers`, its classes and T, P and TP of each at all settings of an image.
+
+    Settings are as in `list_settings`. The shapes are (K,) and (settings, K, 3).
+    """
     if multiprocessing.parent_process():
         torch.set_num_threads(1)  # the other threads of torch do not survive the fork
-    mask, classes, counts = cams.dataset.read_mask(image_id), cams.dataset.num_classes + 1, []
+    masks, classes = [read(image_id) for read in readers], cams.dataset.num_classes + 1
+    size, found = masks[0].shape, []
     for beta in betas:
-        keys, scores = walk(image_id, cams, edges, exp_times, mask.shape, beta)
-        counts += [metrics.count_maps(scores[by], keys, mask, thresholds, classes) for by in NORMALIZATIONS]
-    present, counts = metrics.drop_absent(np.concatenate(counts))
-    return present, metrics.class_counts(counts).astype(np.uint32)
+        keys, scores = walk(image_id, cams, edges, exp_times, size, beta)
+        found += [(keys, scores[by]) for by in NORMALIZATIONS]
+    found, by_mask = found or [cams.read_scores(image_id, size)], []
+    for mask in masks:
+        counts = [metrics.count_maps(maps, keys, mask, thresholds, classes) for keys, maps in found]
+        present, counts = metrics.drop_absent(np.concatenate(counts))
+        by_mask.append((present, metrics.class_counts(counts).astype(np.uint32)))
+    return by_mask
+
+
+def list_settings(betas: Sequence[float], thresholds: Sequence[float]) -> list[Setting]:
+    """Return the settings that `count_image` counts: of random walks, or without betas of plain CAMs."""
+    walks = list(product(betas, NORMALIZATIONS)) or [(None, None)]
+    return [Setting(*values, threshold) for values in walks for threshold in thresholds]
+
+
+def count_images(args, cams, edges, ids, betas, thresholds, readers) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """Return what `count_image` returns of all images, for the mask of each of the `readers`."""
+    settings = {'betas': betas, 'thresholds': thresholds, 'readers': readers}
+    count = partial(count_image, cams=cams, edges=edges, exp_times=args.exp_times, **settings)
+    by_image = list(parallel_map(count, ids, args.num_workers, 'random walks' if betas else 'scoring'))
+    return [[masks[i] for masks in by_image] for i in range(len(readers))]
 
 
 def judge(by_image: list, settings: list[Setting], compared: Setting, num_classes: int) -> dict:
@@ -165,6 +191,33 @@ def judge(by_image: list, settings: list[Setting], compared: Setting, num_classe
     best = settings[row['best']]._asdict()
     row |= {'compared_with': compared._asdict(), 'best': best}
     return {**row, 'chosen': best if row['gain'] > 0 else row['compared_with'], 'changes_without_one_mask': changes}
+
+
+def find_others(args, dataset, used: Sequence[str]) -> list[str]:
+    """Return the images that choose nothing and have a mask in --score_on. Raises UserError if there is none."""
+    ids = [image_id for image_id in dataset.ids(args.domain, with_images=True) if image_id not in {*used}]
+    ids = [image_id for image_id in ids if (args.score_on / f'{image_id}.png').is_file()]
+    if not ids:
+        raise UserError(f'{args.score_on}: has no mask {{id}}.png of an image that chooses nothing', option='score_on')
+    return ids
+
+
+def score_others(args, cams, edges, pairs: dict[str, tuple[Setting, Setting]]) -> dict[str, dict]:
+    """Return how the compared and the chosen settings score on the masks in --score_on of the images of `cams`."""
+    dataset, rows = cams.dataset, {}
+
+    def read(image_id: str) -> np.ndarray:
+        return dataset.read_label_map(args.score_on / f'{image_id}.png', dataset.image_size(image_id))
+
+    for title, pair in pairs.items():
+        grid = sorted({x.beta for x in pair} - {None}), sorted({x.threshold for x in pair})
+        (by_image,) = count_images(args, cams, edges, cams.ids, *grid, [read])
+        settings, packed = list_settings(*grid), results.pack(by_image)
+        chosen = [np.full(len(by_image), settings.index(x)) for x in pair]
+        tables = [image_scores.unpack(x, **packed, num_classes=dataset.num_classes + 1) for x in chosen]
+        rows[title] = {'masks': len(by_image), **image_scores.compare(*tables)}
+    cams.check_unchanged()
+    return rows
 
 
 def tabulate_scores(scores: dict[str, dict]) -> str:
@@ -251,6 +304,7 @@ def main(args):
     dataset = open_recorded(args, cam_dir, record)
     masked = dataset.ids_with_masks(args.domain, with_images=True)
     ids = [masked[i * len(masked) // args.images] for i in range(args.images)] if len(masked) > args.images else masked
+    rest = find_others(args, dataset, ids) if args.score_on else []
     model_name = args.model_name or find_affinity_net(record['options'].get('tag'))
     compared = {CAMS: Setting(None, None, CAM_FLAGS['threshold'])}
     if model_name:
@@ -259,39 +313,45 @@ def main(args):
     check_name(path, 'TAG')
     with locked(lock_path(path), str(path)):
         # Count the pixels of plain CAMs. The counts also say which objects the masks contain.
-        scores, by_image, limits, edges = {}, [], metrics.CAM_THRESHOLDS, {}
+        scores, by_image, edges, others = {}, [], {}, {}
         if ids:
             cams = open_folder(CAM, cam_dir, 'TAG', dataset, ids)
-            _, by_image = results.count_pixels(cams, dataset, ids, limits, args.num_workers)
+            (by_image,) = count_images(args, cams, {}, ids, (), metrics.CAM_THRESHOLDS, [dataset.read_mask])
         objects = [np.isin(range(1, classes), present[counts[0, :, 0] > 0]) for present, counts in by_image]
         objects = np.reshape(objects, (-1, classes - 1)).astype(bool)
         if objects.any(1).sum() >= FEWEST:
-            settings = [Setting(None, None, threshold) for threshold in limits]
+            settings = list_settings((), metrics.CAM_THRESHOLDS)
             scores[CAMS] = judge(by_image, settings, compared[CAMS], classes)
 
             # Walk with each beta along the same edges, and count the pixels at each threshold.
             if model_name:
                 edges = read_edges(args, model_name, record['options']['domain'], dataset, ids)
-                betas, limits = sorted({*BETAS, args.beta}), sorted({*limits, args.threshold})
-                settings = [Setting(*values) for values in product(betas, NORMALIZATIONS, limits)]
-                walked = {'cams': cams, 'edges': edges, 'exp_times': args.exp_times}
-                count = partial(count_walks, **walked, betas=betas, thresholds=limits)
-                by_image = list(parallel_map(count, ids, args.num_workers, 'random walks'))
-                scores[WALKS] = judge(by_image, settings, compared[WALKS], classes)
+                grid = sorted({*BETAS, args.beta}), sorted({*metrics.CAM_THRESHOLDS, args.threshold})
+                (by_image,) = count_images(args, cams, edges, ids, *grid, [dataset.read_mask])
+                scores[WALKS] = judge(by_image, list_settings(*grid), compared[WALKS], classes)
             last = [Setting(**[*scores.values()][-1][name]) for name in ('compared_with', 'best')]
             picture = draw(ids[:DRAWN], cams, edges, args.exp_times, *last)
             cams.check_unchanged()
+        chosen = {title: Setting(**scores[title]['chosen']) if scores else compared[title] for title in compared}
+        if scores and rest:
+            cams = open_folder(CAM, cam_dir, 'TAG', dataset, rest)
+            edges = read_edges(args, model_name, record['options']['domain'], dataset, rest) if model_name else {}
+            others = score_others(args, cams, edges, {title: (compared[title], chosen[title]) for title in compared})
+        if scores:
             write_bytes(path.with_suffix('.png'), picture)
         else:
             path.with_suffix('.png').unlink(missing_ok=True)  # of other masks
-        chosen = {title: Setting(**scores[title]['chosen']) if scores else compared[title] for title in compared}
         content = {'cam_dir': cam_dir, 'model_name': model_name, 'masks': len(ids), 'scores': scores}
-        content['doubts'] = list_doubts(scores, objects, dataset.class_names)
+        content |= {'others': others, 'doubts': list_doubts(scores, objects, dataset.class_names)}
         content |= plan(args, record, cam_dir, model_name, chosen)
         write_json(path, content)
     print(f'{len(ids)} of {len(masked)} masks of the list "{args.domain}" are used')
     if scores:
         print(tabulate_scores(scores))
+    for title, row in others.items():
+        where = f'{title}: on {row["masks"]} masks of {args.score_on} that chose nothing'
+        gain = f'{row["gain"]:+.1f} (95 % {" to ".join(f"{end:.1f}" for end in row["gain_interval"])})'
+        print(f'{where} {row["miou"]:.1f} instead of {row["compared_miou"]:.1f} mIoU %, gain {gain}')
     print(*content['doubts'], '', *content['commands'], f'written to {path}', sep='\n')
 
 
