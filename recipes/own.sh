@@ -18,8 +18,8 @@ CSV=$(realpath "${CSV:?the CSV of images and classes, or a folder per class}") D
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
-# Files of a folder, or lines of a CSV for any line ending.
-PHOTOGRAPHS=$(if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV"; fi | grep -c .) || PHOTOGRAPHS=1
+# Files of a folder, or lines of a CSV for any line ending. A line of classes, which an import adds, changes no epochs.
+PHOTOGRAPHS=$(if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV" | grep -v '^"*#'; fi | grep -c .) || PHOTOGRAPHS=1
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")
@@ -33,7 +33,8 @@ MASKS=$([ -d "$CSV" ] || grep -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # 
 step 'Check the data set'
 python -m tools.check_dataset "${DATA[@]}"
 step "Train the classifier for $EPOCHS epochs"
-python train_classification_with_puzzle.py "${TRAIN[@]}" --tag "$NAME" --loss_option cl --bn_replicas 1 --lr "$LR"
+# The last epoch: a few masks that come later would otherwise choose another one, and all steps would start over.
+python train_classification_with_puzzle.py "${TRAIN[@]}" --tag "$NAME" --loss_option cl --bn_replicas 1 --lr "$LR" --select last
 step 'CAMs'
 python inference_classification.py "${DATA[@]}" --tag "$NAME" $OVERWRITE
 step 'Affinity labels'

@@ -122,18 +122,22 @@ def test_masks_choose_the_flags_of_the_walk(root, header, is_tuned):
     program.write_text(PYTHON.replace('esac', f'{answers}esac'))
     program.chmod(0o755)
     (root.parent / 'has_crf').touch()
-    (root.parent / 'bin' / 'grep').symlink_to(shutil.which('grep'))
+    for name in ('grep', 'tr'):
+        (root.parent / 'bin' / name).symlink_to(shutil.which(name))
     (root / 'labels.csv').write_text(f'{header}\nmask.jpg,dog\n')
     ended = run(root, 'bash recipes/own.sh', CSV='labels.csv', D='.', DEEPLAB='1')
     assert ended.returncode == 0, ended.stderr
     assert f'of {9 + is_tuned}, ' in ended.stdout
     asked = words(root)
     (masks,) = [line for line in asked if line.startswith('-m tools.predict')]
+    (classifier,) = [line for line in asked if line.startswith('train_classification_with_puzzle.py')]
     (walk,) = [line for line in asked if line.startswith('inference_rw.py')]
     (labels,) = [line for line in asked if line.startswith('make_pseudo_labels.py')]
     (trained,) = [line for line in asked if line.startswith('train_segmentation.py')]
     tuned = [line for line in asked if line.startswith('-m tools.tune own ')]
     assert len(tuned) == is_tuned
+    # So a CSV with masks resumes what one without them has begun.
+    assert '--max_epoch 1500 ' in classifier and classifier.strip().endswith('--select last')
     flags = CHOICE['walk_flags'] if is_tuned else '--beta 20'
     folder = 'CHOSEN' if is_tuned else 'own@affinity@train@beta=20@exp_times=8@rw'
     threshold = 0.55 if is_tuned else 0.45

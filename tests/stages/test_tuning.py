@@ -1,17 +1,22 @@
 """tools.tune on the drawn set: it scores as the stages do, and the commands that it prints run."""
 
 import json
+import re
 import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
 import inference_rw
 from core.data.dataset import open_dataset
-from support import fault_of, folder_of, run_stage
+from core.maps import threshold_cams, upsample_rw
+from core.metrics import ConfusionMatrix
+from support import REPOSITORY, fault_of, folder_of, run_stage
 from support.chain import CAMS, EDGES, RANDOM_WALKS, as_process, contents
-from support.documents import module_of
-from tools import tune
+from support.documents import commands_of, module_of
+from tools import export, tune
 from util.store.formats import RANDOM_WALK, result_path
 
 LIST = ['--domain', 'train_aug', '--num_workers', '0']  # all 12 images have masks
@@ -100,6 +105,49 @@ def test_labels_that_another_threshold_made_are_overwritten_by_the_command(copy)
         folder.mkdir(exist_ok=True)
         (folder / 'args.json').write_text(json.dumps({'options': {'threshold': threshold}}))
         assert ('--overwrite' in tuned()['commands'][1]) is replaced
+
+
+def test_the_circle_of_the_page(copy, capsys):
+    """docs/own_images.md, "The circle on drawn scenes": word for word but for the names and sizes of this data set."""
+    page = (REPOSITORY / 'docs/own_images.md').read_text()
+    section = page.split('### The circle on drawn scenes\n')[1].split('\n## ')[0]
+    smaller = (
+        ('experiments/demo', str(copy)),
+        ("ids('train')", "ids('train_aug')"),
+        ('demo@affinity', 'aff'),
+        ('demo@puzzle', 'cls'),
+        ('--image_size 128', '--image_size 96 --num_workers 0'),
+    )
+    for words, replacement in smaller:
+        assert words in section
+        section = section.replace(words, replacement)
+    tag, correct = re.findall(r'^```python\n(.*?)^```', section, re.DOTALL | re.MULTILINE)
+    (_, words), *later = commands_of(section)
+    exec(tag, {})
+    run_stage(export, [*words, '--num_workers', '0'])
+    exec(correct, {'Path': Path})
+    for module, words in later:
+        run_stage(module_of(module), [*words, '--num_workers', '0'])
+    images = open_dataset(copy / 'dataset.json', copy)
+    ids = images.ids('train_aug')
+    corrected = open_dataset('labels_imported.csv', copy / 'JPEGImages')
+    assert corrected.ids_with_masks('train') == ids[:10]
+    assert all((corrected.read_mask(i) == images.read_mask(i)).all() for i in ids[:10])
+
+    # Run the printed commands, and score the other two scenes directly.
+    found = json.loads(Path('experiments/tune/cls.json').read_text())
+    for command in found['commands'][:2]:
+        _, script, *words = shlex.split(command)
+        run_stage(module_of(script.removesuffix('.py')), [*words, '--num_workers', '0'])
+    row, matrix = found['others']['random walk'], ConfusionMatrix(images.num_classes + 1)
+    for image_id in ids[10:]:
+        mask = images.read_mask(image_id)
+        with np.load(f'experiments/predictions/{found["walk_dir"]}/{image_id}.npz') as file:
+            maps = upsample_rw(file['rw'], mask.shape)
+            matrix.update(file['keys'][threshold_cams(maps, found['threshold'])], mask)
+    assert row['masks'] == 2
+    assert row['miou'] == pytest.approx(100 * matrix.miou(), abs=0.05)
+    assert f'on 2 masks of {copy}/SegmentationClass that chose nothing' in capsys.readouterr().out
 
 
 def test_outdated_cams_are_refused(copy, capsys):
