@@ -1,16 +1,16 @@
 """What tools.tune gains with few masks, over random choices of them, and what rules without masks gain.
 
-Reads   CAMs of stage 2, AffinityNet of stage 4 and the affinity labels that it was trained on; images and masks of the
-        list --domain; edge maps of stage 5 --save_edges if there are any
+Reads   CAMs of stage 2; AffinityNet of stage 4, if there is one, and the affinity labels that it was trained on; images
+        and masks of the list --domain; edge maps of stage 5 --save_edges if there are any
 Writes  nothing
 
     python3 -m recipes.tuning demo@puzzle --image_size 128           after tools/quickstart.sh
     python3 -m recipes.tuning photographs@cl@seed=0                  after recipes.readouts --until walks
 
 Each choice draws n images whose masks have an object, and finds the settings with the highest mIoU on these masks. The
-gain is over the compared settings, on all other masks. "always" takes the best settings, "tools.tune" does only if they
-gain on images left out, one at a time, of the n. A rule takes the settings that suit something else than masks best.
-Walks are made once for each image and beta, and serve all choices.
+gain is over the compared settings, on all other masks. The best settings are taken if they gain on images that are left
+out of the n one at a time, as by tools.tune, or if the 95 % interval of this gain is above 0, or always. A rule takes
+the settings that suit something else than masks best. Walks are made once for each image and beta, for all choices.
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,20 @@ COMPARED = {
     WALKS: (Setting(BETA, 'joint', PSEUDO_THRESHOLD), Setting(20, 'joint', 0.45)),
 }
 
+# When the best settings replace the compared ones: as tools.tune, only if it is sure that they gain, and always.
+POLICIES = ('if they gain', 'if the interval is above 0', 'always')
+
+MASKS, LABELS, FROM_CAMS = 'masks', 'affinity labels', 'labels of plain CAMs'
+
 
 class Counts(NamedTuple):
-    """T, P and TP of all images at all settings: by masks, and by what the rules have instead."""
+    """T, P and TP of all images at all settings, by masks and by what the rules have instead: {name: ...}.
+
+    Of each image there are the K classes (K,) and their counts (settings, K, 3).
+    """
 
     settings: list[Setting]
-    by_masks: list[tuple[np.ndarray, np.ndarray]]  # (K,) and (settings, K, 3) of each image
-    by_labels: list[tuple[np.ndarray, np.ndarray]]  # affinity labels
-    by_cams: list[tuple[np.ndarray, np.ndarray]]  # labels of plain CAMs
+    by: dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
 def parse_args(argv=None):
@@ -55,6 +61,8 @@ def parse_args(argv=None):
     add_recorded_data(parser)
     data = parser.groups['data']
     data.add_argument('--domain', default='train', help='list of the data set whose masks are used')
+    most = 'largest number of masks to use; of more, these are evenly spaced (default: all)'
+    data.add_argument('--images', type=flags.integer(2), help=most)
     numbers = 'numbers of masks that choose'
     data.add_argument('--masks', nargs='+', type=flags.integer(2), default=[3, 5, 10, 20, 40], help=numbers)
     data.add_argument('--choices', type=flags.integer(1), default=20, help='random choices of each number of masks')
@@ -70,22 +78,24 @@ def count(args) -> tuple[dict[str, Counts], int]:
     cam_dir, record = tune.find_cams(args.tag, args.domain)
     dataset = open_recorded(args, cam_dir, record)
     ids = dataset.ids_with_masks(args.domain, with_images=True)
+    ids = tune.space(ids, args.images or len(ids))
     model_name = args.model_name or tune.find_affinity_net(record['options'].get('tag'))
-    if model_name is None:
-        raise UserError(f'TAG {args.tag}: no AffinityNet was trained on its CAMs; run train_affinitynet.py first')
-    trained = read_json(formats.run_path(model_name), options=dict).get('options', {})
     cams = open_folder(CAM, cam_dir, 'TAG', dataset, ids)
-    labels = open_folder(AFFINITY_LABEL, str(trained.get('label_name')), 'TAG', dataset, ids)
-    edges = tune.read_edges(args, model_name, record['options']['domain'], dataset, ids)
 
     def read_cams(image_id: str) -> np.ndarray:
         keys, maps = cams.read_scores(image_id, dataset.image_size(image_id))
         return keys[threshold_cams(maps, CAM_FLAGS['threshold'])]
 
-    readers, counts = [dataset.read_mask, labels.read_label, read_cams], {}
-    for title, betas in ((CAMS, ()), (WALKS, tune.BETAS)):
-        by_readers = tune.count_images(args, cams, edges, ids, betas, CAM_THRESHOLDS, readers)
-        counts[title] = Counts(tune.list_settings(betas, CAM_THRESHOLDS), *by_readers)
+    readers, edges, counts = {MASKS: dataset.read_mask, FROM_CAMS: read_cams}, {}, {}
+    if model_name:
+        trained = read_json(formats.run_path(model_name), options=dict).get('options', {})
+        labels = open_folder(AFFINITY_LABEL, str(trained.get('label_name')), 'TAG', dataset, ids)
+        readers[LABELS] = labels.read_label
+        edges = tune.read_edges(args, model_name, record['options']['domain'], dataset, ids)
+    for title, betas in ((CAMS, ()), (WALKS, tune.BETAS)) if model_name else ((CAMS, ()),):
+        by_reader = tune.count_images(args, cams, edges, ids, betas, CAM_THRESHOLDS, [*readers.values()])
+        by = dict(zip(readers, by_reader, strict=True))
+        counts[title] = Counts(tune.list_settings(betas, CAM_THRESHOLDS), by)
     cams.check_unchanged()
     return counts, dataset.num_classes + 1
 
@@ -99,60 +109,63 @@ def add_up(by_image: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int) 
 
 
 def choose(counts: Counts, compared: Setting, number: int, choices: int, num_classes: int) -> np.ndarray:
-    """Return the gain on the other masks, in points, of each choice: (choices, 2), always and as tools.tune."""
-    index, total = counts.settings.index(compared), add_up(counts.by_masks, num_classes)
-    shown = [i for i, (classes, by) in enumerate(counts.by_masks) if by[0, classes > 0, 0].any()]
+    """Return the gain on the other masks, in points, of each choice if it follows each of POLICIES: (choices, 3)."""
+    by_image, index = counts.by[MASKS], counts.settings.index(compared)
+    total = add_up(by_image, num_classes)
+    shown = [i for i, (classes, by) in enumerate(by_image) if by[0, classes > 0, 0].any()]
     if len(shown) <= number:
         raise UserError(f'{len(shown)} masks have an object: {number} leave none to score', option='masks')
     rng, gains = np.random.default_rng(number), []
     for _ in range(choices):
-        drawn = [counts.by_masks[i] for i in np.sort(rng.choice(shown, number, replace=False))]
+        drawn = [by_image[i] for i in np.sort(rng.choice(shown, number, replace=False))]
         judged = image_scores.judge_best(number, **results.pack(drawn), compared=index, num_classes=num_classes)
         rest = 100 * mean_scores(total - add_up(drawn, num_classes))['miou']
         gain = rest[judged['best']] - rest[index]
-        gains.append((gain, gain if judged['gain'] > 0 else 0))
+        gains.append([gain if changes else 0 for changes in (judged['gain'] > 0, judged['gain_interval'][0] > 0, True)])
     return np.array(gains)
 
 
 def tabulate_choices(counts: dict[str, Counts], numbers: Sequence[int], choices: int, num_classes: int) -> str:
-    headers = ('', 'compared with', 'masks', 'tools.tune', 'least', 'most', 'lost', 'kept', 'always', 'least', 'lost')
+    headers = [
+        '',
+        'compared with',
+        'masks',
+        *(name for policy in POLICIES for name in (policy, 'least', 'most', 'lost')),
+    ]
     lines = []
     for title, of_title in counts.items():
         for compared in COMPARED[title]:
             for number in numbers:
-                always, tuned = choose(of_title, compared, number, choices, num_classes).T
-                values = tuned.mean(), tuned.min(), tuned.max(), always.mean(), always.min()
-                mean, least, most, *rest = (f'{value:+.2f}' for value in values)
-                lost = [f'{100 * share.mean():.0f} %' for share in (tuned < 0, tuned == 0, always < 0)]
-                lines.append((title, compared, number, mean, least, most, *lost[:2], *rest, lost[2]))
+                cells = [title, compared, number]
+                for gains in choose(of_title, compared, number, choices, num_classes).T:
+                    cells += [f'{value:+.2f}' for value in (gains.mean(), gains.min(), gains.max())]
+                    cells.append(f'{(gains < 0).sum()} of {choices}')
+                lines.append(cells)
     return tabulate(lines, headers, 'pipe', disable_numparse=True)
 
 
 def follow_rules(counts: Counts, num_classes: int) -> dict[str, int]:
     """Return which setting each rule takes."""
-    masks, labels, cams = (add_up(by_image, num_classes) for by_image in counts[1:])
-    foreground = np.abs(cams[:, 1:, 1].sum(1) - cams[:, 1:, 0].sum(1))
-    return {
-        'all masks': int(mean_scores(masks)['miou'].argmax()),
-        'affinity labels of stage 3 instead of masks': int(mean_scores(labels)['miou'].argmax()),
-        'as much foreground as plain CAMs at 0.25': int(foreground.argmin()),
-        'plain CAMs at 0.25 instead of masks': int(mean_scores(cams)['miou'].argmax()),
-    }
+    totals = {name: add_up(by_image, num_classes) for name, by_image in counts.by.items()}
+    found = {f'{name} instead of masks': int(mean_scores(total)['miou'].argmax()) for name, total in totals.items()}
+    foreground = totals[FROM_CAMS][:, 1:, :2].sum(1)  # the columns are that of plain CAMs at 0.25, and at each setting
+    same_area = {'as much foreground as plain CAMs': int(np.abs(foreground[:, 1] - foreground[:, 0]).argmin())}
+    return {'all masks': found.pop(f'{MASKS} instead of masks'), **found, **same_area}
 
 
 def tabulate_rules(counts: dict[str, Counts], num_classes: int) -> str:
     headers, lines = ('', 'chosen by', 'settings', 'mIoU %', 'gain', '95 %'), []
     for title, of_title in counts.items():
-        compared, packed = COMPARED[title][0], results.pack(of_title.by_masks)
+        compared, packed = COMPARED[title][0], results.pack(of_title.by[MASKS])
 
         def table(index: int, of_title=of_title, packed=packed) -> np.ndarray:
-            chosen = np.full(len(of_title.by_masks), index)
+            chosen = np.full(len(of_title.by[MASKS]), index)
             return image_scores.unpack(chosen, **packed, num_classes=num_classes)
 
         before = table(of_title.settings.index(compared))
         rules = {'defaults': of_title.settings.index(compared), **follow_rules(of_title, num_classes)}
         for rule, index in rules.items():
-            if title == CAMS and 'plain' in rule:
+            if title == CAMS and 'plain CAMs' in rule:
                 continue  # plain CAMs agree best with themselves
             row = image_scores.compare(before, table(index))
             interval = ' to '.join(f'{end:+.2f}' for end in row['gain_interval'])
@@ -163,7 +176,7 @@ def tabulate_rules(counts: dict[str, Counts], num_classes: int) -> str:
 
 def main(args):
     counts, num_classes = count(args)
-    print(f'{args.choices} choices of each number of masks, of {len(counts[CAMS].by_masks)}\n')
+    print(f'{args.choices} choices of each number of masks, of {len(counts[CAMS].by[MASKS])}\n')
     print(tabulate_choices(counts, args.masks, args.choices, num_classes))
     print()
     print(tabulate_rules(counts, num_classes))

@@ -121,6 +121,11 @@ def find_affinity_net(tag: str | None) -> str | None:
     return found[0] if found else None
 
 
+def space(ids: list[str], most: int) -> list[str]:
+    """Return the ids, or of more than `most` this number of evenly spaced ones."""
+    return [ids[i * len(ids) // most] for i in range(most)] if len(ids) > most else ids
+
+
 def read_edges(args, model_name, domain, dataset, ids) -> dict[str, np.ndarray]:
     """Return the edges (h/4, w/4) of each image, as stage 5 saved them or as the network predicts them."""
     saved = formats.PREDICTIONS / formats.folder_name(EDGE, {'model_name': model_name, 'domain': domain}, {})
@@ -303,7 +308,7 @@ def main(args):
     cam_dir, record = find_cams(args.tag, args.domain)
     dataset = open_recorded(args, cam_dir, record)
     masked = dataset.ids_with_masks(args.domain, with_images=True)
-    ids = [masked[i * len(masked) // args.images] for i in range(args.images)] if len(masked) > args.images else masked
+    ids = space(masked, args.images)
     rest = find_others(args, dataset, ids) if args.score_on else []
     model_name = args.model_name or find_affinity_net(record['options'].get('tag'))
     compared = {CAMS: Setting(None, None, CAM_FLAGS['threshold'])}

@@ -130,7 +130,7 @@ def test_the_circle_of_the_page(copy, capsys):
         run_stage(module_of(module), [*words, '--num_workers', '0'])
     images = open_dataset(copy / 'dataset.json', copy)
     ids = images.ids('train_aug')
-    corrected = open_dataset('labels_imported.csv', copy / 'JPEGImages')
+    corrected = open_dataset('experiments/labels_imported.csv', copy / 'JPEGImages')
     assert corrected.ids_with_masks('train') == ids[:10]
     assert all((corrected.read_mask(i) == images.read_mask(i)).all() for i in ids[:10])
 

@@ -32,6 +32,7 @@ PROGRAMS = (
     'recipes.readouts',
     'recipes.rounding',
     'recipes.terms',
+    'recipes.tuning',
 )
 REQUIRED = {
     'train_affinitynet': ['--label_name', 'l', '--tag', 't'],
