@@ -148,7 +148,7 @@ def follow_rules(counts: Counts, num_classes: int) -> dict[str, int]:
     """Return which setting each rule takes."""
     totals = {name: add_up(by_image, num_classes) for name, by_image in counts.by.items()}
     found = {f'{name} instead of masks': int(mean_scores(total)['miou'].argmax()) for name, total in totals.items()}
-    foreground = totals[FROM_CAMS][:, 1:, :2].sum(1)  # the columns are that of plain CAMs at 0.25, and at each setting
+    foreground = totals[FROM_CAMS][:, 1:, :2].sum(1)  # pixels of plain CAMs at 0.25, and at each setting
     same_area = {'as much foreground as plain CAMs': int(np.abs(foreground[:, 1] - foreground[:, 0]).argmin())}
     return {'all masks': found.pop(f'{MASKS} instead of masks'), **found, **same_area}
 

@@ -7,7 +7,7 @@ Writes  experiments/tune/{TAG}.json: the choice, its scores, and the commands to
 
     python3 -m tools.tune own
     python3 -m tools.tune own --beta 20 --threshold 0.45         with the gain over these settings
-    python3 -m tools.tune own --score_on more_masks              also scored on masks that choose nothing
+    python3 -m tools.tune own --score_on more_masks              also scored on held-out masks
 
 The best settings have the highest mIoU on all masks. They are judged by images that did not choose them: each image is
 scored at the settings that are best on all the others. The gain is over --beta, --rw_normalization and --threshold (of
@@ -77,7 +77,7 @@ def parse_args(argv=None):
     data.add_argument('--domain', default='train', help='list of the data set whose masks are used')
     most = 'largest number of masks to use; of more, these are evenly spaced'
     data.add_argument('--images', type=flags.integer(FEWEST), default=200, help=most)
-    others = 'folder of masks {id}.png: the choice is also scored on those of images that choose nothing'
+    others = 'folder of held-out masks {id}.png: also score the choice on the images that are not used to choose'
     data.add_argument('--score_on', type=Path, metavar='FOLDER', help=others)
     model = 'tag of AffinityNet (default: the one that was trained on labels of these CAMs)'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, help=model)
@@ -199,16 +199,18 @@ def judge(by_image: list, settings: list[Setting], compared: Setting, num_classe
 
 
 def find_others(args, dataset, used: Sequence[str]) -> list[str]:
-    """Return the images that choose nothing and have a mask in --score_on. Raises UserError if there is none."""
+    """Return the images that have a mask in --score_on and are not used to choose. Raises UserError without one."""
     ids = [image_id for image_id in dataset.ids(args.domain, with_images=True) if image_id not in {*used}]
     ids = [image_id for image_id in ids if (args.score_on / f'{image_id}.png').is_file()]
     if not ids:
-        raise UserError(f'{args.score_on}: has no mask {{id}}.png of an image that chooses nothing', option='score_on')
+        raise UserError(
+            f'{args.score_on}: has no mask {{id}}.png of an image that is not used to choose', option='score_on'
+        )
     return ids
 
 
 def score_others(args, cams, edges, pairs: dict[str, tuple[Setting, Setting]]) -> dict[str, dict]:
-    """Return how the compared and the chosen settings score on the masks in --score_on of the images of `cams`."""
+    """Return the scores of the compared and the chosen settings on the masks in --score_on of the images of `cams`."""
     dataset, rows = cams.dataset, {}
 
     def read(image_id: str) -> np.ndarray:
@@ -354,7 +356,7 @@ def main(args):
     if scores:
         print(tabulate_scores(scores))
     for title, row in others.items():
-        where = f'{title}: on {row["masks"]} masks of {args.score_on} that chose nothing'
+        where = f'{title}, {row["masks"]} held-out masks in {args.score_on}:'
         gain = f'{row["gain"]:+.1f} (95 % {" to ".join(f"{end:.1f}" for end in row["gain_interval"])})'
         print(f'{where} {row["miou"]:.1f} instead of {row["compared_miou"]:.1f} mIoU %, gain {gain}')
     print(*content['doubts'], '', *content['commands'], f'written to {path}', sep='\n')

@@ -147,7 +147,7 @@ def test_the_circle_of_the_page(copy, capsys):
             matrix.update(file['keys'][threshold_cams(maps, found['threshold'])], mask)
     assert row['masks'] == 2
     assert row['miou'] == pytest.approx(100 * matrix.miou(), abs=0.05)
-    assert f'on 2 masks of {copy}/SegmentationClass that chose nothing' in capsys.readouterr().out
+    assert f'random walk, 2 held-out masks in {copy}/SegmentationClass: ' in capsys.readouterr().out
 
 
 def test_outdated_cams_are_refused(copy, capsys):

@@ -1,4 +1,4 @@
-"""recipes/tuning.py: gains on the masks that chose nothing, rules without masks, and tables of a finished chain."""
+"""recipes/tuning.py: gains on held-out masks, rules without masks, and tables of a finished chain."""
 
 import json
 
@@ -26,7 +26,7 @@ def miou(images: list[tuple[np.ndarray, np.ndarray]], setting: int) -> float:
     return 100 * np.mean([both / (t + p - both) for t, p, both in total])
 
 
-def test_a_gain_is_of_the_images_that_chose_nothing():
+def test_a_gain_is_measured_on_the_images_that_were_not_drawn():
     """Two images on which the compared setting is better than the others, and six on which it is worse."""
     odd, usual = counts_of([(10, 10), (5, 0), (5, 0)]), counts_of([(20, 10), (10, 10), (40, 10)])
     images = [odd, odd, *6 * [usual]]

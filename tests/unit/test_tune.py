@@ -77,7 +77,7 @@ def test_the_best_threshold_is_chosen_and_its_gain_is_right(in_tmp, capsys):
     assert found['commands'][0] in printed
 
 
-def test_a_choice_is_scored_on_masks_that_choose_nothing(in_tmp, capsys):
+def test_a_choice_is_scored_on_held_out_masks(in_tmp, capsys):
     write_cams('own', 12, 10)
     row = run('own', '--score_on', 'photos/masks')['others']['CAM']
     # At 0.25 the cat of image 10 has 90 pixels and the dog of image 11 has 80, instead of 20.
@@ -87,15 +87,15 @@ def test_a_choice_is_scored_on_masks_that_choose_nothing(in_tmp, capsys):
     assert row['gain'] == pytest.approx(100 - expected)
     low, high = row['gain_interval']
     assert 0 < low < high == pytest.approx(row['gain'])
-    line = f'CAM: on 2 masks of photos/masks that chose nothing 100.0 instead of {expected:.1f} mIoU %, gain +'
+    line = f'CAM, 2 held-out masks in photos/masks: 100.0 instead of {expected:.1f} mIoU %, gain +'
     assert line in capsys.readouterr().out
 
 
-def test_a_folder_without_masks_that_choose_nothing_is_refused(in_tmp, capsys):
+def test_a_folder_without_held_out_masks_is_refused(in_tmp, capsys):
     write_cams('own', 12, 12)
     for folder in ('photos/masks', 'photos', 'nowhere'):
         line = fault_of(tune, ['own', '--score_on', folder], capsys)
-        assert line.endswith(f'--score_on {folder}: has no mask {{id}}.png of an image that chooses nothing')
+        assert line.endswith(f'--score_on {folder}: has no mask {{id}}.png of an image that is not used to choose')
     assert not TUNED.exists()
 
 
