@@ -7,7 +7,7 @@ Writes  nothing
     python3 -m recipes.tuning demo@puzzle --image_size 128           after tools/quickstart.sh
     python3 -m recipes.tuning photographs@cl@seed=0                  after recipes.readouts --until walks
 
-Each choice draws n images whose masks have an object, and finds the settings with the highest mIoU on these masks. The
+Each choice takes n random images whose masks have an object, and finds the settings with the highest mIoU on them. The
 gain is over the compared settings, on all other masks. The best settings are taken if they gain on images that are left
 out of the n one at a time, as by tools.tune, or if the 95 % interval of this gain is above 0, or always. A rule takes
 the settings that suit something else than masks best. Walks are made once for each image and beta, for all choices.
