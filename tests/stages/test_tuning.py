@@ -125,7 +125,7 @@ def test_the_circle_of_the_page(copy, capsys):
     (_, words), *later = commands_of(section)
     exec(tag, {})
     run_stage(export, [*words, '--num_workers', '0'])
-    exec(correct, {'Path': Path})
+    exec(correct, {})
     for module, words in later:
         run_stage(module_of(module), [*words, '--num_workers', '0'])
     images = open_dataset(copy / 'dataset.json', copy)
