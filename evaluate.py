@@ -29,6 +29,7 @@ from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
 from util.store.files import check_output, write_bytes
 from util.store.shares import noticing_writers
 
+THRESHOLDS = ('threshold', 'min_th', 'max_th', 'step_th')  # flags of maps, where there is a background
 # The values of --mode, and the kind of output of each.
 MODES = {'npy': CAM, 'png': PREDICTION, 'rw': RANDOM_WALK}
 
@@ -75,8 +76,11 @@ def open_outputs(args, dataset, ids):
     return folder
 
 
-def list_thresholds(args, kind):
-    """Return the thresholds of maps; label maps have the one threshold None."""
+def list_thresholds(args, kind, dataset):
+    """Return the thresholds of maps; label maps have the one threshold None, and so have maps without a background."""
+    if not dataset.has_background:
+        args.check_unused(THRESHOLDS, f'the data set "{dataset.name}" has no background')
+        return [None]
     if not kind.maps or args.threshold is not None:
         return [args.threshold]
     end = metrics.SWEEP['rw_end' if kind == RANDOM_WALK else 'cam_end']
@@ -109,10 +113,11 @@ def report(result):
     print_table(('class', 'IoU %', 'false masks %'), classes)
     print_table(('objects', 'number', 'IoU %'), [(size, *row.values()) for size, row in sizes.items()])
     share = '' if wrong['share'] is None else f', {wrong["share"]:.2f} % of them with a false mask'
-    print(f'\n{wrong["images"]} images without an object{share}')
+    if 'one_class' not in result:
+        print(f'\n{wrong["images"]} images without an object{share}')
     if result['format'] == RANDOM_WALK.title and len(result['thresholds']) > 1:
         report_factors(result['thresholds'], result['fp'])
-    print(f'(predicting background everywhere: {result["all_background_miou"]:.2f} %)')
+    print_baseline(result)
     best = f'mIoU {result["miou"]:.2f} %, Dice {result["dice"]:.2f} %'
     if result['threshold'] is not None:
         best += f' at threshold {results.format_threshold(result["threshold"])}'
@@ -127,6 +132,14 @@ def report(result):
     where = ' and '.join(map(results.format_threshold, other['thresholds']))
     honest = f'mIoU {other["miou"]:.2f} %, Dice {other["dice"]:.2f} %'
     print(f'two-fold {honest}: each half of the images at the threshold that is best on the other half ({where})')
+
+
+def print_baseline(result):
+    """Print the score of predicting one label everywhere: the background or, without one, the most frequent class."""
+    label, miou = 'background', result['all_background_miou']
+    if 'one_class' in result:
+        label, miou = result['one_class'].values()
+    print(f'(predicting {label} everywhere: {miou:.2f} %)')
 
 
 def print_table(headers, rows):
@@ -160,11 +173,11 @@ def main(args):
         script.print_mask_count(dataset, args.domain, masked)
 
         # Count pixels by true and predicted class at each threshold, and score the counts.
-        thresholds = list_thresholds(args, folder.kind)
+        thresholds = list_thresholds(args, folder.kind, dataset)
         total, by_image = results.count_pixels(
             folder, dataset, masked, thresholds, args.num_workers, args.crf_iteration
         )
-        names, packed = ('background', *dataset.class_names), results.pack(by_image)
+        names, packed = dataset.label_names, results.pack(by_image)
         scores = metrics.summarize_sweep(total, thresholds, names)
         scores |= image_scores.summarize(masked, **packed, thresholds=thresholds, best=scores['threshold'], names=names)
         content = {

@@ -1,7 +1,8 @@
 """Stage 8: multi-scale, flip-averaged predictions of the segmentation network, refined by a dense CRF.
 
 Reads   experiments/models/{tag}.pth of stage 7; images of the list --domain
-Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iteration}/{id}.png: 0..C
+Writes  experiments/predictions/{tag}@{domain}@scale={scales}@iteration={iteration}/{id}.png: 0..C (of a data
+        set without a background 1..C)
 
     python3 inference_segmentation.py --backbone resnest101 --mode fix --use_gn True \\
         --tag DeepLabv3+@ResNeSt-101@Fix@GN --scale 0.5,1.0,1.5,2.0 --iteration 10
@@ -28,9 +29,9 @@ def parse_args(argv=None):
 
 
 def write_prediction(predictions, image_id, image, probability, iterations, kernels):
-    """Refine class probabilities (C+1, h, w) and write the prediction; runs in a background process."""
+    """Refine class probabilities (outputs, h, w) and write the prediction; runs in a background process."""
     refined = crf_from_probability(image, probability, iterations, **kernels)
-    predictions.write_label(image_id, refined.argmax(0))
+    predictions.write_label(image_id, refined.argmax(0) + predictions.dataset.first_label)
 
 
 def main(args):

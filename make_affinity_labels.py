@@ -1,7 +1,8 @@
 """Stage 3: affinity labels, from confident CAMs refined by a dense CRF.
 
 Reads   experiments/predictions/{experiment_name}/{id}.npz of stage 2; images of the list --domain
-Writes  experiments/predictions/{experiment_name}@aff_fg={fg}_bg={bg}/{id}.png: 0..C, 255 ignore
+Writes  experiments/predictions/{experiment_name}@aff_fg={fg}_bg={bg}/{id}.png: 0..C, 255 ignore; of a data set without
+        a background {experiment_name}@aff_fg={fg}/{id}.png: 1..C, 255
 
     python3 make_affinity_labels.py --experiment_name ResNeSt101@Puzzle@optimal@train@scale=0.5,1.0,1.5,2.0 \\
         --domain train_aug --fg_threshold 0.40 --bg_threshold 0.10 --data_dir $D
@@ -38,17 +39,20 @@ def make_label(image_id, args, dataset, cams):
     """Return the affinity label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = cams.read_scores(image_id, image.shape[:2])
-    thresholds, crf = (args.fg_threshold, args.bg_threshold), crf_flags.label_options(args)
-    return affinity_label(image, keys, maps, *thresholds, args.crf_iteration, **crf)
+    thresholds = args.fg_threshold, args.bg_threshold if dataset.has_background else None
+    return affinity_label(image, keys, maps, *thresholds, args.crf_iteration, **crf_flags.label_options(args))
 
 
 def main(args):
     check_installed(args.crf_iteration)
-    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
+    dataset, record = open_dataset(args.dataset, args.data_dir, args.window, args.plane), args.record()
+    if not dataset.has_background:
+        args.check_unused(['bg_threshold'], f'the data set "{dataset.name}" has no background')
+        record = record.changed(bg_threshold=None)
     ids = dataset.ids(args.domain, with_images=True)
     cams = open_folder(CAM, args.experiment_name, '--experiment_name', dataset, ids)
     inputs = {'maps': cams, **args.pick(flags.OUTPUT)}
-    with create_folder(AFFINITY_LABEL, args.record(), dataset, ids, **inputs) as labels:
+    with create_folder(AFFINITY_LABEL, record, dataset, ids, **inputs) as labels:
         labels.write_missing_labels(make_label, args.num_workers, args=args, dataset=dataset, cams=cams)
 
 

@@ -1,7 +1,8 @@
 """Stage 6: pseudo-labels, from thresholded random-walk CAMs refined by a dense CRF.
 
 Reads   experiments/predictions/{experiment_name}/{id}.npz of stage 5; images of the list --domain
-Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 0..C
+Writes  experiments/predictions/{experiment_name}@crf={crf_iteration}/{id}.png: 0..C (of a data
+        set without a background 1..C, and --threshold has no effect)
 
     python3 make_pseudo_labels.py --experiment_name AffinityNet@ResNeSt-101@Puzzle@train@beta=10@exp_times=8@rw \\
         --domain train_aug --threshold 0.35 --crf_iteration 1 --data_dir $D
@@ -36,16 +37,20 @@ def make_label(image_id, args, dataset, random_walks):
     """Return the pseudo-label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = random_walks.read_scores(image_id, image.shape[:2])
-    return pseudo_label(image, keys, maps, args.threshold, args.crf_iteration, **crf_flags.label_options(args))
+    threshold = args.threshold if dataset.has_background else None
+    return pseudo_label(image, keys, maps, threshold, args.crf_iteration, **crf_flags.label_options(args))
 
 
 def main(args):
     check_installed(args.crf_iteration)
-    dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
+    dataset, record = open_dataset(args.dataset, args.data_dir, args.window, args.plane), args.record()
+    if not dataset.has_background:
+        args.check_unused(['threshold'], f'the data set "{dataset.name}" has no background')
+        record = record.changed(threshold=None)
     ids = dataset.ids(args.domain, with_images=True)
     random_walks = open_folder(RANDOM_WALK, args.experiment_name, '--experiment_name', dataset, ids)
     inputs = {'maps': random_walks, **args.pick(flags.OUTPUT)}
-    with create_folder(PSEUDO_LABEL, args.record(), dataset, ids, **inputs) as labels:
+    with create_folder(PSEUDO_LABEL, record, dataset, ids, **inputs) as labels:
         made_of = {'args': args, 'dataset': dataset, 'random_walks': random_walks}
         labels.write_missing_labels(make_label, args.num_workers, **made_of)
 

@@ -97,7 +97,8 @@ def main(args):
                 for some in network.micro_batches({**batch, 'bg_pos': pairs[0], 'fg_pos': pairs[1], 'neg': pairs[2]}):
                     logits = network(some['images'])
                     affinity = path_index.edge_to_affinity(torch.sigmoid(logits))
-                    run.backward(affinity_loss(affinity, some['bg_pos'], some['fg_pos'], some['neg'], counts))
+                    kinds = some['bg_pos'], some['fg_pos'], some['neg']
+                    run.backward(affinity_loss(affinity, *kinds, counts, dataset.has_background))
                 run.step()
 
             # Score the edges if there are masks. The score selects nothing: the last epoch is kept.

@@ -65,7 +65,7 @@ def score_predictions(network, loader, dataset):
     for batch, logits in network.infer(loader, 'scoring val'):
         masks = batch['masks']
         logits = F.interpolate(logits.float(), masks.shape[1:], mode='bilinear', align_corners=False)
-        predictions = logits.argmax(1)
+        predictions = logits.argmax(1) + dataset.first_label
         matrix.update(predictions.cpu().numpy(), masks.cpu().numpy())
         if grid is None:
             grid = draw.draw_rows(dataset, batch, {'ground truth': masks, 'prediction': predictions})
@@ -80,7 +80,8 @@ def main(args):
     train_loader, score_loader = build_loaders(args, dataset, ids, read_label, device)
 
     # Build the network on an ImageNet backbone.
-    model = build_segmenter(args.architecture, args.backbone, dataset.num_classes + 1, args.mode, args.use_gn)
+    outputs = len(dataset.label_names) - dataset.first_label
+    model = build_segmenter(args.architecture, args.backbone, outputs, args.mode, args.use_gn)
     weights = load_weights(model.backbone, args.backbone, args.weights)
     optimizer, schedule = build_sgd(model, args.max_epoch * len(train_loader), **args.pick(options.SGD))
     network = SharedModel(model, device, **args.pick(options.SHARING))
@@ -101,10 +102,11 @@ def main(args):
 
                 # The mean of the cross-entropy over the labelled pixels of the whole batch, 0 if there are none.
                 count = network.total((labels != IGNORE).sum()).clamp(min=1)
+                ignored = IGNORE - dataset.first_label  # output k is the label k + first_label
                 for some in network.micro_batches({**batch, 'labels': labels}):
-                    logits = network(some['images'])
-                    summed = {'ignore_index': IGNORE, 'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
-                    run.backward(F.cross_entropy(logits, some['labels'], **summed) / count)
+                    logits, targets = network(some['images']), some['labels'] - dataset.first_label
+                    summed = {'ignore_index': ignored, 'label_smoothing': args.label_smoothing, 'reduction': 'sum'}
+                    run.backward(F.cross_entropy(logits, targets, **summed) / count)
                 run.step()
 
             # Score the crops of val if there are masks; keep the best and the last epoch.
@@ -112,7 +114,7 @@ def main(args):
                 miou, grid = score_predictions(network, score_loader, dataset)
                 run.end_epoch('val mIoU', miou, predictions=grid)
             else:
-                label_maps = {'pseudo-label': some['labels'], 'prediction': logits.argmax(1)}
+                label_maps = {'pseudo-label': some['labels'], 'prediction': logits.argmax(1) + dataset.first_label}
                 run.end_epoch(predictions=draw.draw_rows(dataset, some, label_maps))
 
 

@@ -66,6 +66,9 @@ def walk_cams(
 
 
 def image_probabilities(segmenter: nn.Module, pixels: list[Tensor], size: tuple[int, int]) -> np.ndarray:
-    """Return the class probabilities (N, C+1, h, w) of N images of one size; pixels as in `image_cams`."""
+    """Return the class probabilities (N, C+1, h, w) of N images of one size; pixels as in `image_cams`.
+
+    They begin with the background; without one there are C, and the first class is label 1.
+    """
     logits = multi_scale_logits(segmenter, [normalize(scaled) for scaled in pixels], size)
     return torch.softmax(logits, 1).cpu().numpy()

@@ -47,7 +47,7 @@ def crf_from_probability(
     gaussian: Sequence[float] = (3, 3),
     bilateral: Sequence[float] = (80, 13, 10),
 ) -> np.ndarray:
-    """Refine class probabilities: image (h, w, 3) uint8, probability (C+1, h, w) -> (C+1, h, w) float32."""
+    """Refine class probabilities: image (h, w, 3) uint8, probability (L, h, w) -> (L, h, w) float32."""
     if iterations == 0:
         return probability.astype(np.float32)
     crf = _CRF(image, len(probability), gaussian, bilateral)
@@ -60,7 +60,7 @@ def crf_from_label(
     """Refine a label map (h, w) of 0..num_labels-1, right with probability gt_prob; image (h, w, 3) uint8.
 
     `options` are keyword arguments of `crf_from_labels`. Returns (h, w) in label's dtype. The label is returned
-    unchanged for 0 iterations and for num_labels 1 (an image without foreground).
+    unchanged for 0 iterations and for num_labels 1 (an image without foreground, or of one class alone).
     """
     return crf_from_labels(image, [label], num_labels, iterations, **options)[0]
 

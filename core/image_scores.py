@@ -152,7 +152,7 @@ def summarize(
     best: float | None,
     names: Sequence[str],
 ) -> dict:
-    """Return the scores of packed counts in percent, None for a mean of nothing; names begin with the background.
+    """Return the scores of packed counts in percent, None for a mean of nothing; names begin with the background or ''.
 
     `two_fold`: mIoU, Dice, FP and FN of maps, each fold scored at the threshold of the highest mIoU on the other one,
     and these two `thresholds`; None for a single threshold, or if a fold has no object. `false_masks` and `by_size`:

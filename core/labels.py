@@ -18,15 +18,20 @@ def affinity_label(
     keys: np.ndarray,
     maps: np.ndarray,
     fg_threshold: float = FG_THRESHOLD,
-    bg_threshold: float = BG_THRESHOLD,
+    bg_threshold: float | None = BG_THRESHOLD,
     iterations: int = 10,
     **crf,
 ) -> np.ndarray:
     """Return the affinity label (h, w): a class, background 0, or 255 where the maps are undecided.
 
     image (h, w, 3) uint8, maps (K, h, w) of the classes keys[1:]; `crf` are options of core.crf.crf_from_labels.
-    Source: IRNet, section 3.2; docs/method.md, "Affinity labels".
+    Source: IRNet, section 3.2; docs/method.md, "Affinity labels". A bg_threshold of None is for data sets without a
+    background (docs/method.md, "Without a background"): the best class, where its map exceeds fg_threshold.
     """
+    if bg_threshold is None:
+        label = keys[refine_best(image, maps, iterations, **crf)]
+        label[threshold_cams(maps, fg_threshold) == 0] = IGNORE
+        return label
     thresholded = [threshold_cams(maps, threshold) for threshold in (fg_threshold, bg_threshold)]
     fg, bg = crf_from_labels(image, thresholded, len(keys), iterations, **crf)
 
@@ -40,13 +45,20 @@ def pseudo_label(
     image: np.ndarray,
     keys: np.ndarray,
     maps: np.ndarray,
-    threshold: float = PSEUDO_THRESHOLD,
+    threshold: float | None = PSEUDO_THRESHOLD,
     iterations: int = 1,
     **crf,
 ) -> np.ndarray:
     """Return the pseudo-label (h, w) of an image (h, w, 3) from maps (K, h, w) of the classes keys[1:].
 
-    `crf` are options of core.crf.crf_from_label.
+    `crf` are options of core.crf.crf_from_label. A threshold of None is for data sets without a background.
     """
+    if threshold is None:
+        return keys[refine_best(image, maps, iterations, **crf)]
     label = threshold_cams(maps, threshold)
     return keys[crf_from_label(image, label, len(keys), iterations, **crf)]
+
+
+def refine_best(image: np.ndarray, maps: np.ndarray, iterations: int, **crf) -> np.ndarray:
+    """Return the index into `keys` per pixel (h, w) of the best of maps (K, h, w), refined by a CRF of K labels."""
+    return 1 + crf_from_label(image, threshold_cams(maps, None) - 1, len(maps), iterations, **crf)

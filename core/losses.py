@@ -98,12 +98,18 @@ def alpha_at(iteration: int, total: int, alpha: float, alpha_schedule: float) ->
 
 
 def affinity_loss(
-    affinity: Tensor, bg_pos: Tensor, fg_pos: Tensor, neg: Tensor, counts: Iterable[Tensor] | None = None
+    affinity: Tensor,
+    bg_pos: Tensor,
+    fg_pos: Tensor,
+    neg: Tensor,
+    counts: Iterable[Tensor] | None = None,
+    has_background: bool = True,
 ) -> Tensor:
     """AffinityNet's loss: ((bg+ + fg+)/2 + neg)/2, each term the mean of -log over its own pairs in the whole batch.
 
     affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg have the same shape, bool or 0/1. For a part of
     a batch, `counts` are the numbers of pairs of each kind in the whole batch, and the losses of the parts add up.
+    Without a background there is no bg+, and fg+ stands for all pairs of one class: (fg+ + neg)/2.
     Source: Ahn, Cho and Kwak, IRNet (CVPR 2019), section 4; docs/method.md, "AffinityNet".
     """
 
@@ -111,5 +117,7 @@ def affinity_loss(
         return (pairs * -torch.log(p + EPSILON)).sum() / (count.to(p.dtype) + EPSILON)
 
     bg_count, fg_count, neg_count = (bg_pos.sum(), fg_pos.sum(), neg.sum()) if counts is None else counts
-    positive = (term(bg_pos, affinity, bg_count) + term(fg_pos, affinity, fg_count)) / 2
+    positive = term(fg_pos, affinity, fg_count)
+    if has_background:
+        positive = (term(bg_pos, affinity, bg_count) + positive) / 2
     return (positive + term(neg, 1 - affinity, neg_count)) / 2

@@ -17,7 +17,10 @@ def strided_size(size: tuple[int, int], stride: int = 4) -> tuple[int, int]:
 
 
 def present_keys(labels: np.ndarray) -> np.ndarray:
-    """Return the keys of an image: (C,) multi-hot -> [0, c1+1, ..., cK+1], the background and the present classes."""
+    """Return the keys of an image: (C,) multi-hot -> [0, c1+1, ..., cK+1], the background and the present classes.
+
+    The 0 is there without a background too, so that files have one format; no pixel gets it then.
+    """
     return np.concatenate([[0], np.flatnonzero(labels) + 1]).astype(np.int64)
 
 
@@ -58,13 +61,14 @@ def upsample_rw(rw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps
 
 
-def threshold_cams(maps: np.ndarray, threshold: float) -> np.ndarray:
+def threshold_cams(maps: np.ndarray, threshold: float | None) -> np.ndarray:
     """Return the index into `keys` per pixel, argmax over [threshold, maps...]: (K, h, w) -> (h, w) int64.
 
-    A pixel is foreground where its largest score exceeds the threshold as float32.
+    A pixel is foreground where its largest score exceeds the threshold as float32. None is for data sets without a
+    background: the largest score wins wherever it is, the first one of equals.
     """
     label = np.zeros(maps.shape[1:], np.int64)
-    largest = np.full(maps.shape[1:], threshold, np.float32)
+    largest = np.full(maps.shape[1:], -np.inf if threshold is None else threshold, np.float32)
     for i, scores in enumerate(maps, 1):  # class by class: a copy of 20 maps of 2000x1500 takes 240 MB
         scores = scores.astype(np.float32)
         label[scores > largest] = i

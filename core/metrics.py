@@ -66,11 +66,11 @@ class ConfusionMatrix:
         """Return the mean over the classes that occur, background included, of 2 TP / (T + P)."""
         return float(mean_scores(class_counts(self.counts))['dice'])
 
-    def background_miou(self) -> float:
-        """Return the mIoU of predicting background everywhere."""
-        nothing = ConfusionMatrix(self.num_classes)
-        nothing.counts[:, 0] = self.counts.sum(1)
-        return nothing.miou()
+    def constant_miou(self, label: int) -> float:
+        """Return the mIoU of predicting one label everywhere, such as 0, the background."""
+        constant = ConfusionMatrix(self.num_classes)
+        constant.counts[:, label] = self.counts.sum(1)
+        return constant.miou()
 
     def fp(self) -> float:
         """Return the mean over the foreground classes of (P - TP) / (T + P - TP)."""
@@ -184,10 +184,12 @@ def count_maps(
 def summarize(counts: np.ndarray, names: tuple[str, ...]) -> dict:
     """Return mIoU, FP, FN, Dice and the IoU per class in percent, None for a class that does not occur.
 
-    Takes counts (target, prediction). Raises UserError if no class but the background occurs.
+    Takes counts (target, prediction) and the names of the labels, '' for the background of a data set without one.
+    Raises UserError if no class but the background occurs.
     """
     matrix = ConfusionMatrix(len(names), counts)
-    iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in zip(names, matrix.iou(), strict=True)}
+    named = zip(names, matrix.iou(), strict=True)
+    iou = {name: None if np.isnan(x) else round(100 * x, 4) for name, x in named if name}
     means = {'miou': matrix.miou(), 'fp': matrix.fp(), 'fn': matrix.fn(), 'dice': matrix.dice()}
     if np.isnan(means['fp']):
         raise UserError('neither masks nor predictions contain a class: check --domain and --data_dir')
@@ -198,14 +200,18 @@ def summarize_sweep(total: np.ndarray, thresholds: Sequence[float | None], names
     """Return the scores of counts (thresholds, target, prediction): at the best threshold, and at all of them.
 
     All in percent: the entries of `summarize` at the threshold of the highest mIoU, its `confusion`, the mIoU of
-    predicting background everywhere, and the scores at all `thresholds`.
+    predicting background everywhere, and the scores at all `thresholds`. Without a background, the mIoU of predicting
+    the most frequent class of the masks everywhere is `one_class`.
     """
     rows = [{'threshold': t, **summarize(counts, names)} for t, counts in zip(thresholds, total, strict=True)]
     best = max(range(len(rows)), key=lambda i: rows[i]['miou'])
+    most = int(total[0].sum(1).argmax())
+    constant = 100 * ConfusionMatrix(len(names), total[0]).constant_miou(0 if names[0] else most)
     return {
         **rows[best],
         'confusion': total[best].tolist(),
-        'all_background_miou': 100 * ConfusionMatrix(len(names), total[0]).background_miou(),
+        'all_background_miou': constant if names[0] else None,
+        **({} if names[0] else {'one_class': {'class': names[most], 'miou': constant}}),
         'thresholds': rows,
     }
 

@@ -135,9 +135,10 @@ def print_errors(domain, findings, total):
 def print_counts(dataset, lists):
     """Print how many images of each list have each class, and the sizes of the images."""
     rows = []
+    without_classes = [('(background alone)', lambda finding: finding.labels is not None and not finding.labels.any())]
     for name, count in [
         *((name, partial(_has_class, c)) for c, name in enumerate(dataset.class_names)),
-        ('(background alone)', lambda finding: finding.labels is not None and not finding.labels.any()),
+        *(without_classes if dataset.has_background else []),
         ('(with a mask)', lambda finding: finding.mask_classes is not None),
     ]:
         rows.append((name, *(sum(map(count, findings.values())) for findings in lists.values())))

@@ -71,7 +71,7 @@ def parse_args(argv=None):
     run.add_argument('--shapes', choices=('masks', 'polygons'), help=shapes)
     corners = 'pixels by which the corners of polygons may leave the border of an object; 0 follows every pixel'
     run.add_argument('--simplify', type=flags.real(0), default=1.0, help=corners)
-    small = 'leave out objects of fewer pixels: they become background'
+    small = 'leave out objects of fewer pixels: they become background (without one, ignored)'
     run.add_argument('--min_area', type=flags.integer(1), default=1, help=small)
     ignored = f'write ignored pixels (255) as objects of the class {IGNORED}; otherwise they become background'
     run.add_argument('--keep_ignored', action='store_true', help=ignored)
@@ -125,13 +125,15 @@ def write(image_id, lists, dataset, path, module, export, min_area, has_ignored)
     size = dataset.image_size(image_id)
     label = dataset.read_label_map(path / f'{image_id}.png', size)
     scores = objects.read_scores(path / f'{image_id}.npz', size)
-    kept, found, small = objects.find_objects(label, min_area, scores, export.keep_ignored)
+    nothing = 0 if dataset.has_background else IGNORE
+    kept, found, small = objects.find_objects(label, min_area, scores, export.keep_ignored, nothing)
     if has_ignored:
         kept[label == IGNORE] = IGNORE
     picture = objects.Picture(
         image_id, name_of(dataset, image_id), dataset.image_path(image_id), lists[image_id], kept, found
     )
     back, filled = come_back(picture, export, module)
+    back[back == 0] = nothing
     write_bytes(export.out / EXPORTED / f'{image_id}.png', dataset.encode_label_map(back))
     scored = sum(each.score is not None for each in found)
     return Written(module.encode(picture, export), len(found), small, filled, int((label == IGNORE).sum()), scored)
@@ -140,7 +142,7 @@ def write(image_id, lists, dataset, path, module, export, min_area, has_ignored)
 def come_back(picture: objects.Picture, export: Export, module: formats.Format) -> tuple[np.ndarray, int]:
     """Return the label map (h, w) that the import makes of an untouched picture, and the number of filled holes."""
     if export.shapes == 'masks':
-        return picture.label, 0
+        return picture.label.copy(), 0
     shapes, filled = [], 0
     for found in picture.objects:
         outer, holes = export.outline(found)
@@ -179,10 +181,10 @@ def main(args):
         )  # fmt: skip
         written = list(parallel_map(one, list(images), args.num_workers, 'images'))
         module.finish([each.entry for each in written], export)
-    report(args, written, has_ignored, keep_ignored)
+    report(args, written, has_ignored, keep_ignored, dataset.has_background)
 
 
-def report(args, written: list[Written], has_ignored: bool, keep_ignored: bool) -> None:
+def report(args, written: list[Written], has_ignored: bool, keep_ignored: bool, has_background: bool) -> None:
     """Print what was written, and what the format could not hold."""
     count = {name: sum(getattr(each, name) for each in written) for name in Written._fields[1:]}
     print(f'{args.out}: {count["objects"]} objects in {len(written)} images, {count["scored"]} of them with a score')
@@ -192,8 +194,9 @@ def report(args, written: list[Written], has_ignored: bool, keep_ignored: bool) 
         what = f'{count["filled"]} of {count["objects"]} objects have holes, which these polygons fill'
         print(f'warning: {what}: --shapes masks keeps them', file=sys.stderr)
     if count['ignored'] and not has_ignored:
-        became = f'objects of the class {IGNORED}' if keep_ignored else 'background (--keep_ignored keeps them)'
-        print(f'{count["ignored"]} ignored pixels (255) became {became}')
+        became = 'became background (--keep_ignored keeps them)' if has_background else 'are in no object'
+        became = f'became objects of the class {IGNORED}' if keep_ignored else became
+        print(f'{count["ignored"]} ignored pixels (255) {became}')
 
 
 if __name__ == '__main__':

@@ -5,6 +5,9 @@ Writes  {out}/JPEGImages/{id}.jpg, {out}/Annotations/{id}.xml, {out}/Segmentatio
         {out}/ImageSets/Segmentation/*.txt, and last {out}/dataset.json, which marks the set complete
 
     python3 -m tools.make_demo_data --out experiments/demo
+    python3 -m tools.make_demo_data --out experiments/textures --no_background
+
+With --no_background, 2 to 4 textures cover each picture, and masks have no 0.
 """
 
 import json
@@ -19,8 +22,7 @@ import numpy as np
 from core import UserError
 from core.data import voc
 from core.data.images import encode_label_map
-from demo_data.figures import CLASSES
-from demo_data.scenes import DRAWING, draw_scene
+from demo_data import figures, scenes, textures
 from util import flags, script
 from util.parallel.workers import parallel_map
 from util.store.files import make_folder, remove_all_leftovers, write_bytes
@@ -38,6 +40,8 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     data = parser.groups['data']
     positive = flags.integer(1)
+    covered = 'draw pictures of textures, whose every pixel has a class, instead of scenes'
+    data.add_argument('--no_background', action='store_true', help=covered)
     data.add_argument('--num_train_aug', type=positive, default=1500, help='scenes to train on')
     data.add_argument('--num_train', type=positive, default=300, help='how many of these are scored (list train)')
     data.add_argument('--num_val', type=positive, default=200, help='further scenes, to score predictions on')
@@ -72,11 +76,12 @@ def make_xml(image_id: str, shape: tuple[int, int], objects: list[tuple[str, tup
     return ET.tostring(root) + b'\n'
 
 
-def write_sample(out: Path, seed: int, size: int, sample: tuple[str, int]) -> None:
+def write_sample(out: Path, seed: int, size: int, has_background: bool, sample: tuple[str, int]) -> None:
     """Draw sample i of a split and write its three files. It depends only on (seed, split, i)."""
     cv2.setNumThreads(1)  # the workers share the cores
     split, index = sample
-    image, mask, objects = draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), size)
+    draw = scenes.draw_scene if has_background else textures.draw_textures
+    image, mask, objects = draw(np.random.default_rng([seed, SPLITS.index(split), index]), size)
     image_id = make_id(split, index)
     jpeg = cv2.imencode('.jpg', image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1]
     write_bytes(voc.image_path(out, image_id), jpeg.tobytes())
@@ -84,7 +89,7 @@ def write_sample(out: Path, seed: int, size: int, sample: tuple[str, int]) -> No
     write_bytes(out / 'SegmentationClass' / f'{image_id}.png', encode_label_map(mask, voc.palette()))
 
 
-def is_complete(out: Path, made_with: dict[str, int]) -> bool:
+def is_complete(out: Path, made_with: dict[str, object]) -> bool:
     """Return whether exactly this set exists. Raises UserError if the folder contains anything else."""
     try:
         if json.loads((out / 'dataset.json').read_text())['made_with'] == made_with:
@@ -110,7 +115,7 @@ def write_dataset(args, made_with):
 
     # Draw the scenes. Spawn the workers: a forked process can hang if OpenCV has run threads before.
     samples = [('train', i) for i in range(args.num_train_aug)] + [('val', i) for i in range(args.num_val)]
-    write = partial(write_sample, args.out, args.seed, args.size)
+    write = partial(write_sample, args.out, args.seed, args.size, not args.no_background)
     for _ in parallel_map(write, samples, args.num_workers, 'scenes', 'spawn'):
         pass
 
@@ -121,14 +126,19 @@ def write_dataset(args, made_with):
     for domain, listed in {'train_aug': train_aug, 'train': train_aug[: args.num_train], 'val': val}.items():
         lists[domain] = f'ImageSets/Segmentation/{domain}.txt'
         write_bytes(args.out / lists[domain], '\n'.join([*listed, '']).encode())
-    info = {'name': 'drawn scenes', 'classes': CLASSES, 'lists': lists, 'made_with': made_with}
+    about = {'name': 'drawn scenes', 'classes': figures.CLASSES}
+    if args.no_background:
+        about = {'name': 'drawn textures', 'classes': textures.CLASSES, 'background': False}
+    info = {**about, 'lists': lists, 'made_with': made_with}
     write_bytes(args.out / 'dataset.json', (json.dumps(info, indent=2) + '\n').encode())
     print(f'{args.out}: {args.num_train_aug} scenes to train on, {args.num_val} to score on')
 
 
 def main(args):
     options = ('num_train_aug', 'num_train', 'num_val', 'size', 'seed')
-    made_with = {key: getattr(args, key) for key in options} | {'drawing': DRAWING}
+    made_with = {key: getattr(args, key) for key in options} | {'drawing': scenes.DRAWING}
+    if args.no_background:
+        made_with |= {'background': False, 'drawing': textures.DRAWING}
     with locked(lock_path(args.out.absolute()), str(args.out)):
         if is_complete(args.out, made_with):
             print(f'{args.out}: the data set already exists with these options')

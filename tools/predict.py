@@ -155,7 +155,12 @@ def defaults_of(file, affinity):
     if file.meta['network'] != 'Classifier':
         return SEGMENTER_FLAGS
     trained = {'image_size': affinity.meta['image_size']} if affinity and 'image_size' in affinity.meta else {}
-    return {**WALK_FLAGS, **trained} if affinity else CAM_FLAGS
+    used = {**WALK_FLAGS, **trained} if affinity else CAM_FLAGS
+    return used if has_background(file) else {name: value for name, value in used.items() if name != 'threshold'}
+
+
+def has_background(file):
+    return file.meta.get('background', True)
 
 
 def settle_flags(args, file, affinity):
@@ -164,8 +169,10 @@ def settle_flags(args, file, affinity):
     given = {name: value for name, value in vars(args).items() if value is not None}
     for name in WALK_FLAGS:
         if name not in used and name in given:
-            is_classifier = file.meta['network'] == 'Classifier'
-            why = 'without --affinity' if is_classifier else f'on {file.meta["network"]} of {args.model}'
+            why = f'on {file.meta["network"]} of {args.model}'
+            if file.meta['network'] == 'Classifier':
+                without_background = f'because the classes of {args.model} have no background'
+                why = without_background if name == 'threshold' else 'without --affinity'
             raise UserError(f'--{name}: has no effect {why}')
     settled = flags.Options(**{**vars(args), **used, **given})
     settled.declared = args.declared
@@ -183,7 +190,10 @@ def load_networks(args, file, affinity):
     """Return the function that predicts an image, with its networks, and their device."""
     model, device = load_for_inference(file, file.meta, args.device, args.precision)
     if file.meta['network'] != 'Classifier':
-        return partial(masks.segment, segmenter=model, crf_iteration=args.crf_iteration), device
+        first_label = 0 if has_background(file) else 1
+        return partial(
+            masks.segment, segmenter=model, crf_iteration=args.crf_iteration, first_label=first_label
+        ), device
     affinity_net = affinity and load_for_inference(affinity, affinity.meta, args.device, args.precision)[0]
     networks = {'model': str(args.model), 'classifier': model, 'affinity_net': affinity_net}
     settings = args.pick(['cam', 'class_threshold', 'threshold', 'crf_iteration', 'image_size'])
@@ -217,8 +227,9 @@ def chosen_labels(args, names):
 def open_images(args, file, palette):
     """Return the data set of --dataset or of the IMAGEs, and its lists: ids by name."""
     if not args.dataset:
+        images = find_images(args.images, args.out)
         reading = Reading(args.window, args.plane).completed(file.meta)
-        dataset = make_dataset(find_images(args.images, args.out), file.meta['classes'], palette, reading)
+        dataset = make_dataset(images, file.meta['classes'], palette, has_background(file), reading)
         return dataset, {domain: dataset.ids(domain) for domain in dataset.lists}
     dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     dataset = replace(dataset, reading=dataset.reading.completed(file.meta))

@@ -114,7 +114,7 @@ def make_gallery(args, dataset, entries, steps, counts):
 
 def render(dataset, entries, steps, counts, two_fold, shown):
     """Return the page."""
-    names = ('background', *dataset.class_names)
+    names = dataset.label_names
     backbone, published = tables.find_published(steps, dataset.class_names)
     classes = [make_label(name, colour) for name, colour in zip(names, dataset.palette.tolist(), strict=False)]
     errors = [make_label(name, colour) for name, colour in panels.ERRORS.items()]

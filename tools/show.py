@@ -82,7 +82,7 @@ def draw_panels(image_id, domain, dataset, sources, names, font):
     image = np.array(dataset.read_image(image_id))
     drawn = []
     for _, panel in panels.draw_image(image_id, image.shape[:2], domain, dataset, sources):
-        picture = image if panel.layer is None else drawing.blend(image, panel.layer)
+        picture = image if panel.layer is None else drawing.blend(image, panel.layer, panel.is_heatmap)
         title = image_id if panel.title == 'image' else panel.title
         chips = [(names[index], dataset.palette[index].tolist()) for index in panel.classes]
         chips += [
@@ -106,7 +106,7 @@ def main(args):
     sources = [find_source(argument) for argument in args.folders]
     dataset = open_recorded(args, str(sources[0].path), read_args(sources[0].path))
     font = drawing.open_font(args.font).font_variant(size=13)
-    names = pictures.names_on_pictures(('background', *dataset.class_names), font)
+    names = pictures.names_on_pictures(dataset.label_names, font)
     images = choose_images(args, dataset, sources)
     out = args.out or formats.EXPERIMENTS / 'show' / Path(os.path.abspath(sources[0].path)).name
     folders = [source.path for source in sources]

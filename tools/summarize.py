@@ -37,7 +37,7 @@ from util import flags, script
 from util.store import formats, results
 
 HEADERS = ('', 'runs', 'images', 'mIoU %', '95 %', 'Dice %', 'best mIoU %', 'FP %', 'FN %', 'threshold')
-HEADERS += ('all-background %', 'published %')
+HEADERS += ('all-background %', 'one-class %', 'published %')
 FORMATS = {'markdown': 'pipe', 'csv': None, 'latex': 'latex_booktabs'}  # names in tabulate, which has no csv
 
 DETAILS = ('thresholds', 'classes', 'objects', 'options')  # flags that add a table of the rows
@@ -119,9 +119,10 @@ def tabulate_rows(rows):
         interval = format_interval(score_interval(counts[1])['miou']) if counts and len(counts[0]) > 1 else ''
         thresholds = ' '.join(sorted({results.format_threshold(result['threshold']) for result in runs}))
         errors = [f'{np.mean([result[name] for result in runs]):.1f}' for name in ('fp', 'fn')]
-        background = f'{runs[0]["all_background_miou"]:.2f}'
+        constant = f'{find.baseline(runs[0]):.2f}'
+        baselines = ('', constant) if 'one_class' in runs[0] else (constant, '')
         scores = miou, interval, dice, best, *errors
-        lines.append((title, len(runs), runs[0]['images'], *scores, thresholds, background, published))
+        lines.append((title, len(runs), runs[0]['images'], *scores, thresholds, *baselines, published))
     shown = [i for i, header in enumerate(HEADERS) if not header or any(line[i] != '' for line in lines)]
     return [[line[i] for i in shown] for line in (HEADERS, *lines)]
 

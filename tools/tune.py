@@ -309,6 +309,8 @@ def draw(ids: Sequence[str], cams, edges, exp_times, compared: Setting, best: Se
 def main(args):
     cam_dir, record = find_cams(args.tag, args.domain)
     dataset = open_recorded(args, cam_dir, record)
+    if not dataset.has_background:
+        raise UserError(f'TAG {args.tag}: the data set "{dataset.name}" has no background, so no threshold to choose')
     masked = dataset.ids_with_masks(args.domain, with_images=True)
     ids = space(masked, args.images)
     rest = find_others(args, dataset, ids) if args.score_on else []

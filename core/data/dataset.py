@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import IGNORE, UserError, has_control_characters
 from core.data import exports, images, voc
-from core.data.entries import look_alikes, parse_classes, parse_palette, read_json
+from core.data.entries import look_alikes, parse_background, parse_classes, parse_palette, read_json
 from core.data.lists import open_lists
 from core.data.pixels import Reading
 from core.data.source import Source
@@ -27,14 +27,19 @@ BATCH_PIXELS = 2**22  # pixels of a batch for inference, such as four images of 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Classes, lists and files. Lists: `train_aug` to train on, `train` and `val` to score, `test` without masks."""
+    """Classes, lists and files. Lists: `train_aug` to train on, `train` and `val` to score, `test` without masks.
+
+    In masks and label maps, class k has the value k + 1, 0 is the background and 255 is ignored. A data set without a
+    background has the same values, but never 0: each of its pixels has a class, or is ignored.
+    """
 
     name: str
-    class_names: tuple[str, ...]  # foreground only; index 0 of every map is the background
+    class_names: tuple[str, ...]  # without the background
     palette: np.ndarray  # (256, 3) uint8
     mask_values: images.MaskValues | None  # for ground-truth masks that do not contain class indices
     root: Path
     source: Source
+    has_background: bool = True  # whether pixels may have no class
     reading: Reading = images.AS_THEY_ARE  # the plane and the window of values of images that need one
 
     def __getstate__(self) -> dict:
@@ -46,8 +51,23 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of foreground classes, C."""
+        """Number of classes without the background, C."""
         return len(self.class_names)
+
+    @property
+    def first_label(self) -> int:
+        """The smallest value in label maps, which is the value of a segmentation network's first output."""
+        return 0 if self.has_background else 1
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of the values 0 to C in label maps; '' for 0 without a background."""
+        return ('background' if self.has_background else '', *self.class_names)
+
+    @property
+    def class_entries(self) -> dict[str, object]:
+        """What outputs and models record of the classes; they say nothing of a background that there is."""
+        return {'classes': self.class_names, **({} if self.has_background else {'background': False})}
 
     @property
     def lists(self) -> tuple[str, ...]:
@@ -110,7 +130,8 @@ class Dataset:
     def read_labels(self, image_id: str) -> np.ndarray:
         """Return the image-level label, (C,) float32 multi-hot; all zeros for an image without classes.
 
-        Raises UserError naming the file if it is missing or names an unknown class.
+        Raises UserError naming the file if it is missing or names an unknown class, and without a background if it
+        names none.
         """
         labels = np.zeros(self.num_classes, np.float32)
         tags = self.source.read_tags(image_id)
@@ -124,6 +145,9 @@ class Dataset:
                 where = self.labels_path(image_id)
                 raise UserError(f'{where}: {name!r} is not a class of the data set "{self.name}"{hint}')
             labels[self.class_names.index(name)] = 1
+        if not self.has_background and not labels.any():
+            fault = f'{image_id} has no class, but the data set "{self.name}" has no background'
+            raise UserError(f'{self.labels_path(image_id)}: {fault}: add its classes, or remove it from the lists')
         return labels
 
     def read_all_labels(self, ids: Sequence[str]) -> np.ndarray:
@@ -170,13 +194,13 @@ class Dataset:
         return domain, ids, self.read_all_labels(ids)
 
     def read_mask(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Return the ground-truth mask (h, w) uint8: 0..C, 255 void. Raises UserError if there is none."""
+        """Return the ground-truth mask (h, w) uint8: first_label..C, 255 void. Raises UserError if there is none."""
         if self.mask_path(image_id) is None:
             raise UserError(f'{self.labels_path(image_id)}: names no mask')
         name, values = self.source.masked_class(image_id), self.mask_values
         if name in self.class_names:
             values = images.MaskValues.of_class(self.class_names.index(name) + 1)
-        return images.read_label_map(self.mask_path(image_id), self.num_classes, size, values)
+        return images.read_label_map(self.mask_path(image_id), self.num_classes, size, values, self.has_background)
 
     def read_boxes(self, image_id: str) -> list[voc.Box]:
         """Return the (width, height) of the boxes of the objects, [] if they are unknown. Raises UserError."""
@@ -184,7 +208,7 @@ class Dataset:
 
     def read_label_map(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return a label map of this data set's classes; see core.data.images.read_label_map."""
-        return images.read_label_map(path, self.num_classes, size)
+        return images.read_label_map(path, self.num_classes, size, has_background=self.has_background)
 
     def encode_label_map(self, label: np.ndarray) -> bytes:
         """Encode a label map (h, w) as a PNG with this data set's palette."""
@@ -233,25 +257,27 @@ KINDS = {'.json': _open_json, '.csv': open_table, '.tsv': open_table, '.xml': op
 def open_dataset(path: str | Path, root: str | Path, window: str | None = None, plane: str | None = None) -> Dataset:
     """Open a data set: a file of one of KINDS, with the root folder of its images, or a folder, which is its own root.
 
-    Entries of the JSON, or of a JSON of the same name next to another kind: "classes", and optionally "name", "palette"
-    [[r, g, b]], "mask_values" {value or "#rrggbb": class}, "window" and "plane" (core/data/pixels.py). The arguments
-    `window` and `plane`, if given, replace the entries. Raises UserError naming the file.
+    Entries of the JSON, or of a JSON of the same name next to another kind: "classes", and optionally "name",
+    "background" (false: every pixel has a class), "palette" [[r, g, b]], "mask_values" {value or "#rrggbb": class},
+    "window" and "plane" (core/data/pixels.py). The arguments `window` and `plane`, if given, replace the entries. Raises
+    UserError naming the file.
     """
     path, root = Path(path), Path(root)
     kind = open_tree if path.is_dir() else KINDS.get(path.suffix.lower(), _open_json)
     where, entries, source = kind(path, root)
     class_names = parse_classes(where, entries['classes'])
+    has_background = parse_background(where, entries.get('background', True), class_names)
     palette = parse_palette(where, entries.get('palette'))
     name, mask_values = str(entries.get('name', path.stem or path.resolve().stem)), None
     if has_control_characters(name):
         raise UserError(f'{where}: "name" contains control characters', option='dataset')
     if 'mask_values' in entries:
         try:
-            mask_values = images.MaskValues.parse(entries['mask_values'], class_names)
+            mask_values = images.MaskValues.parse(entries['mask_values'], class_names, has_background)
         except ValueError as error:
             raise UserError(f'{where}: "mask_values" must {error}', option='dataset') from None
     reading = Reading.of(where, entries, window, plane)
-    return Dataset(name, class_names, palette, mask_values, source.root, source, reading=reading)
+    return Dataset(name, class_names, palette, mask_values, source.root, source, has_background, reading)
 
 
 def _check_files(paths: list[Path], listed: Path | None = None) -> None:

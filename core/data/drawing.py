@@ -27,11 +27,13 @@ def mask_layer(mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.dstack([palette[mask], np.where(mask > 0, 255, 0)]).astype(np.uint8)
 
 
-def blend(image: np.ndarray, layer: np.ndarray) -> np.ndarray:
-    """Lay a layer (h', w', 4) half transparently over an image; pixels of alpha 0 show the image alone."""
+def blend(image: np.ndarray, layer: np.ndarray, is_heatmap: bool) -> np.ndarray:
+    """Lay a layer (h', w', 4) half transparently over an image; pixels of alpha 0 show the image alone.
+
+    The colours of a heat map are interpolated; the colours of a mask are classes.
+    """
     h, w = image.shape[:2]
-    opaque = layer[..., 3].all()
-    layer = cv2.resize(layer, (w, h), interpolation=cv2.INTER_LINEAR if opaque else cv2.INTER_NEAREST)
+    layer = cv2.resize(layer, (w, h), interpolation=cv2.INTER_LINEAR if is_heatmap else cv2.INTER_NEAREST)
     mixed = (0.5 * image + 0.5 * layer[..., :3]).astype(np.uint8)
     return np.where(layer[..., 3:] > 0, mixed, image)
 
@@ -40,12 +42,12 @@ def overlay_heatmap(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Blend a score in [0, 1] of any resolution (h', w') as a heat map over the image."""
     h, w = image.shape[:2]
     score = cv2.resize(np.clip(score, 0, 1).astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
-    return blend(image, heatmap_layer(score))
+    return blend(image, heatmap_layer(score), is_heatmap=True)
 
 
 def overlay_mask(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Blend a mask of class indices (h', w') in the palette's colours over the image, except the background."""
-    return blend(image, mask_layer(mask, palette))
+    return blend(image, mask_layer(mask, palette), is_heatmap=False)
 
 
 def open_font(path: Path | None = None) -> ImageFont.FreeTypeFont:

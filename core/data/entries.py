@@ -1,4 +1,4 @@
-"""Entries of the JSON file of a data set: class names, palette. No torch here: stages 3, 6 and 9 fork."""
+"""Entries of the JSON file of a data set: class names, background, palette. No torch here: stages 3, 6 and 9 fork."""
 
 import unicodedata
 import warnings
@@ -64,6 +64,15 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
         )
         groups.setdefault(' '.join(seen.split()), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def parse_background(path: Path, value: object, class_names: Sequence[str]) -> bool:
+    """Return whether pixels may have no class: the entry "background". Raises UserError naming the file."""
+    if not isinstance(value, bool):
+        raise UserError(f'{path}: "background" must be true or false', option='dataset')
+    if not value and len(class_names) < 2:
+        raise UserError(f'{path}: without a background, a data set needs at least two classes', option='dataset')
+    return value
 
 
 def parse_palette(path: Path, colours: object) -> np.ndarray:

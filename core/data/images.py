@@ -144,10 +144,11 @@ class MaskValues:
         return cls({0: 0, 1: index, 255: index}, False, 'is neither 0, nor 1 or 255 for its class')
 
     @classmethod
-    def parse(cls, content: object, class_names: tuple[str, ...]) -> 'MaskValues':
+    def parse(cls, content: object, class_names: tuple[str, ...], has_background: bool = True) -> 'MaskValues':
         """Read {"0": "background", "255": "cat", "128": "ignore"}, or {"#ff0000": "cat", ...} for colours.
 
-        Raises ValueError whose message continues '"mask_values" must'.
+        In a data set without a background, pixels of the background are those that nobody labelled: ignored. Raises
+        ValueError whose message continues '"mask_values" must'.
         """
         if not isinstance(content, dict) or not content:
             raise ValueError('map values such as "255", or colours such as "#ff0000", to class names')
@@ -156,7 +157,8 @@ class MaskValues:
             raise ValueError('have only whole numbers or only colours such as "#ff0000" as keys')
         if 'ignore' in class_names and 'ignore' in content.values():
             raise ValueError('not name "ignore" (ignored pixels), which is also the name of a class: rename the class')
-        known = {'ignore': IGNORE} | {name: k for k, name in enumerate(('background', *class_names))}
+        known = {'ignore': IGNORE, 'background': 0 if has_background else IGNORE}
+        known |= {name: k for k, name in enumerate(class_names, 1)}
         for name in content.values():
             if not isinstance(name, str) or name not in known:
                 raise ValueError(f'name classes, "background" or "ignore", not {name!r}')
@@ -184,12 +186,17 @@ class MaskValues:
 
 
 def read_label_map(
-    path: Path, num_classes: int, size: tuple[int, int] | None = None, values: MaskValues | None = None
+    path: Path,
+    num_classes: int,
+    size: tuple[int, int] | None = None,
+    values: MaskValues | None = None,
+    has_background: bool = True,
 ) -> np.ndarray:
-    """Return a mask or label map (h, w) uint8 of 0..num_classes and 255.
+    """Return a mask or label map (h, w) uint8 of 0..num_classes and 255; 0 is the background.
 
     Its pixels are class indices of a palette or grey PNG, or `values`. Raises UserError naming the file if it is
-    missing or unreadable, contains a class above num_classes, or is not of the size (h, w).
+    missing or unreadable, contains a class above num_classes or a background that the data set does not have, or is not
+    of the size (h, w).
     """
     with _opened(path, 'mask') as image:
         if values is None and image.mode not in ('P', 'L', '1'):
@@ -208,6 +215,11 @@ def read_label_map(
     if wrong.any():
         raise UserError(
             f'{path}: contains class {label[wrong].max()}, the largest class is {num_classes} (255: ignore)'
+        )
+    if not has_background and not label.all():
+        raise UserError(
+            f'{path}: contains 0, but without a background the classes have the values 1 to {num_classes} and pixels '
+            'without a class 255; the entry "mask_values" of the data set names other values: {"0": CLASS or "ignore"}'
         )
     return label
 

@@ -11,7 +11,8 @@ def build_network(meta: dict) -> Network:
     """Return the network that metadata describe, with random weights.
 
     Reads `network` (Classifier, AffinityNet or one of SEGMENTERS), `backbone`, `classes` (names, without the
-    background) and, if they are given, `mode` and `use_gn`. Raises UserError for names that do not exist here.
+    background) and, if they are given, `mode`, `use_gn` and `background` (false: the data set has none). Raises
+    UserError for names that do not exist here.
     """
     network, backbone, mode = meta['network'], meta['backbone'], meta.get('mode', 'fix')
     if network == 'AffinityNet':
@@ -19,5 +20,6 @@ def build_network(meta: dict) -> Network:
     if network == 'Classifier':
         return Classifier(backbone, len(meta['classes']), mode)
     if network in SEGMENTERS:
-        return build_segmenter(network, backbone, len(meta['classes']) + 1, mode, meta.get('use_gn', True))
+        outputs = len(meta['classes']) + meta.get('background', True)
+        return build_segmenter(network, backbone, outputs, mode, meta.get('use_gn', True))
     raise UserError(f'network {network!r} is not one of Classifier, AffinityNet, {", ".join(SEGMENTERS)}')

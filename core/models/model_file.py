@@ -60,13 +60,16 @@ class ModelFile:
             raise UserError(f'{self.path}: contains {network}: pass a model of {TRAINERS[next(iter(networks))]}')
 
     def check_classes(self, dataset: Dataset) -> None:
-        """Raise UserError naming the first class that differs from the data set's in name or order."""
+        """Raise UserError naming the first class whose name or place differs from the data set's, or the background."""
         pairs = zip_longest(dataset.class_names, self.meta.get('classes', dataset.class_names))
         for number, (ours, theirs) in enumerate(pairs, 1):
             if ours != theirs:
                 has = f'class {number} is {ours!r}' if ours else f'has no class {number}'
                 expects = f'{self.path} expects {theirs!r}' if theirs else f'{self.path} does not know it'
                 raise UserError(f'of "{dataset.name}": {has}; {expects}', option='dataset')
+        if 'classes' in self.meta and dataset.has_background != self.meta.get('background', True):
+            has, expects = ('has a', 'none') if dataset.has_background else ('has no', 'one')
+            raise UserError(f'of "{dataset.name}": {has} background; {self.path} expects {expects}', option='dataset')
 
     def check_reading(self, dataset: Dataset) -> None:
         """Warn if the images of a data set are read in another way than the images in training."""
@@ -82,7 +85,7 @@ class ModelFile:
         """
         self.check_network(networks)
         self.check_classes(dataset)
-        meta = {'classes': dataset.class_names, **self.meta}
+        meta = {'classes': dataset.class_names, 'background': dataset.has_background, **self.meta}
         entries = ENTRIES
         if len(networks) == 1:
             meta.setdefault('network', *networks)
@@ -112,14 +115,15 @@ class ModelFile:
 def load(path: str | Path) -> Network:
     """Return the network of a model file for inference, on the CPU; docs/python.md shows how to use it.
 
-    `classes` of the network are the names of its classes, without the background. Raises UserError naming the file if
-    it cannot be read or does not describe its network.
+    `classes` of the network are the names of its classes, without the background, which it has if `has_background`.
+    Raises UserError naming the file if it cannot be read or does not describe its network.
     """
     file = ModelFile(Path(path))
     file.check_described('network', 'backbone', 'classes')
     network = build_network(file.meta)
     file.load(network)
     network.classes = tuple(file.meta['classes'])
+    network.has_background = file.meta.get('background', True)
     return network.for_inference()
 
 
@@ -158,6 +162,7 @@ _VALID = {
     'image_size': lambda value: isinstance(value, int) and value > 0,
     'classes': _are_names,
     'palette': _are_colours,
+    'background': lambda value: isinstance(value, bool),
     'window': partial(_is_normal, parse_window),
     'plane': partial(_is_normal, parse_plane),
 }

@@ -25,7 +25,9 @@ class Network(nn.Module):
 
     stride = STRIDE  # image pixels per output
     half: torch.dtype | None = None
-    classes: tuple[str, ...] = ()  # names, without the background; set by core.models.model_file.load
+    # Names, without the background, and whether there is one; set by core.models.model_file.load.
+    classes: tuple[str, ...] = ()
+    has_background: bool = True
 
     def __init__(self, architecture: str, mode: str):
         super().__init__()

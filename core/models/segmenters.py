@@ -36,6 +36,6 @@ SEGMENTERS = {'DeepLabv3+': DeepLabV3Plus, 'Seg_Model': SegModel, 'CSeg_Model': 
 
 
 def build_segmenter(architecture: str, backbone: str, num_classes: int, mode: str, use_gn: bool) -> nn.Module:
-    """Return a network of SEGMENTERS; num_classes includes the background; use_gn is for DeepLabv3+ only."""
+    """Return a network of SEGMENTERS; num_classes includes the background, if any; use_gn is for DeepLabv3+ only."""
     options = {'use_gn': use_gn} if architecture == 'DeepLabv3+' else {}
     return SEGMENTERS[architecture](backbone, num_classes, mode, **options)

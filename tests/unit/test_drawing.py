@@ -34,11 +34,11 @@ def test_blending(rng):
     mask[:10] = 3
     layer = mask_layer(mask, PALETTE)
     assert layer.shape == (20, 30, 4)
-    picture = blend(image, layer)
+    picture = blend(image, layer, is_heatmap=False)
     assert np.array_equal(picture[10:], image[10:])
     assert np.array_equal(picture[:10], ((image[:10].astype(int) + PALETTE[3]) // 2).astype(np.uint8))
     assert np.array_equal(picture, overlay_mask(image, mask, PALETTE))
-    small = blend(image, mask_layer(mask[::2, ::2], PALETTE))  # layers may be smaller than the image
+    small = blend(image, mask_layer(mask[::2, ::2], PALETTE), is_heatmap=False)  # layers may be smaller than the image
     assert np.array_equal(small, picture)
 
 

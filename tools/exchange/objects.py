@@ -80,14 +80,15 @@ class Picture(NamedTuple):
 
 
 def find_objects(
-    label: np.ndarray, min_area: int, scores: Mapping[int, np.ndarray], keep_ignored: bool
+    label: np.ndarray, min_area: int, scores: Mapping[int, np.ndarray], keep_ignored: bool, nothing: int = 0
 ) -> tuple[np.ndarray, tuple[Object, ...], int]:
     """Return the label map without what is left out, its objects by the size of the box, and the number of small ones.
 
     Pixels that touch, also at a corner, are one object. Objects of fewer than `min_area` pixels become background, and
-    without `keep_ignored` so do ignored pixels. `scores` are maps (h, w) by class.
+    without `keep_ignored` so do ignored pixels. `scores` are maps (h, w) by class. `nothing`: the label of pixels in no
+    object, IGNORE in a data set without a background.
     """
-    kept, objects, small = np.zeros_like(label), [], 0
+    kept, objects, small = np.full_like(label, nothing), [], 0
     for index in np.setdiff1d(label, [0] if keep_ignored else [0, IGNORE]).tolist():
         count, parts, boxes, _ = cv2.connectedComponentsWithStats((label == index).astype(np.uint8), connectivity=8)
         for part in range(1, count):

@@ -41,7 +41,7 @@ def write_table(path: Path, rows: list[tuple], dataset: Dataset, keeps_values: b
     """Write the CSV file, and before it what the old one's JSON file says of classes, colours and values of masks."""
     text = io.StringIO(newline='')
     csv.writer(text, lineterminator='\n').writerows([('image', 'classes', 'mask', 'split'), *rows])
-    entries = {'name': dataset.name, 'classes': list(dataset.class_names)}
+    entries = {'name': dataset.name, **dataset.class_entries}
     if (dataset.palette != voc.palette()).any():
         entries['palette'] = dataset.palette.tolist()
     if keeps_values and dataset.mask_values:

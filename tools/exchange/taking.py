@@ -74,6 +74,8 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
             labels = (shape.label for shape, index in zip(content.shapes, indices, strict=True) if index is None)
             return Result(unknown=tuple(labels))
         label = compose(content, indices, size)
+        if not dataset.has_background:  # what is in no object, nobody has labelled
+            label[label == 0] = IGNORE
         old = read_before(dataset, image_id, before, size)
     except UserError as error:
         return Result(str(error))
@@ -81,7 +83,7 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
         return Result(f'{entry.where}: {error}')
     present = frozenset(np.unique(label).tolist()) - {0}
     was_emptied = before is not None and old is not None and bool(old.any())
-    if not present and not keep_empty and not was_emptied:
+    if not (present if dataset.has_background else present - {IGNORE}) and not keep_empty and not was_emptied:
         return Result(is_empty=True)
     differs = np.ones_like(label, bool) if old is None else label != old
     is_changed = old is None or bool((differs & ~near_borders(old, slack)).any())

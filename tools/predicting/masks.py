@@ -79,7 +79,7 @@ def look_for_classes(
     affinity_net: nn.Module | None,
     cam: str,
     class_threshold: float,
-    threshold: float,
+    threshold: float | None,
     crf_iteration: int,
     image_size: int | None,
     walking: dict[str, object],
@@ -87,7 +87,8 @@ def look_for_classes(
     """Return the job of a classifier for an image (h, w, 3); labels (C,) multi-hot, None for the predicted classes.
 
     pixels: the image at each scale and, with AffinityNet, at last as it is. `cam`: one of core.cam.READ_OUTS.
-    `walking`: options of core.chain.walk_cams.
+    `walking`: options of core.chain.walk_cams. A threshold of None is for models without a background, for which some
+    class is present: the most probable one at least.
     """
     size = image.shape[:2]
     *scales, whole = pixels if affinity_net is not None else [*pixels, None]
@@ -95,6 +96,8 @@ def look_for_classes(
     if not np.isfinite(probability).all():
         raise UserError(f'{model}: its scores are not finite: the model has diverged, train it again')
     present = (probability > class_threshold if labels is None else labels).astype(np.float32)
+    if threshold is None and not present.any():
+        present[probability.argmax()] = 1
     keys = present_keys(present)
     shown = keys[1:] if len(keys) > 1 else [1 + int(probability.argmax())]
     scores = {int(key): float(probability[key - 1]) for key in shown}
@@ -112,7 +115,7 @@ def look_for_classes(
 
 def threshold_scores(
     scores: dict[int, float],
-    threshold: float,
+    threshold: float | None,
     iterations: int,
     image: np.ndarray,
     keys: np.ndarray,
@@ -126,19 +129,25 @@ def threshold_scores(
     return Prediction(pseudo_label(image, keys, maps, threshold, iterations), found, scores)
 
 
-def segment(image: np.ndarray, pixels: list[Tensor], labels: None, *, segmenter: nn.Module, crf_iteration: int) -> Job:
-    """Return the job of a segmentation network for an image (h, w, 3), as in stage 8."""
+def segment(
+    image: np.ndarray, pixels: list[Tensor], labels: None, *, segmenter: nn.Module, crf_iteration: int, first_label: int
+) -> Job:
+    """Return the job of a segmentation network for an image (h, w, 3), as in stage 8.
+
+    first_label: the label of its first output.
+    """
     (probability,) = chain.image_probabilities(segmenter, pixels, image.shape[:2])
-    return Job(partial(refine, crf_iteration), [probability])
+    return Job(partial(refine, crf_iteration, first_label), [probability])
 
 
-def refine(iterations: int, image: np.ndarray, probability: np.ndarray) -> Prediction:
-    """Return the prediction from class probabilities (C+1, h, w); a class's score is the mean over its pixels."""
+def refine(iterations: int, first_label: int, image: np.ndarray, probability: np.ndarray) -> Prediction:
+    """Return the prediction from class probabilities (outputs, h, w); a class's score is the mean over its pixels."""
     probability = crf_from_probability(image, probability, iterations)
-    mask = probability.argmax(0)
-    keys = np.union1d([0], mask)
-    scores = {int(key): float(probability[key][mask == key].mean()) for key in keys[1:]}
-    return Prediction(mask, {'keys': keys, 'probability': probability[keys].astype(np.float16)}, scores)
+    mask = probability.argmax(0) + first_label
+    keys = np.unique(mask) if first_label else np.union1d([0], mask)
+    kept = probability[keys - first_label]
+    scores = {int(key): float(scores[mask == key].mean()) for key, scores in zip(keys, kept, strict=True) if key}
+    return Prediction(mask, {'keys': keys, 'probability': kept.astype(np.float16)}, scores)
 
 
 def finish(
@@ -150,4 +159,4 @@ def finish(
         folder.write(image_id, image, prediction)
     except (UserError, MemoryError) as error:
         return Outcome(image_id, {}, fault=explain(error, path))
-    return Outcome(image_id, prediction.scores, len(prediction.arrays['keys']) > 1)
+    return Outcome(image_id, prediction.scores, bool(prediction.arrays['keys'].any()))

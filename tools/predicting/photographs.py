@@ -61,10 +61,15 @@ class Photographs:
 
 
 def make_dataset(
-    paths: Mapping[str, Path], class_names: Sequence[str], palette: np.ndarray, reading: Reading
+    paths: Mapping[str, Path],
+    class_names: Sequence[str],
+    palette: np.ndarray,
+    has_background: bool,
+    reading: Reading,
 ) -> Dataset:
     """Return the data set of photographs by id, with the classes and colours (256, 3) of the model."""
-    return Dataset(DOMAIN, tuple(class_names), palette, None, Path(), Photographs(paths), reading=reading)
+    about = DOMAIN, tuple(class_names), palette, None, Path(), Photographs(paths)
+    return Dataset(*about, has_background, reading)
 
 
 def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:

@@ -53,7 +53,8 @@ def chart_classes(columns: dict[int, dict[str, float]], titles: Sequence[str]) -
 
 def chart_errors(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
     """Return a bar per class that divides its union into the IoU and the kinds of errors; (C, C) pixel counts."""
-    shares = 100 * error_shares(confusion)[::-1]
+    names, kept = _named(names)
+    shares = 100 * error_shares(confusion)[kept][::-1]
     figure = go.Figure()
     for j, (what, colour) in enumerate(zip(ERROR_SHARES, SHARE_COLOURS, strict=True)):
         hover = '%{y}: ' + what + ' %{x:.1f} %<extra></extra>'
@@ -70,6 +71,8 @@ def chart_confusion(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
 
     The numbers are rounded to whole %, and 0 is left out. Plotly leaves out all numbers where they do not fit.
     """
+    names, kept = _named(names)
+    confusion = confusion[np.ix_(kept, kept)]
     rows = (100 * confusion / np.maximum(confusion.sum(1, keepdims=True), 1))[::-1]
     # The square root brings out the small shares, which are the errors.
     ticks = (0, 1, 10, 25, 50, 100)
@@ -85,6 +88,12 @@ def chart_confusion(confusion: np.ndarray, names: Sequence[str]) -> go.Figure:
     figure.update_xaxes(CLASSES, title_text='predicted', tickangle=-90)
     figure.update_yaxes(CLASSES, title_text='mask')
     return figure
+
+
+def _named(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the labels that have a name, and their indices: all but the background of a data set without one."""
+    kept = [i for i, name in enumerate(names) if name]
+    return [names[i] for i in kept], kept
 
 
 def chart_thresholds(results: dict[int, dict], titles: Sequence[str]) -> go.Figure:

@@ -134,7 +134,8 @@ _open = cache(open_dataset)
 
 def _classes_of(entry: Entry) -> str | None:
     if entry.is_photographs:
-        return ', '.join(('background', *read_args(entry.path)['fingerprint']['classes']))
+        found = read_args(entry.path)['fingerprint']
+        return ', '.join((*(['background'] if found.get('background', True) else []), *found['classes']))
     return ', '.join(entry.result['iou']) if entry.result else None
 
 
@@ -198,7 +199,8 @@ def open_photographs(entries: Sequence[Entry]) -> Dataset:
     colours = np.array(records[0][1].get('palette', palette), np.uint8)
     palette = colours if colours.shape == palette.shape else palette
     first = read_args(entries[0].path)
-    return make_dataset(paths, first['fingerprint']['classes'], palette, Reading().completed(first['options']))
+    found, reading = first['fingerprint'], Reading().completed(first['options'])
+    return make_dataset(paths, found['classes'], palette, found.get('background', True), reading)
 
 
 def stage_number(kind: str) -> int:

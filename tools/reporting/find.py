@@ -16,7 +16,7 @@ from util.store.fingerprints import ARGS, read_args
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
 
 FOLDER = EXPERIMENTS / 'results'
-NUMBERS = ('miou', 'fp', 'fn', 'dice', 'images', 'all_background_miou')
+NUMBERS = ('miou', 'fp', 'fn', 'dice', 'images')
 TWO_FOLD = ('miou', 'dice')
 ROW = {'threshold': (float, None), 'miou': float}
 TYPES = {'domain': str, 'dataset': str, 'format': str, 'masks': str, 'made_with': Some(ARGS)}
@@ -26,6 +26,9 @@ TYPES |= {'two_fold': ({**dict.fromkeys(TWO_FOLD, float), 'thresholds': [float]}
 TYPES |= {'false_masks': {'images': int, 'share': (float, None), 'classes': {str: (float, None)}}}
 TYPES |= {'by_size': {size: {'objects': int, 'iou': (float, None)} for size in SIZES}}
 TYPES |= dict.fromkeys(NUMBERS, float)
+# Without a background, predicting the most frequent class takes the place of predicting none.
+TYPES |= {'all_background_miou': (float, None)}
+ONE_CLASS = Some({'one_class': {'class': str, 'miou': float}})
 
 ARRAYS = ('ids', 'thresholds', 'images', 'classes', 'counts')
 
@@ -48,9 +51,11 @@ def read(path: Path) -> dict:
     """
     try:
         content = load_json(path)
-        if not fits(content, TYPES) or any(map(has_control_characters, (*content['iou'], content['dataset']))):
+        if not fits(content, TYPES) or not fits(content, ONE_CLASS):
             raise ValueError
-        numbers = [content[name] for name in NUMBERS]
+        if any(map(has_control_characters, (*content['iou'], content['dataset']))):
+            raise ValueError
+        numbers = [*(content[name] for name in NUMBERS), baseline(content)]
         numbers += [value for value in content['iou'].values() if value is not None]
         numbers += [content['two_fold'][name] for name in TWO_FOLD] if content['two_fold'] else []
         if not np.isfinite(np.array(numbers, float)).all():
@@ -58,8 +63,14 @@ def read(path: Path) -> dict:
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
         return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
-    except (OSError, ValueError, OverflowError):
+    except (OSError, ValueError, OverflowError, KeyError):
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
+
+
+def baseline(result: dict) -> float:
+    """Return the mIoU of predicting one label everywhere: the background or, without one, the most frequent class."""
+    constant = result['all_background_miou']
+    return result['one_class']['miou'] if constant is None else constant
 
 
 def headline(result: dict) -> dict | None:

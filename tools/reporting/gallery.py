@@ -78,8 +78,8 @@ def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Sou
             'classes': panel.classes,
             'note': panel.note,
             'errors': panel.errors,
-            'layer': encode_layer(panel.layer),
-            'smooth': is_heatmap(panel.layer),
+            'layer': encode_layer(panel.layer, panel.is_heatmap),
+            'smooth': panel.is_heatmap,
         }
         for index, panel in drawn
     ]
@@ -98,19 +98,14 @@ def make_card(image: tuple[str, str], dataset: Dataset, sources: list[panels.Sou
     }
 
 
-def is_heatmap(layer: np.ndarray | None) -> bool:
-    """Return whether a layer is opaque everywhere: a heat map, whose colours may be interpolated."""
-    return layer is not None and bool(layer[..., 3].all())
-
-
-def encode_layer(layer: np.ndarray | None) -> str | None:
+def encode_layer(layer: np.ndarray | None, is_heatmap: bool) -> str | None:
     """Return a layer as a data URL: heat maps lossy, masks with their exact colours."""
     if layer is None:
         return None
     h, w = layer.shape[:2]
     scale = min(1, SIDE / max(h, w))
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
-    if is_heatmap(layer):
+    if is_heatmap:
         return encode(cv2.resize(layer[..., :3], size, interpolation=cv2.INTER_AREA), quality=60)
     return encode(cv2.resize(layer, size, interpolation=cv2.INTER_NEAREST), lossless=True)
 

@@ -27,6 +27,7 @@ class Panel(NamedTuple):
     classes: tuple[int, ...] = ()  # named in the caption, each in its colour; the background only if alone
     note: str = ''
     errors: tuple[float, ...] = ()  # % of the scored pixels that are missed, too much, or of a wrong class
+    is_heatmap: bool = False
 
 
 class Source(NamedTuple):
@@ -87,12 +88,13 @@ def draw_output(title: str, output: Output, palette: np.ndarray) -> list[Panel]:
     if output.label is not None:
         return [draw_label(title, output.label, palette)]
     if output.edge is not None:
-        return [Panel(title, drawing.heatmap_layer(output.edge))]
+        return [Panel(title, drawing.heatmap_layer(output.edge), is_heatmap=True)]
     panels = []
     for key, scores in zip(output.keys[1:].tolist(), output.maps, strict=True):
         if output.title != MAPS['rw']:  # which are small already
             scores = cv2.resize(scores, strided_size(scores.shape)[::-1], interpolation=cv2.INTER_AREA)
-        panels.append(Panel(title, drawing.heatmap_layer(scores), (key,), f'maximum {scores.max():.2f}'))
+        layer, note = drawing.heatmap_layer(scores), f'maximum {scores.max():.2f}'
+        panels.append(Panel(title, layer, (key,), note, is_heatmap=True))
     return panels or [Panel(title, note='no class')]
 
 
@@ -100,7 +102,7 @@ def draw_label(title: str, label: np.ndarray, palette: np.ndarray) -> Panel:
     """Return the panel of a label map or mask (h, w)."""
     classes = np.unique(label).tolist()
     unsure = f'{100 * np.mean(label == IGNORE):.0f} % ignored' if IGNORE in classes else ''
-    shown = tuple(index for index in classes if index not in (0, IGNORE)) or (0,)
+    shown = tuple(index for index in classes if index not in (0, IGNORE)) or ((0,) if 0 in classes else ())
     return Panel(title, drawing.mask_layer(label, palette), shown, unsure)
 
 
@@ -140,7 +142,7 @@ def draw_image(
             if output.label is not None:
                 is_scored = source.kind != formats.AFFINITY_LABEL
             else:
-                is_scored = output.maps is not None and source.thresholds.get(domain) is not None
+                is_scored = output.maps is not None and domain in source.thresholds
             if mask is not None and is_scored:
                 label = output.predicted_label(size, source.thresholds.get(domain))
                 drawn.append((index, draw_errors(f'errors of {title}', label, mask)))

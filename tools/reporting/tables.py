@@ -45,7 +45,7 @@ def tabulate_chain(entries, counts, two_fold, published):
                 'choice': result.get('threshold_choice') or '',
                 'images': result['images'],
                 'domain': entry.domain,
-                'background': f'{result["all_background_miou"]:.1f}',
+                'background': f'{find.baseline(result):.1f}',
                 'published': '' if entry.crf else published.get((entry.kind, entry.domain), ''),
             }
         )

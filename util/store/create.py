@@ -73,7 +73,7 @@ def fill_folder(
     picked = {name: share.pick(value) for name, value in inputs.items()}
     inputs, hashes = identify_inputs(folder.dataset, share.ids, picked)
     inputs |= folder.dataset.reading.record()
-    settings = fingerprint(record, folder.kind.title, classes=folder.dataset.class_names, **inputs)
+    settings = fingerprint(record, folder.kind.title, **folder.dataset.class_entries, **inputs)
     with share.claimed(folder.path, settings, ids) as (records_locked, folder.journal):
         with records_locked():
             if overwrite:

@@ -133,6 +133,9 @@ class _Search:
             if output.fingerprint.get('classes', list(dataset.class_names)) != list(dataset.class_names):
                 yield f'the classes of the data set "{dataset.name}" changed'
                 return
+            if output.fingerprint.get('background', True) != dataset.has_background:
+                yield f'the entry "background" of the data set "{dataset.name}" changed'
+                return
             if difference := dataset.reading.difference(output.fingerprint):
                 yield f'{difference} (pass the same to keep it)'
             for name in sorted(output.inputs.keys() & {'images', 'labels', 'masks', 'scored images'} - now.keys()):
@@ -236,7 +239,9 @@ def _some(inputs: dict[str, dict[str, str]], ids: Collection[str] | None) -> dic
 
 
 def _about(dataset: Dataset | None) -> tuple:
-    return (os.path.abspath(dataset.root), dataset.name, dataset.class_names) if dataset is not None else ()
+    if dataset is None:
+        return ()
+    return os.path.abspath(dataset.root), dataset.name, dataset.class_names, dataset.has_background
 
 
 def _path(dataset: Dataset | None, name: str, image_id: str) -> Path | None:

@@ -16,7 +16,7 @@ class Format(NamedTuple):
 
     title: str
     script: str  # the stage that writes it
-    folder: str  # template of the folder's name: options of the stage, and {split}
+    folder: str  # template of the folder's name: options of the stage, {split} and {_bg} (`folder_name`)
     maps: tuple[str, ...] = ()
     by_class: bool = True  # maps are (K, h, w) of the classes in `keys`; otherwise (h, w)
     optional: tuple[str, ...] = ()  # options in the name, before its last part, unless at their defaults
@@ -30,7 +30,7 @@ CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}
 AFFINITY_LABEL = Format(
     'affinity label',
     'make_affinity_labels.py',
-    '{experiment_name}@aff_fg={fg_threshold:.2f}_bg={bg_threshold:.2f}',
+    '{experiment_name}@aff_fg={fg_threshold:.2f}{_bg}',
     optional=('crf_iteration', 'gt_prob', 'crf_gaussian', 'crf_bilateral'),
 )
 RANDOM_WALK = Format(
@@ -58,8 +58,9 @@ FORMATS = {kind.title: kind for kind in (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE,
 
 def folder_name(kind: Format, options: Mapping[str, object], defaults: Mapping[str, object]) -> str:
     """Return the name of the folder that a stage writes; train_aug shares the folder of train."""
-    domain = options.get('domain')
-    name = kind.folder.format(**options, split='train' if domain == 'train_aug' else domain)
+    domain, bg = options.get('domain'), options.get('bg_threshold')
+    derived = {'split': 'train' if domain == 'train_aug' else domain, '_bg': '' if bg is None else f'_bg={bg:.2f}'}
+    name = kind.folder.format(**options, **derived)
     changed = [f'@{key}={options[key]}' for key in kind.optional if key in options and options[key] != defaults[key]]
     start, at, end = name.rpartition('@')
     return ''.join([start, *changed, at, end])

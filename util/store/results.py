@@ -21,6 +21,7 @@ import numpy as np
 from core import IGNORE, UserError, metrics
 from core.crf import crf_from_labels
 from core.data.dataset import Dataset
+from core.labels import refine_best
 from core.maps import threshold_cams
 from util.parallel.workers import parallel_map
 from util.store.arrays import write_npz
@@ -49,7 +50,8 @@ def count_image(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes of an image and their pixel counts (thresholds, target, prediction).
 
-    Maps are thresholded, and with crf_iteration refined by a dense CRF; label maps have the one threshold None.
+    Maps are thresholded, and with crf_iteration refined by a dense CRF. Label maps have the one threshold None, and so
+    have maps without a background, of which the best class counts.
     """
     image = np.array(dataset.read_image(image_id)) if crf_iteration else None
     mask = dataset.read_mask(image_id, image.shape[:2] if crf_iteration else None)
@@ -57,6 +59,9 @@ def count_image(
     if not folder.kind.maps:
         return metrics.drop_absent(metrics.count_labels([read_prediction(folder, image_id, mask.shape)], mask, classes))
     keys, maps = folder.read_scores(image_id, mask.shape)
+    if not dataset.has_background:
+        label = keys[refine_best(image, maps, crf_iteration)]
+        return metrics.drop_absent(metrics.count_labels([label], mask, classes))
     if not crf_iteration:
         return metrics.drop_absent(metrics.count_maps(maps, keys, mask, thresholds, classes))
     labels = [threshold_cams(maps, threshold) for threshold in thresholds]

@@ -81,7 +81,7 @@ class Run:
         self.loader, self.network, self.optimizer, self.schedule = loader, network, optimizer, schedule
         self.dataset = loader.dataset.dataset
         palette = self.dataset.palette[: self.dataset.num_classes + 1].tolist()
-        self.meta = {**meta, 'image_size': image_size, 'classes': self.dataset.class_names, 'palette': palette}
+        self.meta = {**meta, 'image_size': image_size, **self.dataset.class_entries, 'palette': palette}
         self.meta |= self.dataset.reading.record()
         self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
         self.iteration, self.stop = 0, 0
@@ -116,7 +116,7 @@ class Run:
         if outdated:
             raise UserError(outdated)
         hashes, contents = identify_inputs(self.dataset, ids, inputs)
-        hashes |= {'images': list_hash(ids), 'weights_file': weights, 'classes': self.meta['classes']}
+        hashes |= {'images': list_hash(ids), 'weights_file': weights, **self.dataset.class_entries}
         hashes |= self.dataset.reading.record()
         if self.meta['mode'] == 'normal':  # the groups that BatchNorm normalised
             hashes['norm_groups'] = self.network.norm_groups
