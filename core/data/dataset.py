@@ -267,7 +267,7 @@ def open_dataset(path: str | Path, root: str | Path, window: str | None = None, 
     where, entries, source = kind(path, root)
     class_names = parse_classes(where, entries['classes'])
     has_background = parse_background(where, entries.get('background', True), class_names)
-    palette = parse_palette(where, entries.get('palette'))
+    palette = parse_palette(where, entries.get('palette'), 0 if has_background else 1)
     name, mask_values = str(entries.get('name', path.stem or path.resolve().stem)), None
     if has_control_characters(name):
         raise UserError(f'{where}: "name" contains control characters', option='dataset')

@@ -75,8 +75,11 @@ def parse_background(path: Path, value: object, class_names: Sequence[str]) -> b
     return value
 
 
-def parse_palette(path: Path, colours: object) -> np.ndarray:
-    """Return VOC's palette (256, 3) uint8, its first colours replaced by the data set's `palette` unless it is None."""
+def parse_palette(path: Path, colours: object, first_label: int = 0) -> np.ndarray:
+    """Return VOC's palette (256, 3) uint8, its colours replaced by the data set's `palette` unless it is None.
+
+    The first colour of `palette` is for the label `first_label`.
+    """
     palette = voc.palette()
     if colours is None:
         return palette
@@ -84,7 +87,7 @@ def parse_palette(path: Path, colours: object) -> np.ndarray:
         colours = np.asarray(colours)
         if colours.dtype.kind != 'i' or colours.shape[1:] != (3,) or colours.min() < 0 or colours.max() > 255:
             raise ValueError
-        palette[: len(colours)] = colours.astype(np.uint8)
+        palette[first_label : first_label + len(colours)] = colours.astype(np.uint8)
     except (ValueError, TypeError):
         raise UserError(f'{path}: "palette" must be up to 256 [r, g, b] colours', option='dataset') from None
     return palette

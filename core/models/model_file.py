@@ -85,7 +85,7 @@ class ModelFile:
         """
         self.check_network(networks)
         self.check_classes(dataset)
-        meta = {'classes': dataset.class_names, 'background': dataset.has_background, **self.meta}
+        meta = {**dataset.class_entries, **self.meta}
         entries = ENTRIES
         if len(networks) == 1:
             meta.setdefault('network', *networks)

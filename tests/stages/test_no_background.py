@@ -183,7 +183,7 @@ def test_tools_that_need_a_threshold_refuse(here, capsys, dataset, tmp_path):
     image = str(dataset.image_path(dataset.ids('val')[0]))
     line = ['experiments/models/cls.pth', image, '--threshold', '0.2', '--out', str(tmp_path / 'out')]
     expected = '--threshold: has no effect because the classes of experiments/models/cls.pth have no background'
-    assert fault_of(predict, line, capsys) == expected
+    assert fault_of(predict, line, capsys).endswith(expected)
     assert not (tmp_path / 'out').exists()
     assert fault_of(tune, ['cls'], capsys).endswith('has no background, so no threshold to choose')
 
@@ -201,4 +201,4 @@ def test_a_set_that_gets_a_background_makes_outputs_outdated(here, capsys, tmp_p
     fault = fault_of(make_pseudo_labels, [*line, '--experiment_name', chain.RANDOM_WALKS], capsys)
     assert 'the entry "background" of the data set "drawn textures" changed' in fault
     fault = fault_of(inference_segmentation, [*line, '--tag', 'seg', '--device', 'cpu'], capsys)
-    assert fault == '--dataset of "drawn textures": has a background; experiments/models/seg.pth expects none'
+    assert fault.endswith('--dataset of "drawn textures": has a background; experiments/models/seg.pth expects none')

@@ -74,6 +74,65 @@ def test_lists_are_relative_to_the_json_and_a_palette_replaces_vocs(tmp_path):
     assert open_dataset(write_json(tmp_path, name='drawn'), '/nowhere').name == 'drawn'
 
 
+def write_covered(folder, *ids: str, **entries):
+    """Write a data set without a background; return it."""
+    write_list(folder, *ids)
+    return open_dataset(write_json(folder, background=False, **entries), folder)
+
+
+def test_without_a_background_labels_keep_their_values(tmp_path):
+    """Class k is k + 1 with and without a background, so that no label map can be read as one of the other kind."""
+    dataset = write_covered(tmp_path, 'a', palette=[[1, 2, 3], [4, 5, 6]])
+    assert (dataset.num_classes, dataset.first_label) == (3, 1)
+    assert dataset.label_names == ('', 'car', 'dog', 'sheep')
+    assert dataset.palette[:4].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 6], voc.palette()[3].tolist()]
+    assert dataset.class_entries == {'classes': ('car', 'dog', 'sheep'), 'background': False}
+    other = write_list(tmp_path, 'a')
+    assert (other.first_label, other.label_names[0]) == (0, 'background')
+    assert other.class_entries == {'classes': ('car', 'dog', 'sheep')}
+
+
+def test_masks_without_a_background_have_no_0(tmp_path):
+    dataset = write_covered(tmp_path, 'a', masks='{id}.png', labels='masks')
+    label = np.array([[1, 3, 255]], np.uint8)
+    Image.fromarray(label).save(tmp_path / 'a.png')
+    assert np.array_equal(dataset.read_mask('a'), label)
+    assert dataset.read_labels('a').tolist() == [1, 0, 1]
+    assert dataset.ids_with_masks('train') == ['a']
+    Image.fromarray(label % 255).save(tmp_path / 'a.png')
+    for read in (dataset.read_mask, lambda _: dataset.read_label_map(tmp_path / 'a.png')):
+        with pytest.raises(
+            UserError, match='a.png: contains 0, but without a background the classes have the'
+        ) as error:
+            read('a')
+        assert '"mask_values" of the data set names other values: {"0": CLASS or "ignore"}' in assert_one_line(error)
+    values = {'0': 'sheep', '1': 'background', '3': 'car'}
+    dataset = write_covered(tmp_path, 'a', masks='{id}.png', mask_values=values)
+    assert dataset.read_mask('a').tolist() == [[255, 1, 3]]
+
+
+def test_without_a_background_every_image_has_a_class(tmp_path):
+    (tmp_path / 'labels.csv').write_text('id,classes\na,dog\nb,\n')
+    dataset = write_covered(tmp_path, 'a', 'b', labels='labels.csv')
+    assert dataset.read_labels('a').tolist() == [0, 1, 0]
+    with pytest.raises(UserError, match='labels.csv: b has no class, but the data set "set" has no background: add'):
+        dataset.read_labels('b')
+
+
+@pytest.mark.parametrize(
+    'entries, fault',
+    [
+        ({'background': 'no'}, '"background" must be true or false'),
+        ({'background': 0}, '"background" must be true or false'),
+        ({'background': False, 'classes': ['car']}, 'without a background, a data set needs at least two classes'),
+    ],
+)
+def test_wrong_backgrounds(tmp_path, entries, fault):
+    path = write_json(tmp_path, **entries)
+    with pytest.raises(UserError, match=f'^dataset {path}: {fault}$'):
+        open_dataset(path, tmp_path)
+
+
 @pytest.mark.parametrize(
     'entries',
     [

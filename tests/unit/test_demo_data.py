@@ -11,8 +11,10 @@ from PIL import Image
 
 from core import UserError
 from core.data.dataset import open_dataset
+from demo_data import textures
 from demo_data.figures import CLASSES
 from demo_data.scenes import DRAWING, draw_scene
+from demo_data.textures import draw_textures, paint_texture
 from tools import make_demo_data
 
 OPTIONS = ['--num_train_aug', '20', '--num_train', '8', '--num_val', '3', '--size', '64', '--seed', '3']
@@ -195,7 +197,7 @@ def test_num_train_above_num_train_aug(capsys):
 
 
 def test_set_of_another_version_of_the_drawing_is_refused(made, monkeypatch):
-    monkeypatch.setattr(make_demo_data, 'DRAWING', DRAWING + 1)
+    monkeypatch.setattr(make_demo_data.scenes, 'DRAWING', DRAWING + 1)
     with pytest.raises(UserError, match='already contains other files'):
         make(made)
 
@@ -205,3 +207,42 @@ def test_current_folder_can_be_the_output(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / 'set')
     make(Path('.'), '--num_train_aug', '1', '--num_train', '1', '--num_val', '1')
     assert (tmp_path / 'set' / 'dataset.json').is_file()
+
+
+# Without a background ------------------------------------------------------------------------------------------------
+
+
+def test_textures_cover_their_pictures():
+    seen, counts = set(), set()
+    for i in range(40):
+        image, mask, objects = draw_textures(np.random.default_rng([11, i]), 64)
+        assert image.shape == (*mask.shape, 3)
+        assert image.dtype == mask.dtype == np.uint8
+        values, areas = np.unique(mask, return_counts=True)
+        assert values[0] >= 1 and values[-1] <= len(textures.CLASSES)
+        assert areas.min() >= textures.MIN_AREA * mask.size
+        assert {name for name, *_ in objects} == {textures.CLASSES[k - 1] for k in values}
+        seen |= {*values.tolist()}
+        counts.add(len(objects))
+    assert seen == {*range(1, len(textures.CLASSES) + 1)}
+    assert counts == {2, 3, 4}
+
+
+def test_colour_does_not_reveal_the_texture():
+    tones = [[paint_texture(np.random.default_rng([5, i]), name, (48, 48)).mean((0, 1)) for i in range(60)]
+             for name in textures.CLASSES]  # fmt: skip
+    means, spread = np.mean(tones, 1), np.std(np.concatenate(tones), 0)
+    assert (np.ptp(means, axis=0) < spread).all()
+
+
+def test_set_without_a_background(made, tmp_path):
+    few = ['--num_train_aug', '2', '--num_train', '1', '--num_val', '1', '--no_background']
+    make(tmp_path / 'set', *few)
+    dataset = open_dataset(tmp_path / 'set/dataset.json', tmp_path / 'set')
+    assert not dataset.has_background
+    assert list(dataset.class_names) == textures.CLASSES
+    for image_id in (*dataset.ids('train_aug', with_images=True), *dataset.ids('val', with_images=True)):
+        mask = dataset.read_mask(image_id, dataset.image_size(image_id))
+        assert set((np.flatnonzero(dataset.read_labels(image_id)) + 1).tolist()) == set(np.unique(mask))
+    with pytest.raises(UserError, match='already contains other files'):
+        make(tmp_path / 'set', *few[:-1])

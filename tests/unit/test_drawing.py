@@ -42,6 +42,12 @@ def test_blending(rng):
     assert np.array_equal(small, picture)
 
 
+def test_colours_of_a_mask_that_covers_the_image_are_not_mixed():
+    image, mask = np.zeros((8, 8, 3), np.uint8), np.repeat([[1, 2], [3, 1]], 2, 1)
+    found = {tuple(colour) for colour in overlay_mask(image, mask, PALETTE).reshape(-1, 3).tolist()}
+    assert found == {tuple(colour) for colour in (PALETTE[1:4] // 2).tolist()}
+
+
 def test_heat_maps_go_from_blue_to_red():
     layer = heatmap_layer(np.array([[0, 0.5, 1, 2, -1]]))
     assert (layer[..., 3] == 255).all()

@@ -41,6 +41,17 @@ def test_a_result_is_read(in_tmp):
     assert find.read_counts(result) is None
 
 
+def test_without_a_background_the_baseline_is_a_class(in_tmp):
+    write_result('a@train', 50)
+    assert find.baseline(find.read(result_path('a@train'))) == 12.5
+    write_result('b@train', 50, all_background_miou=None, one_class={'class': 'wood', 'miou': 20.0})
+    assert find.baseline(find.read(result_path('b@train'))) == 20
+    for one_class in ({'class': 'wood'}, None, {'class': 'wood', 'miou': float('nan')}):
+        write_result('c@train', 50, all_background_miou=None, **({'one_class': one_class} if one_class else {}))
+        with pytest.raises(UserError, match='c@train.json: is not a valid result file'):
+            find.read(result_path('c@train'))
+
+
 @pytest.mark.parametrize('thresholds', [THRESHOLDS, (0.3,), (None,)])
 def test_counts_of_the_threshold_are_read(in_tmp, rng, thresholds):
     expected = write_random(rng, thresholds)[:, -1]

@@ -57,6 +57,7 @@ def test_numbers_are_written_in_one_way():
     [
         (CAM, {'cam': 'positive'}, f'T@x@train@cam=positive@scale={SCALES}'),
         (AFFINITY_LABEL, {'crf_iteration': 0}, 'C@crf_iteration=0@aff_fg=0.40_bg=0.10'),
+        (AFFINITY_LABEL, {'bg_threshold': None}, 'C@aff_fg=0.40'),
         (PSEUDO_LABEL, {'crf_iteration': 10}, 'R@crf=10'),
         (PSEUDO_LABEL, {'gt_prob': 0.9, 'crf_gaussian': '1,3'}, 'R@gt_prob=0.9@crf_gaussian=1,3@crf=1'),
         (RANDOM_WALK, {'rw_normalization': 'class'}, 'M@train@beta=10@exp_times=8@rw_normalization=class@rw'),

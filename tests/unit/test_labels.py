@@ -32,6 +32,27 @@ def test_pseudo_labels_by_hand():
     assert pseudo_label(IMAGE, KEYS, MAPS, 0.95, 0).tolist() == [[0, 0, 0, 0], [0, 0, 0, 9]]
 
 
+def test_labels_without_a_background_by_hand():
+    """The best class everywhere; affinity labels only where its map is above the threshold."""
+    found = affinity_label(IMAGE, KEYS, MAPS, 0.4, None, iterations=0)
+    assert found.tolist() == [[4, 9, 255, 255], [255, 255, 255, 9]]
+    assert pseudo_label(IMAGE, KEYS, MAPS, None, 0).tolist() == [[4, 9, 4, 4], [4, 4, 4, 9]]
+    assert pseudo_label(IMAGE, KEYS[:2], MAPS[:1], None, 5).tolist() == [[4] * 4] * 2
+
+
+def test_without_a_background_the_crf_knows_the_classes_alone(monkeypatch):
+    seen = []
+
+    def refine(image, label, count, iterations, **options):
+        seen.append((label.tolist(), count))
+        return 1 - label
+
+    monkeypatch.setattr(labels, 'crf_from_label', refine)
+    assert pseudo_label(IMAGE, KEYS, MAPS, None).tolist() == [[9, 4, 9, 9], [9, 9, 9, 4]]
+    assert affinity_label(IMAGE, KEYS, MAPS, 0.89, None).tolist() == [[9, 255, 255, 255], [255, 255, 255, 4]]
+    assert seen == [([[0, 1, 0, 0], [0, 0, 0, 1]], 2)] * 2
+
+
 def test_images_of_background_alone():
     nothing = np.zeros((0, 2, 4), np.float32)
     for label in (affinity_label(IMAGE, KEYS[:1], nothing), pseudo_label(IMAGE, KEYS[:1], nothing)):

@@ -206,6 +206,9 @@ def test_affinity_loss(empty):
                 total -= math.log((1 - p if i == 2 else p) + 1e-5)
                 count += 1
         terms.append(total / (count + 1e-5))
+    if empty == 0:
+        alone = affinity_loss(affinity, *pairs, has_background=False)
+        assert alone.item() == pytest.approx((terms[1] + terms[2]) / 2, rel=1e-6)
     loss = affinity_loss(affinity, *(p.double() for p in pairs))
     assert loss.item() == pytest.approx(((terms[0] + terms[1]) / 2 + terms[2]) / 2, rel=1e-12)
     assert affinity_loss(affinity, *pairs).item() == pytest.approx(loss.item(), rel=1e-6)  # pairs as bool

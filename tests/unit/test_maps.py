@@ -65,6 +65,11 @@ def test_threshold_cams_against_a_loop(rng):
     assert np.array_equal(threshold_cams(np.zeros((0, 4, 5), np.float32), 0.4), np.zeros((4, 5)))
 
 
+def test_without_a_threshold_the_largest_score_wins(rng):
+    maps = rng.integers(0, 3, (3, 6, 7)).astype(np.float32) / 4  # many ties, many zeros
+    assert np.array_equal(threshold_cams(maps, None), maps.argmax(0) + 1)
+
+
 @pytest.mark.parametrize('dtype', [np.float16, np.float32])
 def test_thresholds_class_by_class_equal_one_argmax(rng, dtype):
     maps = rng.integers(0, 5, (6, 20, 30)).astype(dtype) / 4  # many ties

@@ -18,6 +18,7 @@ from core.metrics import (
     list_thresholds,
     mean_scores,
     summarize,
+    summarize_sweep,
 )
 
 THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
@@ -173,6 +174,18 @@ def test_summary_is_in_percent_and_needs_a_class():
     assert result['dice'] == pytest.approx(100 * (12 / 14 + 4 / 6) / 2)
     with pytest.raises(UserError, match='contain a class'):
         summarize(np.array([[6, 0], [0, 0]]), ('background', 'cat'))
+
+
+def test_summary_without_a_background():
+    """The mean is over the classes; the baseline is the most frequent one of the masks, everywhere."""
+    counts = np.array([[0, 0, 0], [0, 4, 1], [0, 2, 3]])
+    result = summarize_sweep(counts[None], [None], ('', 'wood', 'water'))
+    assert result['iou'] == {'wood': pytest.approx(100 * 4 / 7, abs=1e-4), 'water': 50.0}
+    assert result['miou'] == pytest.approx(100 * (4 / 7 + 3 / 6) / 2)
+    assert result['fp'] == pytest.approx(100 * (2 / 7 + 1 / 6) / 2)
+    assert result['all_background_miou'] is None
+    assert result['one_class'] == {'class': 'wood', 'miou': 25.0}
+    assert 'one_class' not in summarize_sweep(counts[None], [None], ('background', 'wood', 'water'))
 
 
 def test_list_of_thresholds():

@@ -14,7 +14,9 @@ from util.training.models import save_model, save_torch
 
 NARROW = 'resnest14_narrow'
 CLASSES = ('bus', 'cow')
-DATASET = Namespace(name='drawn', class_names=CLASSES, num_classes=2)
+ABOUT = {'name': 'drawn', 'class_names': CLASSES, 'num_classes': 2}
+DATASET = Namespace(**ABOUT, has_background=True, class_entries={'classes': CLASSES})
+COVERED = Namespace(**ABOUT, has_background=False, class_entries={'classes': CLASSES, 'background': False})
 FLAGS = dict.fromkeys(('architecture', 'backbone', 'mode', 'use_gn'))  # of stage 8, none of them passed
 
 
@@ -189,6 +191,21 @@ def test_bare_state_dicts_need_the_flags(in_tmp):
     assert meta == {'network': 'DeepLabv3+', 'backbone': NARROW, 'use_gn': False, 'mode': 'fix', 'classes': CLASSES}
 
 
+def test_networks_without_a_background_have_an_output_less(in_tmp):
+    about = {'network': 'Seg_Model', 'backbone': NARROW, 'mode': 'fix', 'use_gn': True}
+    meta = stored(**about, classes=CLASSES, background=False).resolve(COVERED, SEGMENTERS, **FLAGS)
+    assert build_network(meta).classifier.out_channels == 2
+    given = {'architecture': 'Seg_Model', 'backbone': NARROW, 'mode': 'fix', 'use_gn': True}
+    assert build_network(stored().resolve(COVERED, SEGMENTERS, **given)).classifier.out_channels == 2
+    assert build_network(stored().resolve(DATASET, SEGMENTERS, **given)).classifier.out_channels == 3
+    for entries, dataset, line in (
+        ({'background': False}, DATASET, 'has a background; .*a.pth expects none$'),
+        ({}, COVERED, 'has no background; .*a.pth expects one$'),
+    ):
+        with pytest.raises(UserError, match=f'^dataset of "drawn": {line}'):
+            stored(**about, classes=CLASSES, **entries).resolve(dataset, SEGMENTERS, **FLAGS)
+
+
 def test_other_networks_are_refused(in_tmp):
     file = stored(network='AffinityNet', backbone=NARROW, classes=CLASSES)
     with pytest.raises(UserError, match='a.pth: contains AffinityNet: pass a model of train_segmentation.py$'):
@@ -229,6 +246,7 @@ def test_other_classes_are_refused(in_tmp, classes, line):
         ('palette', [[0, 0, 0], [1]]),
         ('palette', [[0, 0, 256]]),
         ('palette', []),
+        ('background', 'no'),
     ],
 )
 def test_damaged_metadata_is_refused(in_tmp, entry, value):

@@ -59,6 +59,14 @@ def test_small_objects_and_ignored_pixels_become_background():
     assert [found.index for found in objects] == [1, IGNORE]
 
 
+def test_without_a_background_small_objects_are_ignored():
+    label = np.full((6, 8), 2, np.uint8)
+    label[0:2, 0:2], label[4, 4] = IGNORE, 1
+    kept, objects, small = find_objects(label, 2, {}, False, IGNORE)
+    assert ([found.index for found in objects], small) == ([2], 1)
+    assert (kept == IGNORE).sum() == 5
+
+
 def test_what_lies_in_a_hole_comes_after_the_object_around_it():
     label = np.ones((9, 9), np.uint8)
     label[1:8, 1:8] = 2  # larger than the ring around it

@@ -43,7 +43,7 @@ def write_table(path: Path, rows: list[tuple], dataset: Dataset, keeps_values: b
     csv.writer(text, lineterminator='\n').writerows([('image', 'classes', 'mask', 'split'), *rows])
     entries = {'name': dataset.name, **dataset.class_entries}
     if (dataset.palette != voc.palette()).any():
-        entries['palette'] = dataset.palette.tolist()
+        entries['palette'] = dataset.palette[dataset.first_label :].tolist()
     if keeps_values and dataset.mask_values:
         names = {0: BACKGROUND, **dict(enumerate(dataset.class_names, 1)), IGNORE: IGNORED}
         shown = '#{:06x}' if dataset.mask_values.are_colours else '{}'
