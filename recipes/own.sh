@@ -28,6 +28,11 @@ CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
 STEPS=$([ -z "${DEEPLAB:-}" ] && echo 6 || echo 9)
 WALKING='--beta 20' WALK=$NAME@affinity@train@beta=20@exp_times=8@rw THRESHOLD=0.45
 MASKS=$([ -d "$CSV" ] || grep -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # in the header, after a line of classes
+# 1 if the data set has no background: then there is no threshold, and nothing to choose.
+COVERED=$(python -c 'import sys; from core.data.dataset import open_dataset as o; print("" if o(*sys.argv[1:]).has_background else 1)' \
+    "$CSV" "$D" 2>/dev/null) || COVERED=  # errors of the data set are shown below
+LABELS=$CAM@aff_fg=0.40
+[ -n "$COVERED" ] && MASKS='' || LABELS+=_bg=0.10
 [ -z "$MASKS" ] || STEPS=$((STEPS + 1))
 
 step 'Check the data set'
@@ -40,7 +45,7 @@ python inference_classification.py "${DATA[@]}" --tag "$NAME" $OVERWRITE
 step 'Affinity labels'
 python make_affinity_labels.py "${DATA[@]}" --experiment_name "$CAM" $OVERWRITE
 step "Train AffinityNet for $EPOCHS epochs"
-python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$CAM@aff_fg=0.40_bg=0.10" --lr 0.05
+python train_affinitynet.py "${TRAIN[@]}" --tag "$NAME@affinity" --label_name "$LABELS" --lr 0.05
 if [ -n "$MASKS" ]; then
     step 'Choose beta, normalisation and threshold'
     python -m tools.tune "$NAME" "${DATA[@]}" --model_name "$NAME@affinity" $WALKING --threshold $THRESHOLD
@@ -49,15 +54,16 @@ if [ -n "$MASKS" ]; then
     WALK=$(chosen walk_dir)
     THRESHOLD=$(chosen threshold)
 fi
+THRESHOLD=$([ -n "$COVERED" ] || echo "--threshold $THRESHOLD")
 step 'Masks'
 python -m tools.predict "experiments/models/$NAME.pth" --affinity "experiments/models/$NAME@affinity.pth" $WALKING \
-    --threshold $THRESHOLD --overwrite "${DATA[@]}"
+    $THRESHOLD --overwrite "${DATA[@]}"
 
 if [ -n "${DEEPLAB:-}" ]; then
     step 'Random-walk CAMs'
     python inference_rw.py "${DATA[@]}" --model_name "$NAME@affinity" --cam_dir "$CAM" $WALKING $OVERWRITE
     step 'Pseudo-labels'
-    python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" --threshold $THRESHOLD $OVERWRITE
+    python make_pseudo_labels.py "${DATA[@]}" --experiment_name "$WALK" $THRESHOLD $OVERWRITE
     step "Train DeepLabv3+ for $((EPOCHS * 5 / 2)) epochs"
     python train_segmentation.py "${DATA[@]}" --backbone "$NET" --weights "experiments/models/$NAME.pth" --mode normal \
         --lr 0.002 --batch_size 16 --momentum 0.9 --image_size 256 --min_image_size 192 --max_image_size 512 \

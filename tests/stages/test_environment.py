@@ -149,6 +149,22 @@ def test_masks_choose_the_flags_of_the_walk(root, header, is_tuned):
         assert tuned[0].endswith('--model_name own@affinity --beta 20 --threshold 0.45')
 
 
+def test_own_images_without_a_background_have_no_threshold(root):
+    (root / '.venv/bin').mkdir(parents=True)
+    program = root / '.venv/bin/python'
+    program.write_text(PYTHON.replace('esac', "    '-c import sys; from core.data.dataset'*) echo 1 ;;\nesac"))
+    program.chmod(0o755)
+    (root.parent / 'has_crf').touch()
+    (root / 'labels.csv').write_text('image,classes,mask\na.jpg,dog,a.png\n')
+    ended = run(root, 'bash recipes/own.sh', CSV='labels.csv', D='.', DEEPLAB='1')
+    assert ended.returncode == 0, ended.stderr
+    assert 'of 9, ' in ended.stdout
+    asked = words(root)
+    assert not any('threshold' in line or 'tools.tune' in line for line in asked)
+    (trained,) = [line for line in asked if line.startswith('train_affinitynet.py')]
+    assert ' --label_name own@train@scale=0.5,1.0,1.5,2.0@aff_fg=0.40 ' in trained
+
+
 @pytest.mark.parametrize('path', sorted(REPOSITORY.glob('recipes/**/*.sh')), ids=lambda path: path.name)
 def test_headers_say_how_long_it_takes(path):
     header = path.read_text().partition('\nsource ')[0]
