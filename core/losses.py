@@ -109,7 +109,7 @@ def affinity_loss(
 
     affinity (N, directions, sources) in [0, 1]; bg_pos, fg_pos, neg have the same shape, bool or 0/1. For a part of
     a batch, `counts` are the numbers of pairs of each kind in the whole batch, and the losses of the parts add up.
-    Without a background there is no bg+, and fg+ stands for all pairs of one class: (fg+ + neg)/2.
+    Without a background, all pairs of one class are fg+, and the loss is (fg+ + neg)/2.
     Source: Ahn, Cho and Kwak, IRNet (CVPR 2019), section 4; docs/method.md, "AffinityNet".
     """
 

@@ -28,7 +28,7 @@ CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
 STEPS=$([ -z "${DEEPLAB:-}" ] && echo 6 || echo 9)
 WALKING='--beta 20' WALK=$NAME@affinity@train@beta=20@exp_times=8@rw THRESHOLD=0.45
 MASKS=$([ -d "$CSV" ] || grep -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # in the header, after a line of classes
-# 1 if the data set has no background: then there is no threshold, and nothing to choose.
+# 1 if the data set has no background: its classes compete with one another instead of with a threshold.
 COVERED=$(python -c 'import sys; from core.data.dataset import open_dataset as o; print("" if o(*sys.argv[1:]).has_background else 1)' \
     "$CSV" "$D" 2>/dev/null) || COVERED=  # errors of the data set are shown below
 LABELS=$CAM@aff_fg=0.40
