@@ -35,6 +35,8 @@ class LabelMaps:
     num_classes = 20
     class_names = tuple(f'class {i}' for i in range(1, 21))
     reading = Reading()
+    class_entries = {'classes': class_names}
+    has_background = True
 
     def image_path(self, image_id):
         return Path(f'{image_id}.jpg')

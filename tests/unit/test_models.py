@@ -28,7 +28,9 @@ from util.training.models import (
 
 NARROW = 'resnest14_narrow'
 META = {'network': 'Classifier', 'backbone': NARROW, 'classes': ('bus', 'cow')}
-DATASET = Namespace(class_names=('bus', 'cow'), num_classes=2, reading=Reading())
+ENTRIES = {'classes': ('bus', 'cow')}
+ABOUT = {'has_background': True, 'class_entries': ENTRIES, 'reading': Reading()}
+DATASET = Namespace(class_names=ENTRIES['classes'], num_classes=2, **ABOUT)
 
 
 def net(seed: int = 0) -> nn.Module:

@@ -118,7 +118,7 @@ def outputs(maps: tuple[str, ...], read_label=None, read_scores=None) -> SimpleN
 
 
 class Scored(Masks):
-    num_classes = 3
+    num_classes, has_background = 3, True
     mask = np.array([[0, 0, 2], [2, 2, 255]], np.uint8)
 
     def read_mask(self, image_id, size=None):

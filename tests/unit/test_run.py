@@ -51,6 +51,8 @@ class Points:
     labels = None
     dataset = SimpleNamespace(
         class_names=CLASSES,
+        class_entries={'classes': CLASSES},
+        has_background=True,
         num_classes=2,
         palette=np.zeros((256, 3), np.uint8),
         image_path=lambda image_id: Path(f'{image_id}.jpg'),
