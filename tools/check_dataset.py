@@ -8,8 +8,8 @@ Writes  nothing
 Prints up to 20 errors of each list: missing and unreadable files, unknown classes, masks of another size or with
 unknown values. They give exit status 1. Warnings do not: images that train and val share, or that look the same (if
 imagehash is installed), copies, masks whose classes disagree with the labels, classes that no image of train_aug has or
-that all have, objects that are small and images that are large for --image_size, class names that look alike, and a
---window that is not for all images, or cuts off the values of some.
+that all have, masks without background, objects that are small and images that are large for --image_size, class names
+that look alike, and a --window that is not for all images, or cuts off the values of some.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ SHOWN = 20  # errors printed per list
 SAME_LOOK = (
     6  # of 64 bits of a perceptual hash: 632 photographs of VOC have no such pair, copies at half the size have 0
 )
+FEW_MASKS = 5  # of fewer masks, all may lack background by chance
 LARGE = 4  # images are called large from this multiple of --image_size on
 # Largest objects of images: of 316 of VOC, 39 % are smaller than half of the image, none is smaller than a cell.
 MANY_BELOW_TILE, MANY_BELOW_CELL = 0.8, 0.05
@@ -53,6 +54,7 @@ class Finding(NamedTuple):
     size: tuple[int, int] | None = None  # (h, w)
     labels: np.ndarray | None = None  # (C,) multi-hot
     mask_classes: frozenset[int] | None = None
+    is_covered: bool = False  # whether each pixel of the mask has a class or is ignored
     content: str = ''  # hash of the pixels
     look: int = 0  # perceptual hash of 64 bits, 0 if it is unknown or the image is plain
     object_side: float | None = None  # longer side of the largest object as a share of the longer side of the image
@@ -91,12 +93,14 @@ def inspect(image_id, dataset, with_labels, needs_mask, quick):
             if name == 'image':
                 return Finding(errors)
     image, label_map = np.array(found['image']), found.get('mask')
-    classes = None if label_map is None else frozenset(np.unique(label_map).tolist()) - {0, IGNORE}
+    values = None if label_map is None else frozenset(np.unique(label_map).tolist())
+    classes = None if values is None else values - {0, IGNORE}
     content = hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
     side = largest_object(dataset, image_id, label_map, with_labels and found.get('labels') is not None)
     side = None if side is None else min(1, side / max(image.shape[:2]))
+    is_covered = values is not None and 0 not in values
     mapped = is_mapped(dataset.image_path(image_id), dataset.reading) if dataset.reading.window else None
-    about = classes, content, look_of(found['image']), side, mapped, image.min() == image.max()
+    about = classes, is_covered, content, look_of(found['image']), side, mapped, image.min() == image.max()
     return Finding(errors, image.shape[:2], found.get('labels'), *about)
 
 
@@ -160,6 +164,7 @@ def list_warnings(dataset, lists, image_size):
         *shared_images(dataset, lists),
         *disagreeing_masks(dataset, lists),
         *class_warnings(dataset, lists),
+        *covered_warnings(dataset, lists),
         *size_warnings(lists, image_size),
         *alike_names(dataset.class_names),
         *window_warnings(dataset, lists),
@@ -235,6 +240,16 @@ def class_warnings(dataset, lists):
     if len(without):
         yield f'no image of train_aug has the class {", ".join(without)}'
     yield from filter(None, [dataset.without_contrast(np.array(labels))])
+
+
+def covered_warnings(dataset, lists):
+    """Yield whether the masks say that a data set with a background has none."""
+    covered = {i: f.is_covered for found in lists.values() for i, f in found.items() if f.mask_classes is not None}
+    if dataset.has_background and len(covered) >= FEW_MASKS and all(covered.values()):
+        yield (
+            f'none of {len(covered)} masks has background (0): if every pixel of the images has a class, the data set '
+            'needs the entry "background": false'
+        )
 
 
 def size_warnings(lists, image_size):

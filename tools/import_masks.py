@@ -268,6 +268,8 @@ def main(args):
         (path / EXPORTED for path in (args.before, args.source) if path and (path / EXPORTED).is_dir()), args.before
     )
     dataset = dataset or open_photographs(args.data_dir, ())
+    if args.empty == 'background' and not dataset.has_background:
+        raise UserError(f'background: the data set "{dataset.name}" has none', option='empty')
     classes = Classes(dataset.class_names, parse_renamed(args.rename))
     wrong = next((new for new in classes.renamed.values() if args.dataset and classes.find(new) is None), None)
     if wrong is not None:

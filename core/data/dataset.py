@@ -259,8 +259,8 @@ def open_dataset(path: str | Path, root: str | Path, window: str | None = None, 
 
     Entries of the JSON, or of a JSON of the same name next to another kind: "classes", and optionally "name",
     "background" (false: every pixel has a class), "palette" [[r, g, b]], "mask_values" {value or "#rrggbb": class},
-    "window" and "plane" (core/data/pixels.py). The arguments `window` and `plane`, if given, replace the entries. Raises
-    UserError naming the file.
+    "window" and "plane" (core/data/pixels.py). The arguments `window` and `plane`, if given, replace the entries.
+    Raises UserError naming the file.
     """
     path, root = Path(path), Path(root)
     kind = open_tree if path.is_dir() else KINDS.get(path.suffix.lower(), _open_json)

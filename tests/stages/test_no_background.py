@@ -11,7 +11,7 @@ import evaluate
 import inference_segmentation
 import make_affinity_labels
 import make_pseudo_labels
-from core import IGNORE
+from core import IGNORE, UserError
 from core.crf import crf_from_label
 from core.data.dataset import open_dataset
 from core.metrics import ConfusionMatrix
@@ -137,6 +137,7 @@ def test_masks_of_photographs_equal_the_masks_of_stage_8(here, dataset, tmp_path
         assert np.array_equal(np.array(Image.open(tmp_path / 'out' / f'{image_id}.png')), label)
 
 
+@pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of pycocotools
 @pytest.mark.parametrize('kind', ['cvat', 'coco', 'png'])
 def test_masks_come_back_from_labelling_tools(here, dataset, tmp_path, kind):
     """What a tool leaves without an object is ignored."""
@@ -154,6 +155,8 @@ def test_masks_come_back_from_labelling_tools(here, dataset, tmp_path, kind):
         picture.save(tmp_path / 'labels' / f'JPEGImages__{image_id}.png')
     out = str(tmp_path / 'out')
     run_stage(export, [str(tmp_path / 'labels'), *table, '--format', kind, '--out', out, '--num_workers', '0'])
+    with pytest.raises(UserError, match='^empty background: the data set "table" has none$'):
+        run_stage(import_masks, [out, *table, '--num_workers', '0', '--empty', 'background'])
     run_stage(import_masks, [out, *table, '--num_workers', '0'])
     taken = open_dataset(tmp_path / 'table_imported.csv', tmp_path)
     assert not taken.has_background

@@ -103,6 +103,19 @@ def test_warnings_do_not_fail(photos, capsys):
     ]
 
 
+def test_masks_without_background_are_noticed(photos, capsys, monkeypatch):
+    monkeypatch.setattr(check_dataset, 'FEW_MASKS', 2)
+    hint = 'warning: none of 2 masks has background (0): if every pixel of the images has a class, the data set needs'
+    assert not [line for line in check(photos, capsys)[0] if line.startswith('warning: none of')]
+    for name, k in (('a', 1), ('c', 2)):
+        write_mask(photos / 'masks' / f'{name}.png', np.full((6, 8), k))
+    (found,) = [line for line in check(photos, capsys)[0] if line.startswith('warning: none of')]
+    assert found.startswith(hint)
+    write_table(photos, d='d.jpg,cat,,train')
+    (photos / 'labels.json').write_text('{"background": false}')
+    assert not [line for line in check(photos, capsys)[0] if line.startswith('warning: none of')]
+
+
 def test_binary_masks_are_named(photos, capsys):
     write_mask(photos / 'masks' / 'a.png', np.full((6, 8), 255))
     _, error = check(photos, capsys)
