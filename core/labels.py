@@ -26,11 +26,11 @@ def affinity_label(
 
     image (h, w, 3) uint8, maps (K, h, w) of the classes keys[1:]; `crf` are options of core.crf.crf_from_labels.
     Source: IRNet, section 3.2; docs/method.md, "Affinity labels". A bg_threshold of None is for data sets without a
-    background (docs/method.md, "Without a background"): the best class, where its map exceeds fg_threshold.
+    background (docs/method.md, "Without a background"): the best class, where only one map exceeds fg_threshold.
     """
     if bg_threshold is None:
         label = keys[refine_best(image, maps, iterations, **crf)]
-        label[threshold_cams(maps, fg_threshold) == 0] = IGNORE
+        label[(maps > np.float32(fg_threshold)).sum(0) != 1] = IGNORE
         return label
     thresholded = [threshold_cams(maps, threshold) for threshold in (fg_threshold, bg_threshold)]
     fg, bg = crf_from_labels(image, thresholded, len(keys), iterations, **crf)
