@@ -25,7 +25,8 @@ def parse_args(argv=None):
     data = parser.groups['data']
     folder = 'folder of CAMs of stage 2, such as TAG@train@scale=0.5,1.0,1.5,2.0'
     data.add_argument('--experiment_name', type=flags.folder_name, required=True, help=folder)
-    fg = 'CAM score (0 to 1) above which a pixel is foreground; between the two thresholds it is ignored'
+    fg = 'CAM score (0 to 1) above which a pixel is foreground; between the two thresholds it is ignored (without a '
+    fg += 'background: ignored unless exactly one CAM is above)'
     bg = 'CAM score below which a pixel is background'
     parser.groups['inference'].add_argument('--fg_threshold', type=flags.real(0, 1), default=FG_THRESHOLD, help=fg)
     parser.groups['inference'].add_argument('--bg_threshold', type=flags.real(0, 1), default=BG_THRESHOLD, help=bg)
