@@ -79,7 +79,7 @@ def open_outputs(args, dataset, ids):
 def list_thresholds(args, kind, dataset):
     """Return the thresholds of maps; label maps have the one threshold None, and so have maps without a background."""
     if not dataset.has_background:
-        args.check_unused(THRESHOLDS, f'the data set "{dataset.name}" has no background')
+        args.record().check_unused(THRESHOLDS, f'the data set "{dataset.name}" has no background')
         return [None]
     if not kind.maps or args.threshold is not None:
         return [args.threshold]

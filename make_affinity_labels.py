@@ -48,7 +48,7 @@ def main(args):
     check_installed(args.crf_iteration)
     dataset, record = open_dataset(args.dataset, args.data_dir, args.window, args.plane), args.record()
     if not dataset.has_background:
-        args.check_unused(['bg_threshold'], f'the data set "{dataset.name}" has no background')
+        record.check_unused(['bg_threshold'], f'the data set "{dataset.name}" has no background')
         record = record.changed(bg_threshold=None)
     ids = dataset.ids(args.domain, with_images=True)
     cams = open_folder(CAM, args.experiment_name, '--experiment_name', dataset, ids)

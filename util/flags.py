@@ -56,13 +56,6 @@ class Options(argparse.Namespace):
         affects = {action.dest: action.affects for action in self.declared}
         return Record(vars(self), affects, {action.dest: action.default for action in self.declared})
 
-    def check_unused(self, names: Sequence[str], why: str) -> None:
-        """Raise UserError naming the first of these options that is not at its default, because it has no effect."""
-        defaults = self.record().defaults
-        for name in names:
-            if vars(self)[name] != defaults[name]:
-                raise UserError(f'{vars(self)[name]}: has no effect: {why}', option=name)
-
     def pick(self, names: Sequence[str]) -> dict[str, object]:
         """Return the values of these options, except options that the command does not have."""
         return {name: vars(self)[name] for name in names if name in self}

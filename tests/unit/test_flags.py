@@ -114,9 +114,9 @@ def test_a_record_says_what_each_option_affects():
 def test_options_without_effect_are_named():
     parser = flags.Parser('A script.')
     parser.add_argument('--threshold', type=flags.real(0, 1), default=0.35)
-    parser.parse_args(['--threshold', '0.35']).check_unused(['threshold'], 'there is none')
+    parser.parse_args(['--threshold', '0.35']).record().check_unused(['threshold'], 'there is none')
     with pytest.raises(UserError, match=r'^threshold 0.2: has no effect: there is none$'):
-        parser.parse_args(['--threshold', '0.2']).check_unused(['threshold'], 'there is none')
+        parser.parse_args(['--threshold', '0.2']).record().check_unused(['threshold'], 'there is none')
 
 
 def test_flags_of_the_stages_affect_what_there_is(demo):

@@ -45,6 +45,12 @@ class Record(NamedTuple):
         wanted = {'result', *outputs}
         return _as_json({name: value for name, value in self.options.items() if self.affects.get(name) in wanted})
 
+    def check_unused(self, names: Collection[str], why: str) -> None:
+        """Raise UserError naming the first of these options that is not at its default, because it has no effect."""
+        for name in names:
+            if self.options[name] != self.defaults[name]:
+                raise UserError(f'{self.options[name]}: has no effect: {why}', option=name)
+
     def changed(self, **options: object) -> 'Record':
         """Return the record with other values of some options."""
         return self._replace(options={**self.options, **options})
