@@ -32,6 +32,7 @@ from tabulate import tabulate
 from core import UserError, image_scores, metrics
 from core.chain import image_edges
 from core.data import drawing
+from core.data.dataset import Dataset
 from core.data.pixels import Reading
 from core.data.torch_datasets import MultiScaleDataset
 from core.labels import PSEUDO_THRESHOLD
@@ -103,6 +104,14 @@ def find_cams(tag: str, domain: str) -> tuple[str, dict]:
     if len(found) > 1:
         raise UserError(f'TAG {tag}: has several folders of CAMs: name one instead: {", ".join(found)}')
     return next(iter(found.items()))
+
+
+def open_data(args, cam_dir: str, record: dict) -> Dataset:
+    """Open the data set of some CAMs. Raises UserError if it has no background, and so no threshold."""
+    dataset = open_recorded(args, cam_dir, record)
+    if not dataset.has_background:
+        raise UserError(f'TAG {args.tag}: the data set "{dataset.name}" has no background, so no threshold to choose')
+    return dataset
 
 
 def find_affinity_net(tag: str | None) -> str | None:
@@ -308,9 +317,7 @@ def draw(ids: Sequence[str], cams, edges, exp_times, compared: Setting, best: Se
 
 def main(args):
     cam_dir, record = find_cams(args.tag, args.domain)
-    dataset = open_recorded(args, cam_dir, record)
-    if not dataset.has_background:
-        raise UserError(f'TAG {args.tag}: the data set "{dataset.name}" has no background, so no threshold to choose')
+    dataset = open_data(args, cam_dir, record)
     masked = dataset.ids_with_masks(args.domain, with_images=True)
     ids = space(masked, args.images)
     rest = find_others(args, dataset, ids) if args.score_on else []
