@@ -71,19 +71,6 @@ def test_the_code_of_the_page(outputs, in_tmp):
     assert (logits.argmax(1).numpy() == names['masks']).mean() > 0.99
 
 
-def test_stacks_of_16_bits_become_pngs_of_8_bits(in_tmp):
-    (in_tmp / 'raw').mkdir()
-    pages = [np.linspace(low, 40_000, 48 * 64).reshape(48, 64).astype(np.uint16) for low in (100, 20_000)]
-    first, second = (Image.fromarray(page) for page in pages)
-    first.save('raw/cells.tif', save_all=True, append_images=[second])
-    (block,) = blocks_of('own_images.md')
-    exec(block, {})
-    converted = [np.array(Image.open(f'photos/cells_{number:03d}.png')) for number in (0, 1)]
-    assert [page.dtype for page in converted] == [np.uint8, np.uint8]
-    assert [page.min() for page in converted] == [0, pytest.approx(127, abs=2)]
-    assert [page.max() for page in converted] == [255, 255]
-
-
 def test_files_that_do_not_describe_their_network(in_tmp):
     save_model(Classifier(NARROW, 2), model_path('bare'))
     with pytest.raises(UserError, match=r'bare.pth: .* without metadata \(network, backbone, classes\)'):
