@@ -9,6 +9,7 @@ Writes  {out}, in one of these formats, and the masks that would come back uncha
         labelstudio  tasks.json with predictions: brush masks, or polygons; config.xml
         yolo         Ultralytics: data.yaml, links in images/, and masks/ (semantic) or labels/ (polygons)
         png          {path of the image}.png: grey, of class indices; classes.txt
+        geotiff      {path of the image}.tif: class indices with the georeference of the image; classes.txt
         geojson      {path of the image}.geojson: polygons with holes, in pixels unless the image is georeferenced
 
     python3 -m tools.export own@affinity@train@beta=20@exp_times=8@rw@crf=1 --format cvat --out cvat

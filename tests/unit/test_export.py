@@ -17,6 +17,7 @@ from core.data import voc
 from support import fault_of
 from support.labelling import EMPTY, FILES, NAMES, REX, SIZES, TOM, label_maps, make_photographs, run_export
 from tools import export
+from tools.exchange import georeference
 from util.store.arrays import write_npz
 
 
@@ -208,23 +209,66 @@ def test_geojson_in_pixels(photographs):
     assert ring[0] == ring[-1] and sorted(ring[:-1]) == [[8, 7], [8, 9], [10, 7], [10, 9]]
 
 
-def test_geojson_of_a_geotiff(photographs):
-    """Pixels of 0.5 m; the corner of the first one is at 1000 east, 2000 north in UTM zone 33."""
-    tags = {33550: (0.5, 0.5, 0.0), 33922: (0.0, 0.0, 0.0, 1000.0, 2000.0, 0.0)}
-    keys = (1, 1, 0, 1, 3072, 0, 1, 32633)
+# Pixels of 0.5 m; the corner of the first one is at 1000 east, 2000 north in UTM zone 33.
+TAGS = {33550: (0.5, 0.5, 0.0), 33922: (0.0, 0.0, 0.0, 1000.0, 2000.0, 0.0)}
+TAGS |= {34735: (1, 1, 0, 2, 1026, 34737, 6, 0, 3072, 0, 1, 32633), 34737: 'UTM33|'}
+KINDS = {33550: 12, 33922: 12, 34735: 3, 34737: 2}  # DOUBLE, SHORT, ASCII
+
+
+@pytest.fixture
+def on_the_ground(photographs) -> None:
+    """The only photograph is a GeoTIFF, with a rectangle of class 1 in its mask."""
     directory = ImageFileDirectory_v2()
-    for tag, value in {**tags, 34735: keys}.items():
+    for tag, value in TAGS.items():
         directory[tag] = value
-        directory.tagtype[tag] = 3 if tag == 34735 else 12  # SHORT, DOUBLE
+        directory.tagtype[tag] = KINDS[tag]
     Image.new('RGB', (32, 24)).save('photos/map.tif', tiffinfo=directory)
     Path('labels.csv').write_text('# classes: cat;dog\nimage,classes\nmap.tif,cat\n')
     label = np.zeros((24, 32), np.uint8)
     label[4:8, 10:20] = 1
     Image.fromarray(label).save('masks/map.png')
+
+
+def test_geojson_of_a_geotiff(on_the_ground):
     content = json.loads((run_export('geojson') / 'map.geojson').read_text())
     assert content['crs']['properties']['name'] == 'urn:ogc:def:crs:EPSG::32633'
     (ring,) = content['features'][0]['geometry']['coordinates']
     assert sorted(map(tuple, ring[:-1])) == [(1005, 1996), (1005, 1998), (1010, 1996), (1010, 1998)]
+
+
+def test_geotiff_of_a_geotiff(on_the_ground):
+    """The tags of the image as they are, the class indices and their colours."""
+    folder = run_export('geotiff')
+    assert (folder / 'classes.txt').read_text() == 'background\ncat\ndog\n'
+    with Image.open(folder / 'map.tif') as mask:
+        assert mask.mode == 'P'
+        assert mask.getpalette()[3:6] == voc.palette()[1].tolist()
+        assert {tag: mask.tag_v2[tag] for tag in TAGS} == TAGS
+        assert {tag: mask.tag_v2.tagtype[tag] for tag in KINDS} == KINDS
+        np.testing.assert_array_equal(np.array(mask), pixels('masks/map.png'))
+    assert georeference.find(folder / 'map.tif').epsg == 32633
+
+
+def test_geotiff_in_rasterio(on_the_ground):
+    rasterio = pytest.importorskip('rasterio')
+    with rasterio.open(run_export('geotiff') / 'map.tif') as mask:
+        assert mask.crs.to_epsg() == 32633
+        assert mask.xy(4, 10, offset='ul') == (1005, 1998)
+        np.testing.assert_array_equal(mask.read(1), pixels('masks/map.png'))
+        assert mask.colormap(1)[1][:3] == tuple(voc.palette()[1].tolist())
+
+
+@pytest.mark.parametrize('world', ['0.5\n0\n0\n-0.5\n1000.25\n1999.75\n', None])
+def test_geotiff_of_a_photograph(photographs, world):
+    """With a world file it has its affine map; without one it is a plain TIFF."""
+    if world:
+        Path('photos/holiday/rex.jgw').write_text(world)
+    found = georeference.find(run_export('geotiff', '--ids', REX) / 'holiday/rex.tif')
+    if world is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found.matrix, [[0.5, 0, 1000], [0, -0.5, 2000]])
+        assert found.epsg is None
 
 
 def test_scores_of_predict(photographs):

@@ -79,6 +79,7 @@ LOSSLESS = [
     ('labelstudio', 'masks'),
     ('yolo', 'masks'),
     ('png', 'masks'),
+    ('geotiff', 'masks'),
     ('geojson', 'polygons'),
 ]
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from core import UserError
 from core.data.files import load_json
-from tools.exchange import coco, cvat, geojson, labelme, labelstudio, png, yolo
+from tools.exchange import coco, cvat, geojson, geotiff, labelme, labelstudio, png, yolo
 from tools.exchange.objects import Picture
 from tools.exchange.reading import Found, list_files
 from tools.exchange.writing import Export
@@ -37,6 +37,7 @@ FORMATS: dict[str, Format] = {
     'labelme': labelme,
     'labelstudio': labelstudio,
     'yolo': yolo,
+    'geotiff': geotiff,
     'png': png,
     'geojson': geojson,
 }

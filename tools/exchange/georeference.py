@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffTags
 
 from core.data.files import read_text
 
 SCALE, TIEPOINT, MATRIX, KEYS = 33550, 33922, 34264, 34735  # tags of GeoTIFF 1.1, section 6.1
+NUMBERS, TEXTS = 34736, 34737  # values of the keys, in two more tags
 PROJECTED, GEOGRAPHIC = 3072, 2048  # keys of the reference system
 WORLD_FILES = {'.tif': '.tfw', '.tiff': '.tfw', '.jpg': '.jgw', '.jpeg': '.jgw', '.png': '.pgw', '.jp2': '.j2w'}
 
@@ -33,6 +34,27 @@ def find(path: Path) -> Georeference | None:
     found = found or (_read_world_file(world) if world.is_file() else None)
     is_good = found is not None and np.isfinite(found.matrix).all() and np.linalg.det(found.matrix[:, :2]) != 0
     return found if is_good else None
+
+
+def tags_of(path: Path) -> dict[int, tuple[int, object]]:
+    """Return the types and values of the tags that say where a picture is, {} if it has no georeference.
+
+    A GeoTIFF's own tags, or the affine map of a world file.
+    """
+    found = find(path)
+    if found is None:
+        return {}
+    (a, b, c), (d, e, f) = found.matrix.tolist()
+    affine = (a, b, 0.0, c, d, e, 0.0, f, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    if path.suffix.lower() in ('.tif', '.tiff'):
+        with Image.open(path, formats=['TIFF']) as image:
+            known, kinds = image.tag_v2, image.tag_v2.tagtype
+            own = {
+                tag: (kinds[tag], known[tag]) for tag in (SCALE, TIEPOINT, MATRIX, KEYS, NUMBERS, TEXTS) if tag in known
+            }
+        if own.keys() & {SCALE, MATRIX}:
+            return own
+    return {MATRIX: (TiffTags.DOUBLE, affine)}
 
 
 def _read_tags(path):

@@ -40,8 +40,7 @@ def is_folder(path: Path) -> bool:
 
 def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
     """Return the masks below a folder; `names` are the classes of its values unless it has classes.txt."""
-    if (path / CLASSES).is_file():
-        names = tuple(read_text(path / CLASSES).splitlines())
+    names = read_names(path, names)
     files = list_files(path, '.png')
     overlays = {file.with_name(f'{file.stem}_overlay.png') for file in files}  # of tools.predict
     return [
@@ -49,6 +48,11 @@ def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
         for file in files
         if file not in overlays
     ]
+
+
+def read_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in classes.txt of a folder, `names` if it has none."""
+    return tuple(read_text(path / CLASSES).splitlines()) if (path / CLASSES).is_file() else names
 
 
 def load(file: Path, names: tuple[str, ...], size: tuple[int, int], _image: Path) -> Content:
