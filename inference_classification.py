@@ -44,7 +44,7 @@ def main(args):
     inputs = {'model': model, 'labels': label_hashes(labels), **args.pick(flags.OUTPUT)}
     with create_folder(CAM, args.record(), dataset, ids, **inputs) as cams:
         scales = flags.floats(args.scales)
-        batches = MultiScaleDataset(dataset, cams.ids, cams.missing, scales, args.batch_size, args.resize)
+        batches = MultiScaleDataset(dataset, cams.ids, cams.missing, scales, args.batch_size, args.resize, args.tile)
         batches = batches_on_device(batches, args.num_workers, device, 'batches of CAMs')
         with BackgroundWriter(args.num_workers) as writer:
             for batch_ids, images, pixels in batches:

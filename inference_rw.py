@@ -57,7 +57,7 @@ def main(args):
         edge_maps = stack.enter_context(create(EDGE)) if args.save_edges else None
         no_edge = edge_maps.missing if edge_maps else set()
         missing = random_walks.missing | no_edge
-        batches = MultiScaleDataset(dataset, random_walks.ids, missing, [1.0], args.batch_size)
+        batches = MultiScaleDataset(dataset, random_walks.ids, missing, [1.0], args.batch_size, tile=args.tile)
         batches = batches_on_device(batches, args.num_workers, device, 'batches of the random walk')
         with BackgroundWriter(args.num_workers) as writer:
             for batch_ids, _, (pixels,) in batches:

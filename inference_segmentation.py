@@ -15,6 +15,7 @@ from core.crf import check_installed, crf_from_probability
 from core.data.dataset import open_dataset
 from core.data.torch_datasets import MultiScaleDataset
 from core.models import SEGMENTERS
+from core.tiles import label_by_tiles
 from util import crf_flags, flags, script
 from util.parallel.workers import BackgroundWriter
 from util.store import PREDICTION, create_folder
@@ -28,27 +29,31 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def write_prediction(predictions, image_id, image, probability, iterations, kernels):
-    """Refine class probabilities (outputs, h, w) and write the prediction; runs in a background process."""
-    refined = crf_from_probability(image, probability, iterations, **kernels)
-    predictions.write_label(image_id, refined.argmax(0) + predictions.dataset.first_label)
+def write_prediction(predictions, image_id, image, probability, iterations, kernels, tile):
+    """Refine class probabilities (outputs, h, w) and write the prediction; runs in the background."""
+
+    def refine(image, maps):
+        return crf_from_probability(image, maps, iterations, **kernels).argmax(0)
+
+    label = label_by_tiles(refine, image, probability, tile)
+    predictions.write_label(image_id, label + predictions.dataset.first_label)
 
 
 def main(args):
     check_installed(args.iteration)
 
-    # Fork the CRF's processes first: forking is not safe once torch has threads or a GPU.
-    writer = BackgroundWriter(args.num_workers, processes=True)
+    # Fork the CRF's processes first: forking is not safe once torch has threads or a GPU. Tiles stay in this process.
+    writer = BackgroundWriter(0 if args.tile else args.num_workers, processes=True)
 
     # Load the segmentation network.
     dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids(args.domain, with_images=True)
     segmenter, device, model = load_network(dataset, SEGMENTERS, '--tag', args.tag, **args.pick(options.NETWORK))
 
-    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, crf_flags.kernels(args))
+    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, crf_flags.kernels(args), args.tile)
     with create_folder(PREDICTION, args.record(), dataset, ids, **inputs) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing
-        batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize)
+        batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize, args.tile)
         batches = batches_on_device(batches, args.num_workers, device, 'batches of predictions')
         for batch_ids, images, pixels in batches:
             # Sum logits over scales and mirror images, then one softmax.

@@ -15,6 +15,7 @@ import numpy as np
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import BG_THRESHOLD, FG_THRESHOLD, affinity_label
+from core.tiles import label_by_tiles
 from util import crf_flags, flags, script
 from util.store import AFFINITY_LABEL, CAM, create_folder, open_folder
 
@@ -39,9 +40,11 @@ def parse_args(argv=None):
 def make_label(image_id, args, dataset, cams):
     """Return the affinity label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
-    keys, maps = cams.read_scores(image_id, image.shape[:2])
-    thresholds = args.fg_threshold, args.bg_threshold if dataset.has_background else None
-    return affinity_label(image, keys, maps, *thresholds, args.crf_iteration, **crf_flags.label_options(args))
+    keys, maps = cams.read_scores(image_id, image.shape[:2], args.tile)
+    options = {'keys': keys, 'iterations': args.crf_iteration, **crf_flags.label_options(args)}
+    options |= {'fg_threshold': args.fg_threshold}
+    options |= {'bg_threshold': args.bg_threshold if dataset.has_background else None}
+    return label_by_tiles(affinity_label, image, maps, args.tile, **options)
 
 
 def main(args):

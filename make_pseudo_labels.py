@@ -17,6 +17,7 @@ import numpy as np
 from core.crf import check_installed
 from core.data.dataset import open_dataset
 from core.labels import PSEUDO_THRESHOLD, pseudo_label
+from core.tiles import label_by_tiles
 from util import crf_flags, flags, script
 from util.store import PSEUDO_LABEL, RANDOM_WALK, create_folder, open_folder
 
@@ -36,9 +37,10 @@ def parse_args(argv=None):
 def make_label(image_id, args, dataset, random_walks):
     """Return the pseudo-label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
-    keys, maps = random_walks.read_scores(image_id, image.shape[:2])
-    threshold = args.threshold if dataset.has_background else None
-    return pseudo_label(image, keys, maps, threshold, args.crf_iteration, **crf_flags.label_options(args))
+    keys, maps = random_walks.read_scores(image_id, image.shape[:2], args.tile)
+    options = {'keys': keys, 'iterations': args.crf_iteration, **crf_flags.label_options(args)}
+    options |= {'threshold': args.threshold if dataset.has_background else None}
+    return label_by_tiles(pseudo_label, image, maps, args.tile, **options)
 
 
 def main(args):

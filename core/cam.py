@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import STRIDE
+from core.data.tiled import TiledImage
 from core.maps import EPSILON, strided_size
 from core.models.network import run_with_mirror_images
 
@@ -21,19 +22,23 @@ def make_cam(maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def multi_scale_maps(
-    classifier: nn.Module, images: list[Tensor], read_out: str = 'published'
+    classifier: nn.Module, images: list[Tensor | TiledImage], read_out: str = 'published'
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Run a classifier over N images at each scale, and over their mirror images.
 
-    images: the normalised images (N, 3, h_s, w_s) at each scale; read_out: one of READ_OUTS. Returns the class
-    probabilities (N, C), the mean of the sigmoids of all logits, and for each CAM that the read-out asks for the class
-    maps (N, C, h_s/16, w_s/16) at each scale: ReLU, summed over image and mirror image.
+    images: the normalised images (N, 3, h_s, w_s) at each scale, or in tiles; read_out: one of READ_OUTS. Returns the
+    class probabilities (N, C), the mean of the sigmoids of all logits, and for each CAM that the read-out asks for the
+    class maps (N, C, h_s/16, w_s/16) at each scale: ReLU, summed over image and mirror image.
     """
     wanted = {'published': slice(0, 1), 'positive': slice(1, 2), 'mean': slice(0, 2)}[read_out]
     options = {} if read_out == 'published' else {'positive': True}
     probability, summed = 0, []
     for batch in images:
-        logits, *maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True, **options), batch)
+        if isinstance(batch, TiledImage):  # the logits of tiles are not the logits of the image
+            maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True, **options)[1:], batch)
+            logits = maps[0].mean((2, 3))
+        else:
+            logits, *maps = run_with_mirror_images(lambda x: classifier(x, with_cam=True, **options), batch)
         probability = probability + torch.stack(torch.sigmoid(logits.float()).chunk(2)).mean(0)
         pairs = [F.relu(one.float()).chunk(2) for one in maps[wanted]]
         summed.append([direct + mirrored.flip(-1) for direct, mirrored in pairs])

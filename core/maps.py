@@ -61,6 +61,24 @@ def upsample_rw(rw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return maps
 
 
+class UpsampledRW:
+    """What `upsample_rw` returns, of which parts are computed on request: maps[:, rows, columns]."""
+
+    def __init__(self, rw: np.ndarray, size: tuple[int, int]):
+        self.rw, self.size, self.largest = rw.astype(np.float32), size, 0.0
+        self.largest = max((float(self[k : k + 1, :, :].max()) for k in range(len(rw))), default=0.0) or 1.0
+
+    def __getitem__(self, part: tuple[slice, slice, slice]) -> np.ndarray:
+        (top, bottom, _), (left, right, _) = (side.indices(n) for side, n in zip(part[1:], self.size, strict=True))
+        y, x = max(0, top // 4 - 1), max(0, left // 4 - 1)  # bilinear by 4 reads one cell to each side
+        source = self.rw[part[0], y : bottom // 4 + 2, x : right // 4 + 2]
+        maps = np.zeros((len(source), bottom - top, right - left), np.float32)
+        for target, cells in zip(maps, source, strict=True):
+            pixels = cv2.resize(np.ascontiguousarray(cells), None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR)
+            target[:] = pixels[top - 4 * y :, left - 4 * x :][: bottom - top, : right - left]
+        return maps / self.largest if self.largest else maps
+
+
 def threshold_cams(maps: np.ndarray, threshold: float | None) -> np.ndarray:
     """Return the index into `keys` per pixel, argmax over [threshold, maps...]: (K, h, w) -> (h, w) int64.
 

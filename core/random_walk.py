@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.affinity import PathIndex, search_paths
+from core.tiles import cut
 
 BETA, EXP_TIMES = 10, 8  # published: exponent of the affinities, and 2^8 steps
+SMALLEST_TILE = 512  # cells a side: a walk of 2^8 steps leaves a pixel by 40 cells (one standard deviation) at most
 KEPT_PIXELS = 2**15  # patterns of maps up to this size are kept: 14 MB for 160x160
 
 
@@ -139,3 +141,16 @@ def random_walk(cam: Tensor, edge: Tensor, radius: int = 5, beta: float = BETA, 
             result += c * current
         previous, current = current, (symmetric @ current).mul_(2).sub_(previous)
     return (result / root).t().reshape(k, h, w).to(cam.dtype)
+
+
+def walk_by_tiles(cam: Tensor, edge: Tensor, tile: int, **options) -> Tensor:
+    """Propagate CAMs (K, h, w) as `random_walk` does, tile by tile where a side is longer than a tile.
+
+    A tile is `tile` cells a side, but at least SMALLEST_TILE, so that few walks cross the quarter that two tiles share.
+    """
+    tile, walked = max(tile, SMALLEST_TILE), torch.zeros_like(cam)
+    for rows, columns in cut(edge.shape, tile, 1):
+        part = random_walk(cam[:, rows.whole, columns.whole], edge[rows.whole, columns.whole], **options)
+        weights = torch.from_numpy(np.outer(rows.weights, columns.weights)).to(cam.device)
+        walked[:, rows.whole, columns.whole] += weights * part
+    return walked

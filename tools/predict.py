@@ -44,7 +44,8 @@ from tools.predicting import masks
 from tools.predicting.folder import ROOT, MaskFolder, check_outputs, check_recorded
 from tools.predicting.photographs import find_images, make_dataset
 from tools.reporting import pictures, provenance
-from util import flags, script
+from util import flags, script, tile_flags
+from util.parallel.devices import return_large_blocks
 from util.parallel.workers import BackgroundWriter
 from util.store.create import fill_folder
 from util.store.hashes import label_hashes
@@ -90,7 +91,7 @@ def parse_args(argv=None):
     parser.add_table([flag._replace(help=workers) for flag in flags.WORKERS])
 
     inference = parser.groups['inference']
-    parser.add_table(options.SCALES, options.COMPUTING)
+    parser.add_table(options.SCALES, tile_flags.TILE, options.COMPUTING)
     quoted = 'with quotes around a name that contains one'
     classes = f'classes to find, separated by commas, {quoted} (default: those predicted, or the tags of --dataset)'
     inference.add_argument('--classes', affects='input', help=f'classifier: {classes}')
@@ -189,14 +190,14 @@ def record_of(args, used, reading):
 def load_networks(args, file, affinity):
     """Return the function that predicts an image, with its networks, and their device."""
     model, device = load_for_inference(file, file.meta, args.device, args.precision)
-    if file.meta['network'] != 'Classifier':
-        first_label = 0 if has_background(file) else 1
-        return partial(
-            masks.segment, segmenter=model, crf_iteration=args.crf_iteration, first_label=first_label
-        ), device
     affinity_net = affinity and load_for_inference(affinity, affinity.meta, args.device, args.precision)[0]
+    if args.tile:
+        return_large_blocks()
+    if file.meta['network'] != 'Classifier':
+        first_label, settings = 0 if has_background(file) else 1, args.pick(['crf_iteration', 'tile'])
+        return partial(masks.segment, segmenter=model, first_label=first_label, **settings), device
     networks = {'model': str(args.model), 'classifier': model, 'affinity_net': affinity_net}
-    settings = args.pick(['cam', 'class_threshold', 'threshold', 'crf_iteration', 'image_size'])
+    settings = args.pick(['cam', 'class_threshold', 'threshold', 'crf_iteration', 'image_size', 'tile'])
     walking = args.pick(options.WALKING)
     return partial(masks.look_for_classes, **networks, **settings, walking=walking), device
 
@@ -300,7 +301,7 @@ def main(args):
     outcomes = Outcomes(own, names)
 
     # Fork the processes of the CRF first: forking is not safe once torch has threads or a GPU.
-    workers = args.num_workers if len(share.ids) > 1 else 0
+    workers = args.num_workers if len(share.ids) > 1 and not args.tile else 0  # several large images might not fit
     writer = BackgroundWriter(workers, processes=True, receive=outcomes.receive)
     predict, device = load_networks(args, file, affinity)
 
@@ -316,7 +317,7 @@ def main(args):
     with fill_folder(folder, record, share, list(images), **inputs), writer:
         folder.record_photographs(images, args.overwrite)
         todo = [image_id for image_id in share.ids if image_id in folder.missing]
-        loaded = masks.Pictures(dataset, todo, [*scales, *([1.0] if affinity else [])], args.resize)
+        loaded = masks.Pictures(dataset, todo, [*scales, *([1.0] if affinity else [])], args.resize, args.tile)
         loaded = ordered_loader(loaded, None, workers if len(todo) > 1 else 0, device)
         for image_id, image, pixels in script.progress(loaded, 'images') if len(todo) > 1 else loaded:
             if isinstance(image, str):

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from util import flags
+from util import flags, tile_flags
 
 
 def kernel(widths: int) -> Callable[[str], str]:
@@ -39,6 +39,7 @@ LABELS = (  # stages 3 and 6
     flags.Flag('inference', '--crf_iteration --iteration', flags.integer(0), 10, ITERATIONS),
     flags.Flag('inference', '--gt_prob', flags.real(0.01, 0.99), 0.7, GT_PROB),
     *KERNELS,
+    *tile_flags.TILE,
 )
 PREDICTIONS = (  # stage 8
     flags.Flag('inference', '--iteration --crf_iteration', flags.integer(0), 10, ITERATIONS),

@@ -119,6 +119,8 @@ class Parser(_Declares, argparse.ArgumentParser):
             self.error('cannot share its work among processes: start it with python3 instead of torchrun')
         if 'shard' in args and args.overwrite and number_of(args.shard)[1] > 1:
             self.error('--overwrite: with --shard or torchrun it would remove files of other shares: remove the folder')
+        if 'tile' in args and args.tile and 'resize' in args and args.resize != 'pillow':
+            self.error(f'--resize {args.resize}: cannot resize a tile of an image: leave it out with --tile')
         return args
 
     def error(self, message: str):

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core import UserError
 
+ROWS = 256  # of a picture that are blended at once: in double precision a large one would take gigabytes
 NO_CHARACTER = '\U0010ffff'  # in no font: drawn as the sign for a missing character
 
 
@@ -47,7 +48,13 @@ def overlay_heatmap(image: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 def overlay_mask(image: np.ndarray, mask: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Blend a mask of class indices (h', w') in the palette's colours over the image, except the background."""
-    return blend(image, mask_layer(mask, palette), is_heatmap=False)
+    if mask.shape != image.shape[:2]:
+        return blend(image, mask_layer(mask, palette), is_heatmap=False)
+    overlay = np.empty_like(image)
+    for y in range(0, len(image), ROWS):
+        rows = slice(y, y + ROWS)
+        overlay[rows] = blend(image[rows], mask_layer(mask[rows], palette), is_heatmap=False)
+    return overlay
 
 
 def open_font(path: Path | None = None) -> ImageFont.FreeTypeFont:

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from core import UserError
 from core.data.dataset import Dataset
+from core.data.tiled import TiledImage, at_scales
 from core.data.transforms import Pipeline, ResizeMask, TopLeftCrop, rescale, training_pipeline, whole_image_pipeline
 
 
@@ -116,6 +117,8 @@ def ground_truth(samples: ImageDataset, count: int) -> list[np.ndarray | None]:
 class MultiScaleDataset:
     """Batches for inference: (ids, [image (h, w, 3) uint8, ...], [images (N, h_s, w_s, 3) uint8 per scale]).
 
+    With a `tile`, each batch is one image, and at scales at which it is larger than the tile it comes in tiles.
+
     The batches are the same as for the whole list (Dataset.batches), so results do not depend on earlier runs. Batches
     without any id of `wanted` are left out.
     """
@@ -128,15 +131,20 @@ class MultiScaleDataset:
         scales: list[float],
         batch_size: int,
         backend: str = 'pillow',
+        tile: int | None = None,
     ):
-        self.dataset, self.scales, self.backend = dataset, scales, backend
+        self.dataset, self.scales, self.backend, self.tile = dataset, scales, backend, tile
+        batch_size = 1 if tile else batch_size
         self.batches = [batch for batch in dataset.batches(ids, batch_size) if not wanted.isdisjoint(batch)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, position: int) -> tuple[list[str], list[np.ndarray], list[Tensor]]:
+    def __getitem__(self, position: int) -> tuple[list[str], list[np.ndarray], list[Tensor | TiledImage]]:
         ids = self.batches[position]
+        if self.tile:
+            pixels, scaled = at_scales(self.dataset.read_image(ids[0]), self.scales, self.tile, self.backend)
+            return ids, [pixels], scaled
         images = [self.dataset.read_image(image_id) for image_id in ids]
         scaled = [torch.stack([rescale(image, scale, self.backend) for image in images]) for scale in self.scales]
         return ids, [np.array(image) for image in images], scaled

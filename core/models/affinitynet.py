@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.data.tiled import TiledImage
 from core.maps import strided_size
 from core.models.network import Network, run_with_mirror_images
 
@@ -49,14 +50,18 @@ class AffinityNet(Network):
 
 
 @torch.no_grad()
-def predict_edges(model: nn.Module, images: Tensor, min_size: int) -> Tensor:
+def predict_edges(model: nn.Module, images: Tensor | TiledImage, min_size: int) -> Tensor:
     """Return edges in [0, 1] at stride 4: normalised images (N, 3, h, w) -> (N, (h-1)//4+1, (w-1)//4+1).
 
-    Images smaller than min_size are padded with zeros to it. The logits of image and mirror image are averaged.
+    Images smaller than min_size are padded with zeros to it; tiles are not. The logits of image and mirror image are
+    averaged.
     """
-    h, w = images.shape[2:]
-    images = F.pad(images, (0, max(0, min_size - w), 0, max(0, min_size - h)))
-    (logits,) = run_with_mirror_images(lambda x: (model(x),), images)
+    if isinstance(images, TiledImage):
+        h, w = images.size
+    else:
+        h, w = images.shape[2:]
+        images = F.pad(images, (0, max(0, min_size - w), 0, max(0, min_size - h)))
+    (logits,) = run_with_mirror_images(lambda x: (model(x),), images, AffinityNet.stride)
     logits, mirrored = logits[:, 0].float().chunk(2)
     rows, columns = strided_size((h, w))
     return torch.sigmoid((logits + mirrored.flip(-1)) / 2)[:, :rows, :columns]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core import STRIDE
+from core.data.tiled import TiledImage
 from core.maps import strided_size
 from core.models.backbones import build_backbone
 from core.models.batchnorm import fold_batchnorm
@@ -60,11 +61,17 @@ class Network(nn.Module):
         return fold_batchnorm(self)
 
 
-def run_with_mirror_images(function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+def run_with_mirror_images(
+    function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor | TiledImage, stride: int = STRIDE
+) -> tuple[Tensor, ...]:
     """Return function(images and then their mirror images), computed in passes of at most PASS_PIXELS.
 
-    A single image is not divided.
+    A single image is not divided, unless it comes in tiles: then the maps that the function returns for tiles, at a
+    stride, are blended.
     """
+    if isinstance(images, TiledImage):
+        both = images.blend(function, stride), images.mirror().blend(function, stride)
+        return tuple(torch.cat(pair) for pair in zip(*both, strict=True))
     count = max(1, PASS_PIXELS // (images.shape[2] * images.shape[3]))
     if 2 * len(images) <= count:
         return function(torch.cat([images, images.flip(-1)]))

@@ -48,6 +48,12 @@ def test_colours_of_a_mask_that_covers_the_image_are_not_mixed():
     assert found == {tuple(colour) for colour in (PALETTE[1:4] // 2).tolist()}
 
 
+def test_a_tall_picture_is_blended_in_parts(rng):
+    image = rng.integers(0, 256, (600, 20, 3), dtype=np.uint8)
+    mask = rng.integers(0, 3, (600, 20), dtype=np.uint8)
+    assert np.array_equal(overlay_mask(image, mask, PALETTE), blend(image, mask_layer(mask, PALETTE), is_heatmap=False))
+
+
 def test_heat_maps_go_from_blue_to_red():
     layer = heatmap_layer(np.array([[0, 0.5, 1, 2, -1]]))
     assert (layer[..., 3] == 255).all()

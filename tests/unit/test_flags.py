@@ -6,7 +6,7 @@ import pytest
 
 from core import UserError
 from support.chain import as_process, commands
-from util import crf_flags, flags
+from util import crf_flags, flags, tile_flags
 from util.store.formats import FORMATS
 
 
@@ -18,6 +18,7 @@ from util.store.formats import FORMATS
         (flags.integer(0, 16), {'0': 0, '16': 16}, ['17', '-1']),
         (flags.real(0), {'0': 0, '1e-4': 1e-4, '5': 5}, ['-0.1', 'nan', 'inf', 'x', '']),
         (flags.real(0, 1), {'0.40': 0.4, '1': 1}, ['1.01', '-1', 'nan']),
+        (tile_flags.tile, {'64': 64, '1024': 1024}, ['0', '48', '100', '64.0', 'x', '', '16400']),
         (flags.square, {'1': 1, '4': 4, '144': 144}, ['0', '-4', '2', '3', '8', '4.0', 'x', '']),
         (flags.scales, {'0.5,1.0': '0.5,1.0', '1': '1'}, ['', '0', '-1', '0.5,', 'a', 'nan', 'inf', '0.5;1', '1e9']),
         (crf_flags.kernel(1), {'3,3': '3,3', '3.0,0': '3,0'}, ['', '3', '0,3', '3,-1', '3,3,3', '3;3', 'nan,3']),

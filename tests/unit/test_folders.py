@@ -112,6 +112,9 @@ def test_cams_round_trip(tmp_path):
             assert np.array_equal(keys, KEYS)
             np.testing.assert_allclose(found, maps, atol=3e-4)  # kept as float16
             assert found.dtype == np.float32
+    assert folder.read_scores('a', HR_CAMS.shape[1:], tile=64)[1].dtype == np.float32  # not larger than a tile
+    keys, scores = folder.read_scores('a', HR_CAMS.shape[1:], tile=4)
+    assert np.array_equal(keys, KEYS) and scores.dtype == np.float16
     assert os.listdir(path.parent) == ['a.npz']
     with np.load(path) as file:
         assert file['cam'].dtype == file['hr_cam'].dtype == np.float16

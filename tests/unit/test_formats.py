@@ -20,12 +20,14 @@ from util.store.formats import (
 CRF = dict(crf_gaussian='3,3', crf_bilateral='50,5,10')
 SCALES = '0.5,1.0,1.5,2.0'
 DEFAULTS = {
-    CAM: dict(tag='T@x', scales=SCALES, cam='published'),
-    AFFINITY_LABEL: dict(experiment_name='C', fg_threshold=0.4, bg_threshold=0.1, crf_iteration=10, gt_prob=0.7, **CRF),
-    RANDOM_WALK: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint'),
-    EDGE: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint'),
-    PSEUDO_LABEL: dict(experiment_name='R', crf_iteration=1, gt_prob=0.7, **CRF),
-    PREDICTION: dict(tag='D', scales=SCALES, iteration=10, crf_gaussian='3,3', crf_bilateral='80,13,10'),
+    CAM: dict(tag='T@x', scales=SCALES, cam='published', tile=None),
+    AFFINITY_LABEL: dict(
+        experiment_name='C', fg_threshold=0.4, bg_threshold=0.1, crf_iteration=10, gt_prob=0.7, tile=None, **CRF
+    ),
+    RANDOM_WALK: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint', tile=None),
+    EDGE: dict(model_name='M', beta=10, exp_times=8, rw_normalization='joint', tile=None),
+    PSEUDO_LABEL: dict(experiment_name='R', crf_iteration=1, gt_prob=0.7, tile=None, **CRF),
+    PREDICTION: dict(tag='D', scales=SCALES, iteration=10, crf_gaussian='3,3', crf_bilateral='80,13,10', tile=None),
 }
 
 
@@ -58,6 +60,7 @@ def test_numbers_are_written_in_one_way():
         (CAM, {'cam': 'positive'}, f'T@x@train@cam=positive@scale={SCALES}'),
         (AFFINITY_LABEL, {'crf_iteration': 0}, 'C@crf_iteration=0@aff_fg=0.40_bg=0.10'),
         (AFFINITY_LABEL, {'bg_threshold': None}, 'C@aff_fg=0.40'),
+        (CAM, {'cam': 'mean', 'tile': 512}, f'T@x@train@cam=mean@tile=512@scale={SCALES}'),
         (PSEUDO_LABEL, {'crf_iteration': 10}, 'R@crf=10'),
         (PSEUDO_LABEL, {'gt_prob': 0.9, 'crf_gaussian': '1,3'}, 'R@gt_prob=0.9@crf_gaussian=1,3@crf=1'),
         (RANDOM_WALK, {'rw_normalization': 'class'}, 'M@train@beta=10@exp_times=8@rw_normalization=class@rw'),

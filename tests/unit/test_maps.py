@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from core.maps import normalize_rw, present_keys, strided_size, threshold_cams, upsample_rw
+from core.maps import UpsampledRW, normalize_rw, present_keys, strided_size, threshold_cams, upsample_rw
 from support import bilinear
 
 
@@ -50,6 +50,18 @@ def test_normalize_rw(rng):
 def test_upsample_rw_of_zeros_or_of_no_class():
     assert not upsample_rw(np.zeros((2, 3, 4), np.float32), (12, 16)).any()
     assert upsample_rw(np.zeros((0, 3, 4), np.float32), (11, 15)).shape == (0, 11, 15)
+
+
+@pytest.mark.parametrize('size', [(37, 50), (36, 52), (1, 3)])
+def test_parts_of_upsampled_walks_are_those_of_the_whole(rng, size):
+    rw = rng.random((2, *strided_size(size))).astype(np.float16)
+    whole, parts = upsample_rw(rw, size), UpsampledRW(rw, size)
+    assert np.array_equal(parts[:, :, :], whole)
+    for top, bottom, left, right in ((0, 5, 0, 9), (3, 30, 7, 50), (13, 14, 2, 33), (36, 37, 49, 50)):
+        part = parts[:, top : min(bottom, size[0]), left : min(right, size[1])]
+        assert np.array_equal(part, whole[:, top:bottom, left:right])
+    assert not UpsampledRW(np.zeros((1, 9, 9)), (36, 36))[:, :9, :9].any()
+    assert UpsampledRW(np.zeros((0, 9, 9)), (36, 36))[:, :9, :5].shape == (0, 9, 5)
 
 
 def test_threshold_cams_against_a_loop(rng):

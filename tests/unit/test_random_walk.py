@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core import random_walk as walk
-from core.random_walk import affinity_matrix, power_coefficients, random_walk
+from core.random_walk import affinity_matrix, power_coefficients, random_walk, walk_by_tiles
 from support import REPOSITORY, directions_of, subprocess_environment
 
 SIZES = [(7, 9), (12, 5), (1, 1), (3, 17), (1, 8)]
@@ -131,6 +131,18 @@ def test_scores_do_not_cross_full_edges():
     result = random_walk(cam, edge)
     assert result[0, :, 5:].abs().max() < 1e-8
     assert result[0, :, :4].min() > 0.1
+
+
+def test_walks_by_tiles(monkeypatch):
+    """As a whole where a tile is large enough; otherwise near it, because few walks leave a tile."""
+    cam, edge = inputs((40, 70))
+    whole = random_walk(cam, edge, exp_times=2)
+    assert torch.equal(walk_by_tiles(cam, edge, 16, exp_times=2), whole)  # SMALLEST_TILE is larger
+    monkeypatch.setattr(walk, 'SMALLEST_TILE', 32)
+    tiled = walk_by_tiles(cam, edge, 16, exp_times=2)
+    assert not torch.equal(tiled, whole)
+    difference = (tiled - whole).abs() / whole.amax((1, 2), keepdim=True)
+    assert difference.mean() < 0.002 and difference.max() < 0.1
 
 
 def test_image_without_classes():

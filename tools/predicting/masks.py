@@ -3,6 +3,7 @@
 The same functions as in stages 2, 5, 6 and 8, with one image per batch (docs/method.md, "Single photographs").
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from core import UserError, chain
 from core.crf import crf_from_probability
 from core.data.dataset import Dataset
-from core.data.transforms import rescale
+from core.data.tiled import TiledImage, at_scales
 from core.labels import pseudo_label
-from core.maps import present_keys, upsample_rw
+from core.maps import UpsampledRW, present_keys, upsample_rw
+from core.models.tiled_logits import TiledProbabilities
+from core.tiles import cut, is_cut, label_by_tiles
 from tools.predicting.folder import MaskFolder, Prediction
 
-TOO_LARGE = 'does not fit in memory: use a smaller image or smaller --scales'
+TOO_LARGE = 'does not fit in memory: pass --tile 1024, or use a smaller image or smaller --scales'
 
 
 class Job(NamedTuple):
@@ -39,23 +42,23 @@ class Outcome(NamedTuple):
 
 
 class Pictures:
-    """Photographs for a loader: (id, image (h, w, 3) uint8, [image (1, h_s, w_s, 3) uint8 per scale]).
+    """Photographs for a loader: (id, image (h, w, 3) uint8, [image (1, h_s, w_s, 3) uint8 per scale, or tiles]).
 
     For a photograph that cannot be read, the second is the text of the error.
     """
 
-    def __init__(self, dataset: Dataset, ids: Sequence[str], scales: Sequence[float], backend: str):
-        self.dataset, self.ids, self.scales, self.backend = dataset, ids, scales, backend
+    def __init__(
+        self, dataset: Dataset, ids: Sequence[str], scales: Sequence[float], backend: str, tile: int | None = None
+    ):
+        self.dataset, self.ids, self.scales, self.backend, self.tile = dataset, ids, scales, backend, tile
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, position: int) -> tuple[str, np.ndarray | str, list[Tensor]]:
+    def __getitem__(self, position: int) -> tuple[str, np.ndarray | str, list[Tensor | TiledImage]]:
         image_id = self.ids[position]
         try:
-            picture = self.dataset.read_image(image_id)
-            scaled = [rescale(picture, scale, self.backend)[None] for scale in self.scales]
-            return image_id, np.array(picture), scaled
+            return image_id, *at_scales(self.dataset.read_image(image_id), self.scales, self.tile, self.backend)
         except (UserError, MemoryError, RuntimeError) as error:
             return image_id, explain(error, self.dataset.image_path(image_id)), []
 
@@ -71,7 +74,7 @@ def explain(error: Exception, path) -> str:
 
 def look_for_classes(
     image: np.ndarray,
-    pixels: list[Tensor],
+    pixels: list[Tensor | TiledImage],
     labels: np.ndarray | None,
     *,
     model: str,
@@ -83,6 +86,7 @@ def look_for_classes(
     crf_iteration: int,
     image_size: int | None,
     walking: dict[str, object],
+    tile: int | None,
 ) -> Job:
     """Return the job of a classifier for an image (h, w, 3); labels (C,) multi-hot, None for the predicted classes.
 
@@ -103,20 +107,21 @@ def look_for_classes(
     scores = {int(key): float(probability[key - 1]) for key in shown}
 
     # The CAMs, rounded as in the files of stage 2.
-    (cams,) = chain.cams_of(maps, present[None], size)
-    found = [keys, *(array.astype(np.float16) for array in cams)]
+    (cams,) = chain.cams_of(maps, present[None], size, chain.is_tiled(scales))
+    found = [keys, *(array.astype(np.float16, copy=False) for array in cams)]
 
     # Their random walk, rounded as in the files of stage 5.
     if affinity_net is not None:
         (edge,) = chain.image_edges(affinity_net, whole, image_size)
         found.append(chain.walk_cams(found[1].astype(np.float32), edge, **walking).astype(np.float16))
-    return Job(partial(threshold_scores, scores, threshold, crf_iteration), found)
+    return Job(partial(threshold_scores, scores, threshold, crf_iteration, tile), found)
 
 
 def threshold_scores(
     scores: dict[int, float],
     threshold: float | None,
     iterations: int,
+    tile: int | None,
     image: np.ndarray,
     keys: np.ndarray,
     cam: np.ndarray,
@@ -125,19 +130,29 @@ def threshold_scores(
 ) -> Prediction:
     """Return the prediction from the CAMs of an image, or from their random walk: the pseudo-label of stage 6."""
     found = {'keys': keys, 'cam': cam, 'hr_cam': hr_cam, **({} if rw is None else {'rw': rw})}
-    maps = hr_cam if rw is None else upsample_rw(rw, image.shape[:2])
-    return Prediction(pseudo_label(image, keys, maps, threshold, iterations), found, scores)
+    upsample = UpsampledRW if is_cut(image.shape[:2], tile) else upsample_rw
+    maps = hr_cam if rw is None else upsample(rw, image.shape[:2])
+    options = {'keys': keys, 'threshold': threshold, 'iterations': iterations}
+    return Prediction(label_by_tiles(pseudo_label, image, maps, tile, **options), found, scores)
 
 
 def segment(
-    image: np.ndarray, pixels: list[Tensor], labels: None, *, segmenter: nn.Module, crf_iteration: int, first_label: int
+    image: np.ndarray,
+    pixels: list[Tensor | TiledImage],
+    labels: None,
+    *,
+    segmenter: nn.Module,
+    crf_iteration: int,
+    first_label: int,
+    tile: int | None,
 ) -> Job:
     """Return the job of a segmentation network for an image (h, w, 3), as in stage 8.
 
     first_label: the label of its first output.
     """
     (probability,) = chain.image_probabilities(segmenter, pixels, image.shape[:2])
-    return Job(partial(refine, crf_iteration, first_label), [probability])
+    make = partial(refine_by_tiles, tile) if chain.is_tiled(pixels) else refine
+    return Job(partial(make, crf_iteration, first_label), [probability])
 
 
 def refine(iterations: int, first_label: int, image: np.ndarray, probability: np.ndarray) -> Prediction:
@@ -148,6 +163,32 @@ def refine(iterations: int, first_label: int, image: np.ndarray, probability: np
     kept = probability[keys - first_label]
     scores = {int(key): float(scores[mask == key].mean()) for key, scores in zip(keys, kept, strict=True) if key}
     return Prediction(mask, {'keys': keys, 'probability': kept.astype(np.float16)}, scores)
+
+
+def refine_by_tiles(
+    tile: int, iterations: int, first_label: int, image: np.ndarray, probability: TiledProbabilities
+) -> Prediction:
+    """Return what `refine` does, tile by tile: each pixel is from the tile that it is farthest inside of."""
+    size = image.shape[:2]
+    mask, sums, packed = np.zeros(size, np.uint8), {}, []
+    for rows, columns in cut(size, tile):
+        part = image[rows.whole, columns.whole], probability[:, rows.whole, columns.whole]
+        own = crf_from_probability(*part, iterations)[:, rows.inner, columns.inner]
+        found = mask[rows.own, columns.own] = own.argmax(0) + first_label
+        for key in np.unique(found):
+            here = own[key - first_label][found == key]
+            sums[int(key)] = sums.get(int(key), 0) + np.array([here.sum(dtype=np.float64), here.size])
+
+        # Which classes the mask contains is known at the end: until then, keep the probabilities of all, compressed.
+        packed.append([zlib.compress(one.astype(np.float16).tobytes(), 1) for one in own])
+    keys = np.array(sorted(sums)) if first_label else np.union1d([0], sorted(sums))
+    kept = np.zeros((len(keys), *size), np.float16)
+    for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
+        for target, key in zip(kept, keys, strict=True):
+            target = target[rows.own, columns.own]
+            target[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(target.shape)
+    scores = {int(key): float(sums[key][0] / sums[key][1]) for key in keys if key}
+    return Prediction(mask, {'keys': keys, 'probability': kept}, scores)
 
 
 def finish(

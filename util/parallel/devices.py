@@ -114,6 +114,17 @@ def keep_freed_memory() -> None:
         library.mallopt(m_trim_threshold, -1)
 
 
+def return_large_blocks() -> None:
+    """Return freed blocks of 32 MB or more to the system at once: the maps of a large image take hundreds of MB each.
+
+    32 MB is the largest limit that glibc takes.
+    """
+    if library := glibc():
+        m_mmap_threshold, m_mmap_max = -3, -4  # malloc.h
+        library.mallopt(m_mmap_threshold, 2**25)
+        library.mallopt(m_mmap_max, 2**16)
+
+
 def release_freed_memory() -> None:
     """Return freed memory to the system. Forked children would share its pages, and each write would copy one."""
     if library := glibc():

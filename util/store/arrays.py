@@ -56,9 +56,9 @@ def read_edge(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def read_maps(
-    path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None
+    path: Path, name: str, num_classes: int, size: tuple[int, int] | None = None, kept: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return keys (K+1,) and the maps `name` (K, h, w) float32 of a file of CAMs or random-walk CAMs.
+    """Return keys (K+1,) and the maps `name` (K, h, w) of a file of CAMs or random-walk CAMs: float32, or as `kept`.
 
     Raises UserError naming the file if it is missing or damaged, its maps and keys disagree, a class is above
     num_classes, a value is outside [0, 1], or the maps are not of the size (h, w).
@@ -79,7 +79,7 @@ def read_maps(
             f'{path}: keys {str(keys.tolist())[:80]} are not 0 followed by increasing classes up to {num_classes}: '
             f'{other}'
         )
-    return keys, _checked(path, name, maps)
+    return keys, _checked(path, name, maps, kept)
 
 
 def read_arrays(path: Path, *names: str, check: Callable[..., None] | None = None) -> list[np.ndarray]:
@@ -127,10 +127,10 @@ def _check_size(path: Path, name: str, shape: tuple[int, ...], size: tuple[int, 
         raise UserError(f'{path}: "{name}" is {w}x{h}, the image is {size[1]}x{size[0]}')
 
 
-def _checked(path: Path, name: str, maps: np.ndarray) -> np.ndarray:
-    """Return maps (..., h, w) as float32. Raises UserError if they are not in [0, 1]."""
+def _checked(path: Path, name: str, maps: np.ndarray, kept: bool = False) -> np.ndarray:
+    """Return maps (..., h, w) as float32, or as they are `kept`. Raises UserError if they are not in [0, 1]."""
     with np.errstate(over='ignore', invalid='ignore'):  # such values are errors below
-        maps = maps.astype(np.float32)
+        maps = maps if kept else maps.astype(np.float32)
     lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN
     if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise UserError(f'{path}: "{name}" contains non-finite values{REPAIR}')
@@ -147,7 +147,7 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 def encode_npz(path: Path, **arrays: np.ndarray) -> bytes:
     """Return the bytes of a compressed npz file. Raises UserError naming the file if a number is not finite."""
     for name, array in arrays.items():
-        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+        if array.dtype.kind == 'f' and not all(np.isfinite(part).all() for part in array):
             raise UserError(f'{path}: "{name}" would not be finite: the model has diverged, train it again')
     # Like np.savez_compressed, but at zlib level 1 (a quarter of the time for a tenth more bytes) and without dates:
     # equal arrays give equal bytes.

@@ -7,7 +7,8 @@ import numpy as np
 
 from core import UserError
 from core.data.dataset import Dataset
-from core.maps import strided_size, upsample_rw
+from core.maps import UpsampledRW, strided_size, upsample_rw
+from core.tiles import is_cut
 from util.parallel.workers import parallel_map
 from util.store import arrays
 from util.store.current import digests, find_outdated, identity
@@ -72,16 +73,24 @@ class Folder:
         """Return a label map (h, w) uint8 of the size (h, w). Raises UserError naming the file."""
         return self.dataset.read_label_map(self.file(image_id), size)
 
-    def read_maps(self, image_id: str, name: str, size: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys (K+1,) and the maps (K, h, w) float32 of a name of the size (h, w); see `arrays.read_maps`."""
-        return arrays.read_maps(self.file(image_id), name, self.dataset.num_classes, size)
+    def read_maps(
+        self, image_id: str, name: str, size: tuple[int, int] | None = None, kept: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return keys (K+1,) and the maps (K, h, w) of a name of the size (h, w); see `arrays.read_maps`."""
+        return arrays.read_maps(self.file(image_id), name, self.dataset.num_classes, size, kept)
 
-    def read_scores(self, image_id: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return keys (K+1,) and the scores (K, h, w) that the label of an image of the size (h, w) is made from."""
+    def read_scores(
+        self, image_id: str, size: tuple[int, int], tile: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | UpsampledRW]:
+        """Return keys (K+1,) and the scores (K, h, w) that the label of an image of the size (h, w) is made from.
+
+        With a `tile`, larger scores stay as small as they are stored: float16, or enlarged part by part.
+        """
+        kept = is_cut(size, tile)
         if self.kind == RANDOM_WALK:
             keys, rw = self.read_maps(image_id, 'rw', strided_size(size))
-            return keys, upsample_rw(rw, size)
-        return self.read_maps(image_id, 'hr_cam', size)
+            return keys, (UpsampledRW if kept else upsample_rw)(rw, size)
+        return self.read_maps(image_id, 'hr_cam', size, kept)
 
     def write_edge(self, image_id: str, edge: np.ndarray) -> None:
         """Write an edge map (h, w) as float16."""
@@ -93,7 +102,7 @@ class Folder:
 
     def write_maps(self, image_id: str, keys: np.ndarray, *maps: np.ndarray) -> None:
         """Write keys (K+1,) and the maps of this format, each (K, h, w), as float16."""
-        named = {name: array.astype(np.float16) for name, array in zip(self.kind.maps, maps, strict=True)}
+        named = {name: array.astype(np.float16, copy=False) for name, array in zip(self.kind.maps, maps, strict=True)}
         self._write(image_id, arrays.encode_npz(self.file(image_id), keys=keys, **named))
 
     def _write(self, image_id: str, content: bytes) -> None:
@@ -117,7 +126,7 @@ class Folder:
             self.read_label(image_id)
         for name in self.kind.maps:
             if self.kind.by_class:
-                self.read_maps(image_id, name, self._size(image_id, name))
+                self.read_maps(image_id, name, self._size(image_id, name), kept=True)
             else:
                 arrays.read_edge(self.file(image_id))
 

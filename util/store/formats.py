@@ -26,32 +26,41 @@ class Format(NamedTuple):
         return '.npz' if self.maps else '.png'
 
 
-CAM = Format('CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', ('cam', 'hr_cam'), optional=('cam',))
+CAM = Format(
+    'CAM', 'inference_classification.py', '{tag}@{split}@scale={scales}', ('cam', 'hr_cam'), optional=('cam', 'tile')
+)
 AFFINITY_LABEL = Format(
     'affinity label',
     'make_affinity_labels.py',
     '{experiment_name}@aff_fg={fg_threshold:.2f}{_bg}',
-    optional=('crf_iteration', 'gt_prob', 'crf_gaussian', 'crf_bilateral'),
+    optional=('crf_iteration', 'gt_prob', 'crf_gaussian', 'crf_bilateral', 'tile'),
 )
 RANDOM_WALK = Format(
     'random-walk CAM',
     'inference_rw.py',
     '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw',
     maps=('rw',),
-    optional=('rw_normalization',),
+    optional=('rw_normalization', 'tile'),
 )
-EDGE = Format('edge map', 'inference_rw.py', '{model_name}@{split}@edge', maps=('edge',), by_class=False)
+EDGE = Format(
+    'edge map',
+    'inference_rw.py',
+    '{model_name}@{split}@edge',
+    maps=('edge',),
+    by_class=False,
+    optional=('tile',),
+)
 PSEUDO_LABEL = Format(
     'pseudo-label',
     'make_pseudo_labels.py',
     '{experiment_name}@crf={crf_iteration}',
-    optional=('gt_prob', 'crf_gaussian', 'crf_bilateral'),
+    optional=('gt_prob', 'crf_gaussian', 'crf_bilateral', 'tile'),
 )
 PREDICTION = Format(
     'prediction',
     'inference_segmentation.py',
     '{tag}@{split}@scale={scales}@iteration={iteration}',
-    optional=('crf_gaussian', 'crf_bilateral'),
+    optional=('crf_gaussian', 'crf_bilateral', 'tile'),
 )
 FORMATS = {kind.title: kind for kind in (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)}
 

@@ -17,7 +17,7 @@ from core import UserError
 from core.data.torch_datasets import EpochSampler
 from util import launcher, signals
 from util.parallel import processes
-from util.parallel.devices import keep_freed_memory, release_freed_memory
+from util.parallel.devices import keep_freed_memory, release_freed_memory, return_large_blocks
 from util.parallel.workers import exit_with_parent
 from util.script import SHARED_MEMORY_FULL, WORKER_KILLED, progress
 
@@ -131,7 +131,13 @@ def gather_rows(loader: DataLoader, batches: list[np.ndarray]) -> np.ndarray:
 
 
 def batches_on_device(dataset, num_workers: int, device: torch.device, description: str) -> Iterator:
-    """Yield (ids, images, pixels) of a MultiScaleDataset with a progress bar, the pixels moved to the device."""
+    """Yield (ids, images, pixels) of a MultiScaleDataset with a progress bar, the pixels moved to the device.
+
+    Images in tiles are loaded one at a time, in this process: the next ones might not fit in memory.
+    """
+    if dataset.tile:
+        return_large_blocks()
+        num_workers = 0
     loader = ordered_loader(dataset, None, num_workers, device)
     for ids, images, pixels in progress(loader, description):
         yield ids, images, [scaled.to(device, non_blocking=True) for scaled in pixels]

@@ -9,7 +9,7 @@ from core.cam import READ_OUTS
 from core.models import BACKBONES, SEGMENTERS, find_backbone
 from core.puzzle import check_puzzle
 from core.random_walk import BETA, EXP_TIMES
-from util import flags, launcher
+from util import flags, launcher, tile_flags
 from util.flags import REQUIRED, Flag, Parser, boolean, integer, real
 from util.parallel import processes
 from util.store.formats import RANDOM_WALK
@@ -48,6 +48,7 @@ INFERENCE = (  # stages that run a network over a list
     *COMPUTING,
     *COMPILE,
     Flag('inference', '--batch_size', integer(1), 4, PER_BATCH, 'speed'),
+    *tile_flags.TILE,
 )
 
 NAMES = f'{", ".join(BACKBONES)} or timm/NAME'
@@ -126,7 +127,7 @@ RUNNING = ('tag', 'max_epoch', 'image_size', 'print_ratio', 'save_interval', 'ov
 SHARING = ('batch_size', 'micro_batches', 'bn_replicas', 'sync_bn', 'precision', 'compile')  # SharedModel
 SGD = ('lr', 'wd', 'momentum', 'nesterov')  # core.models.build_sgd
 NETWORK = ('device', 'precision', 'compile', 'architecture', 'backbone', 'mode', 'use_gn')  # load_network
-WALKING = ('beta', 'exp_times', 'rw_normalization')  # core.chain.walk_cams
+WALKING = ('beta', 'exp_times', 'rw_normalization', 'tile')  # core.chain.walk_cams
 
 
 def parse_training(parser: Parser, argv: list[str] | None) -> argparse.Namespace:

@@ -1,0 +1,124 @@
+"""--tile: images of one tile give the same bytes, larger ones nearly the same maps; names, records, resumption."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import inference_classification
+import inference_rw
+import inference_segmentation
+import make_affinity_labels
+import make_pseudo_labels
+from support import fault_of, run_stage, working_in
+from support.chain import SCALES, dataset_of, pixels
+from tools import predict
+from util.store.arrays import names_inside, read_arrays
+from util.store.fingerprints import read_args
+
+CAMS, WALKS = 'cls@train{}@scale=0.5,1.0', 'aff@train@beta=10@exp_times=8{}@rw'
+PREDICTIONS = 'seg@train@scale=0.5,1.0{}@iteration=10'
+FOLDERS = (CAMS, f'{CAMS}{{0}}@aff_fg=0.40_bg=0.10', WALKS, 'aff@train{}@edge', f'{WALKS}{{0}}@crf=1', PREDICTIONS)
+FOLDERS = tuple(name.replace('{}', '{0}') for name in FOLDERS)
+LARGE = '--dataset large.csv --data_dir large --num_workers 0 --domain train'
+
+
+@pytest.fixture(scope='module')
+def large(demo, finished, tmp_path_factory) -> Iterator[Path]:
+    """A working directory with models of all stages, and outputs of two images as a whole, in one tile and in many.
+
+    The images a and b have 160x112 and 200x40 pixels.
+    """
+    folder = tmp_path_factory.mktemp('tiles')
+    shutil.copytree(finished / 'experiments/models', folder / 'experiments/models')
+    dataset = dataset_of(demo)
+    rows = [f'# classes: {";".join(dataset.class_names)}', 'image,classes']
+    (folder / 'large').mkdir()
+    for name, size, image_id in zip('ab', [(160, 112), (200, 40)], dataset.ids('train'), strict=False):
+        dataset.read_image(image_id).resize(size).save(folder / f'large/{name}.png')
+        tags = zip(dataset.class_names, dataset.read_labels(image_id), strict=True)
+        rows.append(f'{name}.png,{";".join(name for name, tag in tags if tag)}')
+    (folder / 'large.csv').write_text('\n'.join(rows))
+    with working_in(folder):
+        for tile in (None, 208, 64):
+            run_chain(tile)
+        yield folder
+
+
+def run_chain(tile: int | None) -> None:
+    """Run stages 2, 3, 5, 6 and 8 with tiles of a size; None: without."""
+    cut, named = (f'--tile {tile}', f'@tile={tile}') if tile else ('', '')
+    network = f'{LARGE} {cut} --device cpu --batch_size 1'
+    cams, walks = CAMS.format(named), WALKS.format(named)
+    run_stage(inference_classification, f'{network} --tag cls --scales {SCALES}'.split())
+    run_stage(make_affinity_labels, f'{LARGE} {cut} --experiment_name {cams}'.split())
+    run_stage(inference_rw, f'{network} --model_name aff --cam_dir {cams} --image_size 64 --save_edges'.split())
+    run_stage(make_pseudo_labels, f'{LARGE} {cut} --experiment_name {walks}'.split())
+    run_stage(inference_segmentation, f'{network} --tag seg --scales {SCALES}'.split())
+
+
+def files_of(name: str, tile: int | None = None) -> list[Path]:
+    folder = Path('experiments/predictions', name.format(f'@tile={tile}' if tile else ''))
+    return [path for path in sorted(folder.iterdir()) if path.suffix in ('.npz', '.png')]
+
+
+def test_images_of_one_tile_give_the_bytes_of_whole_images(large):
+    for name in FOLDERS:
+        whole, tiled = files_of(name), files_of(name, 208)
+        assert [path.name for path in whole] == [path.name for path in tiled]
+        assert len(whole) == 2
+        for one, other in zip(whole, tiled, strict=True):
+            assert one.read_bytes() == other.read_bytes(), other
+
+
+def test_tiles_give_nearly_the_maps_of_whole_images(large):
+    """And each folder records its tiles."""
+    for name in FOLDERS:
+        for whole, tiled in zip(files_of(name), files_of(name, 64), strict=True):
+            assert read_args(tiled.parent)['fingerprint']['tile'] == 64
+            if tiled.suffix == '.png':
+                assert np.mean(pixels(tiled) != pixels(whole)) < 0.3
+                continue
+            arrays = [array for array in names_inside(whole) if array != 'keys']
+            for one, two in zip(read_arrays(tiled, *arrays), read_arrays(whole, *arrays), strict=True):
+                assert (one.shape, one.dtype) == (two.shape, two.dtype)
+                assert 0 < np.abs(one.astype(float) - two).mean() < 0.2
+
+
+def test_what_is_missing_is_made_again_as_it_was(large):
+    lost = {path: path.read_bytes() for name in FOLDERS for path in files_of(name, 64)[1:]}
+    for path in lost:
+        path.unlink()
+    run_chain(64)
+    assert {path: path.read_bytes() for path in lost} == lost
+
+
+def test_masks_by_tiles_are_those_of_the_stages(large):
+    """Of a classifier with AffinityNet, and of a segmentation network, whose probabilities fit its mask."""
+    common = f'--tile 64 --num_workers 0 --device cpu --scales {SCALES}'
+    walk = '--affinity experiments/models/aff.pth --image_size 64'
+    for line in (f'seg.pth large/a.png {common}', f'cls.pth {LARGE.split(" --num")[0]} {common} {walk}'):
+        run_stage(predict, f'experiments/models/{line} --out {line[:3]}'.split())
+    for ours, name in (('seg', PREDICTIONS), ('cls', FOLDERS[4])):
+        assert np.array_equal(pixels(f'{ours}/a.png'), pixels(files_of(name, 64)[0])), ours
+    keys, probability = read_arrays(Path('seg/a.npz'), 'keys', 'probability')
+    mask = pixels('seg/a.png')
+    assert keys.tolist() == sorted({0, *np.unique(mask).tolist()})
+    assert (probability.dtype, probability.shape) == (np.float16, (len(keys), *mask.shape))
+    chosen = np.take_along_axis(probability, np.searchsorted(keys, mask)[None], 0)[0]
+    assert (chosen >= probability.max(0)).all()
+
+
+@pytest.mark.parametrize(
+    'flags, fault',
+    [
+        ('--tile 100', 'argument --tile: 100 is not a multiple of 16, such as 96 or 112'),
+        ('--tile 48', 'argument --tile: 48 is out of range: 64 to 16384'),
+        ('--tile 64 --resize torch', '--resize torch: cannot resize a tile of an image: leave it out with --tile'),
+    ],
+)
+def test_tiles_that_are_refused(in_tmp, capsys, flags, fault):
+    for script, line in ((inference_segmentation, '--tag x'), (predict, 'model.pth image.png')):
+        assert fault_of(script, [*line.split(), *flags.split()], capsys).endswith(f'error: {fault}')
