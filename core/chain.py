@@ -103,8 +103,8 @@ def image_probabilities(
 ) -> np.ndarray | list[TiledProbabilities]:
     """Return the class probabilities (N, C+1, h, w) of N images of one size; pixels as in `image_cams`.
 
-    They begin with the background; without one there are C, and the first class is label 1. Of an image in tiles, they are
-    computed when a part of them is read.
+    They begin with the background; without one there are C, and the first class is label 1. Of an image in tiles, they
+    are computed when a part of them is read.
     """
     if is_tiled(pixels):
         return [TiledProbabilities(segmenter, _normalized(pixels), size)]

@@ -1,5 +1,6 @@
 """The reference implementations of benchmarks/ compute what the stages compute; RESULTS.md shows RESULTS.json."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cases, reference, run
+from benchmarks import cases, large_image, reference, run
 from core import UserError
 from core.affinity import PathIndex, affinity_labels
 from core.cam import multi_scale_cam
@@ -128,6 +129,21 @@ def test_cams(image):
         _, *expected = reference.multi_scale_cam(classifier, picture, label.numpy(), scales)
         for a, b in zip(ours, expected, strict=True):
             np.testing.assert_allclose(a.numpy(), b, atol=2e-4)
+
+
+def test_the_large_image_and_its_commands(in_tmp):
+    """One of its commands runs to its end here; the others are accepted by their programs."""
+    args = large_image.parse_args('--side 256 --tile 128 --classes 3 --present 2'.split())
+    large_image.make_inputs(args, in_tmp)
+    assert read_image(Path('large.jpg')).size == (256, 256)
+    found = dict(large_image.commands(args))
+    assert [name.split(',')[0] for name in found] == [*(f'stage {k}' for k in (2, 3, 5, 6, 8)), *2 * ['tools.predict']]
+    for words in found.values():
+        script = importlib.import_module('tools.predict' if words[0] == '-m' else words[0].removesuffix('.py'))
+        assert script.parse_args(words[2 if words[0] == '-m' else 1 :]).tile == 128
+    seconds, busy, peak = large_image.measure(found['stage 2'], in_tmp)
+    assert seconds > 0 and busy > 0 and 0.1 < peak < 4
+    assert Path('experiments/predictions/cls@train@tile=128@scale=0.5/large.npz').is_file()
 
 
 def test_the_results_in_markdown_are_those_in_json():
