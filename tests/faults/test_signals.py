@@ -138,7 +138,15 @@ run(script.main, script.parse_args)
 """
 
 
-@pytest.mark.parametrize('name', ['cls', 'cams', 'affinity_labels', 'random_walk', 'pseudo', 'predictions'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'cls',
+        'cams',
+        'affinity_labels',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('random_walk', 'pseudo', 'predictions')),
+    ],
+)
 @pytest.mark.parametrize('where', ['in a worker', 'outside'])
 def test_unexpected_errors_end_the_process(demo, undisturbed, tmp_path, name, where):
     """Also while loader workers or forked workers live."""

@@ -262,7 +262,7 @@ def test_affinity_net_whose_processes_have_two_parts(compare):
     [
         ('--mode fix', 4),
         ('--architecture Seg_Model', 4),
-        ('--architecture CSeg_Model', 2),
+        pytest.param('--architecture CSeg_Model', 2, marks=pytest.mark.slow),
         ('--use_gn False --micro_batches 4', 2),
     ],
 )
@@ -278,7 +278,7 @@ BATCHNORM = '--mode normal --use_gn False'
     'name, more, alone',
     [
         ('cls', '--sync_bn', '--bn_replicas 1'),
-        ('seg', f'{BATCHNORM} --sync_bn', BATCHNORM),
+        pytest.param('seg', f'{BATCHNORM} --sync_bn', BATCHNORM, marks=pytest.mark.slow),
         # Every process is a replica, and so is every part.
         ('seg', BATCHNORM, f'{BATCHNORM} --micro_batches 4'),
         pytest.param('seg', *[f'{BATCHNORM} --micro_batches 4'] * 2, marks=pytest.mark.slow),
@@ -364,7 +364,7 @@ def stopped(iteration: int, iterations: int) -> str:
     return f'stopped at iteration {iteration} of {iterations}; run the same command to resume'
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
+@pytest.mark.parametrize('name', ['cls', *(pytest.param(x, marks=pytest.mark.slow) for x in ('aff', 'seg'))])
 def test_workers_live_through_a_run(demo, tmp_path, monkeypatch, name):
     """Those that load training batches and those that load scored images are the same processes in all epochs."""
     labels_of(demo, tmp_path)

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from support.chain import (
     again,
     commands,
     contents,
+    copy_outputs,
     copy_without,
     finish,
     refused,
@@ -158,7 +158,7 @@ def test_killed_stages_with_workers_resume_at_once(demo, undisturbed, tmp_path, 
 @pytest.fixture
 def experiments(demo, undisturbed, tmp_path, monkeypatch):
     """A copy of all outputs; tests may change it."""
-    shutil.copytree(undisturbed[0] / 'experiments', tmp_path / 'experiments')
+    copy_outputs(undisturbed[0], tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / 'experiments'
 

@@ -1,7 +1,6 @@
 """Fixtures: a small drawn data set, the outputs of all nine stages on it, an empty working directory."""
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -85,14 +84,10 @@ def experiments(finished, monkeypatch) -> Path:
 def copy(finished, demo, tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of the data, next to a copy of all outputs in the working directory; tests may damage both.
 
-    The files of DeepLabv3+, nine tenths of the bytes, are links: a test that writes into one unlinks it first.
+    The largest files are links (`chain.copy_outputs`): a test that writes into one unlinks it first.
     """
     large = {path: path.stat().st_mtime_ns for path in finished.rglob('seg*.pth')}
-    shutil.copytree(
-        finished / 'experiments',
-        tmp_path / 'experiments',
-        copy_function=lambda source, target: (os.link if Path(source) in large else shutil.copy2)(source, target),
-    )
+    chain.copy_outputs(finished, tmp_path)
     monkeypatch.chdir(tmp_path)
     yield shutil.copytree(demo, tmp_path / 'data')
     assert {path: path.stat().st_mtime_ns for path in large} == large, 'a link was written into'

@@ -329,7 +329,13 @@ def test_weights_of_another_network(tmp_path, other):
     assert same(model, narrow(2))
 
 
-@pytest.mark.parametrize('name, deeper', [('timm/resnet18', 'resnet34'), ('timm/convnext_tiny', 'convnext_small')])
+@pytest.mark.parametrize(
+    'name, deeper',
+    [
+        ('timm/resnet18', 'resnet34'),
+        pytest.param('timm/convnext_tiny', 'convnext_small', marks=pytest.mark.slow),
+    ],
+)
 def test_weights_of_a_deeper_network(tmp_path, name, deeper):
     """It contains every tensor that is needed, and further blocks."""
     torch.save(timm.create_model(deeper, pretrained=False).state_dict(), tmp_path / 'file.pth')
@@ -377,7 +383,7 @@ def test_imagenet_of_a_network_without_weights():
 # The stages ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', CHEAP)
+@pytest.mark.parametrize('name', [TINY, pytest.param(CHEAP[1], marks=pytest.mark.slow)])
 def test_stages_one_and_two(demo, in_tmp, name):
     files = f'--dataset {demo}/dataset.json --data_dir {demo} --num_workers 0 --device cpu'
     train = '--image_size 64 --min_image_size 48 --max_image_size 80 --batch_size 4 --max_epoch 1 --lr 0.01'
