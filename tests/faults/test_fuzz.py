@@ -136,7 +136,7 @@ def pictures(folder):
         attempt(image_size, path)
         attempt(read_image, path)
         attempt(read_image, path, Reading('0,4095', 'max'))
-        np.array(read_image(path, Reading('1%,99%', '1')))
+        read_image(path, Reading('1%,99%', '1'))
 
     return seeds, read
 
