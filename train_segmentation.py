@@ -23,7 +23,7 @@ from core.metrics import ConfusionMatrix
 from core.models import build_segmenter, build_sgd, load_weights
 from util import draw, flags, script
 from util.store import PSEUDO_LABEL, open_folder
-from util.store.hashes import file_hashes
+from util.store.hashes import mask_hashes
 from util.training import Run, SharedModel, options, ordered_loader, training_loader
 
 GROUND_TRUTH = 'ground_truth'  # --label_name: the masks of the data set
@@ -44,7 +44,8 @@ def open_labels(args, dataset):
             fault = 'no image of the list "train_aug" has a mask: name a folder of stage 6'
             raise UserError(f'--label_name {GROUND_TRUTH}: {fault}')
         script.print_mask_count(dataset, 'train_aug', ids, 'trained on')
-        return ids, dataset.read_mask, {'masks': file_hashes({name: dataset.mask_path(name) for name in ids})}
+        masks = mask_hashes({name: dataset.mask_path(name) for name in ids}, dataset.mask_values)
+        return ids, dataset.read_mask, {'masks': masks}
     ids = dataset.ids('train_aug', with_images=True)
     pseudo_labels = open_folder(PSEUDO_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)
     return ids, pseudo_labels.read_label, {'labels': pseudo_labels}

@@ -167,7 +167,8 @@ def import_masks(args, dataset, matched, classes, problems, out, before):
                         staged / f'{image_id}.png', encode_label_map(dataset.read_mask(image_id), dataset.palette)
                     )
                     masks[image_id] = f'{folder.name}/{image_id}.png'
-    write_table(out, list_rows(dataset, ids, masks, {}), dataset, keeps_values=False)
+        # Inside, so that neither is left if the other cannot be written.
+        write_table(out, list_rows(dataset, ids, masks, {}), dataset, keeps_values=False)
 
     taken = [result for result in results.values() if result.is_taken]
     print_changes(taken, (BACKGROUND, *dataset.class_names))

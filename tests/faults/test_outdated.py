@@ -132,6 +132,28 @@ def test_a_changed_label_or_image_names_stage_1_everywhere(moved, capsys, name, 
     assert text.endswith(f'; run {FIRST} again')
 
 
+def test_other_meanings_of_the_values_of_masks_are_a_change(moved, capsys):
+    path = moved / 'dataset.json'
+    entries = json.loads(path.read_text())
+    names = ['background', *entries['classes']]
+    path.write_text(
+        json.dumps({**entries, 'mask_values': {'255': 'ignore', **{str(i): n for i, n in enumerate(names)}}})
+    )
+    assert 'masks of 6 images changed' in line_of(moved, 'cams', capsys)
+    run_again(moved, 'cls', '--overwrite')
+    names[1:3] = names[2:0:-1]
+    path.write_text(
+        json.dumps({**entries, 'mask_values': {'255': 'ignore', **{str(i): n for i, n in enumerate(names)}}})
+    )
+    assert 'masks of 6 images changed' in line_of(moved, 'cams', capsys)
+
+
+def test_a_folder_whose_record_is_lost_has_changed(moved, capsys):
+    Path('experiments/predictions', CAMS, 'args.json').unlink()
+    text = line_of(moved, 'pseudo', capsys)
+    assert f': experiments/predictions/{CAMS} changed; run ' in text
+
+
 def test_stages_1_and_2_again(moved, capsys):
     """Stage 6 does not say that it has nothing to do, and each stage in its order is named."""
     run_again(moved, 'cls', '--overwrite', '--seed', '1')

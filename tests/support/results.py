@@ -13,7 +13,7 @@ from util.store.formats import result_path
 class Masks:
     """A data set, as far as results ask for one."""
 
-    name, num_classes = 'drawn', 1
+    name, num_classes, mask_values = 'drawn', 1, None
 
     def mask_path(self, image_id):
         return Path(f'{image_id}.png')

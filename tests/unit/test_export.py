@@ -283,6 +283,12 @@ def test_scores_of_predict(photographs):
     assert shape['description'] == 'score 0.75'
 
 
+def test_scores_that_are_no_numbers(photographs, capsys):
+    path = Path(f'masks/{REX}.npz')
+    np.savez(path, keys=np.array([0, 2]), probability=np.full((2, 24, 32), np.nan, np.float16))
+    assert f'{path}: "probability" contains non-finite values' in fault_of(export, line('--ids', REX), capsys)
+
+
 @pytest.mark.parametrize('kind', ['coco', 'cvat', 'labelme', 'labelstudio', 'geojson'])
 def test_ignored_pixels_can_be_kept_as_a_class(photographs, kind):
     folder = run_export(kind, '--keep_ignored', '--ids', REX)

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import errno
 import io
 import json
 import shutil
@@ -30,7 +31,7 @@ from support.labelling import (
     submit,
 )
 from tools import check_dataset, export, import_masks
-from tools.exchange import brush
+from tools.exchange import brush, tables
 from tools.exchange.taking import near_borders
 
 H, W = SIZES[REX]
@@ -581,6 +582,25 @@ def test_all_problems_are_listed_a_line_each(photographs, capsys):
         "'tree' is not a class (objects: 1, images: 1, the first is empty): --rename tree=ignore, or another class"
         in text
     )
+
+
+@pytest.mark.parametrize('what', ['categories', 'images'])
+def test_two_entries_of_an_id(photographs, capsys, what):
+    source = coco(('holiday/rex.jpg', (H, W), 1, SQUARE), ('empty.jpg', (16, 16), 1, SQUARE))
+    content = json.loads(source.read_text())
+    content[what][1]['id'] = content[what][0]['id']
+    line, _ = fault(save_json('c.json', content), capsys)
+    assert f'c.json: two entries of "{what}" have the same "id"' in line
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(photographs, capsys, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+
+    monkeypatch.setattr(tables, 'write_bytes', fail)
+    line, _ = fault(exported('coco', 'masks'), capsys)
+    assert 'No space left on device' in line
+    assert not Path('labels_imported.json').exists()
 
 
 def test_a_label_that_a_shell_would_run_is_quoted(photographs, capsys):

@@ -59,6 +59,10 @@ def is_content(content: object) -> bool:
 
 def read_file(path: Path, content: dict) -> list[Found]:
     """Return the images of a file. Raises ValueError."""
+    for what in ('categories', 'images'):
+        numbers = [str(entry.get('id')) for entry in content[what]]
+        if len({*numbers}) < len(numbers):
+            raise ValueError(f'two entries of "{what}" have the same "id"')
     names = {entry.get('id'): entry.get('name') for entry in content['categories']}
     if not all(isinstance(name, str) for name in names.values()):
         raise ValueError('a category lacks its "name"')

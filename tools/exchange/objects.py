@@ -108,6 +108,7 @@ def read_scores(path: Path, size: tuple[int, int]) -> dict[int, np.ndarray]:
     """Return the scores (h, w) by class of an npz file beside a label map, {} if it has none.
 
     tools.predict writes them: probabilities of a segmentation network, or the random-walk CAMs or CAMs of a classifier.
+    Raises UserError naming the file if it is damaged, or if a score is not in [0, 1].
     """
     names = arrays.names_inside(path)
     name = next((name for name in ('probability', 'rw', 'hr_cam') if name in names), None)
@@ -119,7 +120,7 @@ def read_scores(path: Path, size: tuple[int, int]) -> dict[int, np.ndarray]:
         return {}
     if maps.shape[1:] != (strided_size(size) if name == 'rw' else size):
         return {}
-    maps = maps.astype(np.float32)
+    maps = arrays.check_scores(path, name, maps)
     maps = upsample_rw(maps, size) if name == 'rw' else maps
     return dict(zip(classes.tolist(), maps, strict=True))
 

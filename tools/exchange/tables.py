@@ -38,7 +38,10 @@ def list_rows(
 
 
 def write_table(path: Path, rows: list[tuple], dataset: Dataset, keeps_values: bool) -> None:
-    """Write the CSV file, and before it what the old one's JSON file says of classes, colours and values of masks."""
+    """Write the CSV file, and before it what the old one's JSON file says of classes, colours and values of masks.
+
+    After an error neither is left.
+    """
     text = io.StringIO(newline='')
     csv.writer(text, lineterminator='\n').writerows([('image', 'classes', 'mask', 'split'), *rows])
     entries = {'name': dataset.name, **dataset.class_entries}
@@ -49,4 +52,8 @@ def write_table(path: Path, rows: list[tuple], dataset: Dataset, keeps_values: b
         shown = '#{:06x}' if dataset.mask_values.are_colours else '{}'
         entries['mask_values'] = {shown.format(value): names[i] for value, i in dataset.mask_values.indices.items()}
     write_json(path.with_suffix('.json'), entries)
-    write_bytes(path, text.getvalue().encode())
+    try:
+        write_bytes(path, text.getvalue().encode())
+    except BaseException:
+        path.with_suffix('.json').unlink()
+        raise

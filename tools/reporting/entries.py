@@ -253,7 +253,7 @@ def add_recorded_data(parser: flags.Parser) -> None:
     data.add_argument('--dataset', help='data set, a file or a folder (default: recorded in args.json of the output)')
     data.add_argument('--data_dir', help='folder of the images (default: recorded in args.json of the output)')
     for flag in flags.READING:
-        parser.add_table([flag._replace(help=flag.help.replace('(default: ', '(default: as recorded, or '))])
+        parser.add_table([flag._replace(help=flag.help.replace('(default: ', '(default: the recorded flag, or '))])
 
 
 def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:

@@ -52,7 +52,7 @@ def read_edge(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         _check_size(path, 'edge', edge.shape, size)
 
     (edge,) = read_arrays(path, 'edge', check=check)
-    return _checked(path, 'edge', edge)
+    return check_scores(path, 'edge', edge)
 
 
 def read_maps(
@@ -79,7 +79,7 @@ def read_maps(
             f'{path}: keys {str(keys.tolist())[:80]} are not 0 followed by increasing classes up to {num_classes}: '
             f'{other}'
         )
-    return keys, _checked(path, name, maps, kept)
+    return keys, check_scores(path, name, maps, kept)
 
 
 def read_arrays(path: Path, *names: str, check: Callable[..., None] | None = None) -> list[np.ndarray]:
@@ -127,7 +127,7 @@ def _check_size(path: Path, name: str, shape: tuple[int, ...], size: tuple[int, 
         raise UserError(f'{path}: "{name}" is {w}x{h}, the image is {size[1]}x{size[0]}')
 
 
-def _checked(path: Path, name: str, maps: np.ndarray, kept: bool = False) -> np.ndarray:
+def check_scores(path: Path, name: str, maps: np.ndarray, kept: bool = False) -> np.ndarray:
     """Return maps (..., h, w) as float32, or as they are `kept`. Raises UserError if they are not in [0, 1]."""
     with np.errstate(over='ignore', invalid='ignore'):  # such values are errors below
         maps = maps if kept else maps.astype(np.float32)

@@ -12,7 +12,7 @@ from core import UserError
 from core.data.dataset import Dataset, open_dataset
 from util.store.fingerprints import list_changes, read_args, read_inputs, read_run
 from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, model_path, run_path
-from util.store.hashes import digest, file_hashes, label_hashes
+from util.store.hashes import digest, file_hashes, label_hashes, mask_hashes
 from util.store.written import describe, find_unrecorded, read_written
 
 IMPORT, AVERAGE = 'tools.import_published', 'tools.average_cams'
@@ -123,8 +123,7 @@ class _Search:
             if found and not output.fingerprint[name].startswith(found):
                 yield f'{path} changed'
         for name, path in output.folders().items():
-            found = read_args(path).get('fingerprint')
-            if found and digest(found) != output.fingerprint[name]:
+            if path.is_dir() and digest(read_args(path).get('fingerprint', {})) != output.fingerprint[name]:
                 yield f'{path} changed'
             else:
                 now[name] = digests(read_inputs(path), output.inputs.get(name, {}))
@@ -179,7 +178,8 @@ class _Search:
             known |= {image_id: _read_label(dataset, image_id) for image_id in new}
         else:
             paths = {image_id: _path(dataset, name, image_id) for image_id in new}
-            known |= file_hashes({image_id: path for image_id, path in paths.items() if path is not None})
+            paths = {image_id: path for image_id, path in paths.items() if path is not None}
+            known |= mask_hashes(paths, dataset.mask_values) if name == 'masks' else file_hashes(paths)
         return {image_id: known.get(image_id, '') for image_id in ids}
 
 

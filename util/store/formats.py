@@ -70,7 +70,9 @@ def folder_name(kind: Format, options: Mapping[str, object], defaults: Mapping[s
     domain, bg = options.get('domain'), options.get('bg_threshold')
     derived = {'split': 'train' if domain == 'train_aug' else domain, '_bg': '' if bg is None else f'_bg={bg:.2f}'}
     name = kind.folder.format(**options, **derived)
-    changed = [f'@{key}={options[key]}' for key in kind.optional if key in options and options[key] != defaults[key]]
+    changed = [
+        f'@{key}={options[key]}' for key in kind.optional if key in options and options[key] != defaults.get(key)
+    ]
     start, at, end = name.rpartition('@')
     return ''.join([start, *changed, at, end])
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from core import UserError
 from core.data.files import check_regular
+from core.data.images import MaskValues
 from util import launcher
 from util.script import progress
 from util.store.files import write_json
@@ -81,6 +82,15 @@ def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
                 write_json(CACHE, {**read_json(CACHE), **new})
     # Equal hashes become one string, so that the bytes of a checkpoint do not depend on the cache.
     return {image_id: sys.intern(hashes[image_id]) for image_id in paths}
+
+
+def mask_hashes(masks: Mapping[str, Path], values: MaskValues | None) -> dict[str, str]:
+    """Return hashes of masks by image id, as `file_hashes` does, and of what the values in them mean."""
+    found = file_hashes(masks)
+    if not values:
+        return found
+    meaning = digest({'are_colours': values.are_colours, 'indices': values.indices})[:16]
+    return {image_id: sys.intern(f'{value} {meaning}') if value else '' for image_id, value in found.items()}
 
 
 def _short_hash(name: str) -> str:

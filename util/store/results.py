@@ -29,7 +29,7 @@ from util.store.files import check_name, remove_leftovers, write_bytes, write_js
 from util.store.fingerprints import versions
 from util.store.folders import Folder
 from util.store.formats import result_path
-from util.store.hashes import digest, file_hashes
+from util.store.hashes import digest, mask_hashes
 from util.store.locks import lock_path, locked
 
 COLUMNS = ('threshold', 'mIoU', 'FP', 'FN')  # the first ones of a table
@@ -103,7 +103,7 @@ def write(name: str, content: dict, dataset: Dataset, ids: list[str], packed: di
     the versions are added. packed: `images`, `classes` and `counts` as above.
     """
     thresholds = [row['threshold'] for row in content['thresholds'] if row['threshold'] is not None]
-    masks = digest(file_hashes({image_id: dataset.mask_path(image_id) for image_id in ids}))
+    masks = digest(mask_hashes({image_id: dataset.mask_path(image_id) for image_id in ids}, dataset.mask_values))
     about = {'dataset': dataset.name, 'num_classes': dataset.num_classes, 'masks': masks, 'images': len(ids)}
     choice = (GIVEN if len(thresholds) == 1 else BEST) if thresholds else None
     content = {**content, **about, 'threshold_choice': choice, 'versions': versions()}

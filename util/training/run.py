@@ -25,7 +25,7 @@ from util.script import print_mask_count, progress
 from util.store.current import find_outdated
 from util.store.fingerprints import Record, fingerprint
 from util.store.folders import Folder, identify_inputs
-from util.store.hashes import digest, file_hashes, label_hashes, list_hash
+from util.store.hashes import digest, file_hashes, label_hashes, list_hash, mask_hashes
 from util.training.files import RunFiles
 from util.training.log import Log
 from util.training.models import BestAndLast, check_finite
@@ -109,7 +109,8 @@ class Run:
         if labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
         if scored:
-            masks = file_hashes({image_id: self.dataset.mask_path(image_id) for image_id in scored.ids})
+            paths = {image_id: self.dataset.mask_path(image_id) for image_id in scored.ids}
+            masks = mask_hashes(paths, self.dataset.mask_values)
             inputs['masks'] = {**inputs.get('masks', {}), **masks}  # perhaps it is trained on masks too
             inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
         outdated = find_outdated([Path(str(record.options.get('weights')))], self.dataset)
