@@ -74,7 +74,7 @@ def test_stages_take_the_network_from_the_model_file(copy, capsys, name, folder)
     fingerprint, before = dict(read_args(path)['fingerprint']), outputs_of(folder)
     own = {key: value for key, value in fingerprint.items() if key not in ('classes', 'model')}
     assert set(fingerprint['model']) <= set('0123456789abcdef')
-    assert {**own, 'cams': None} == {**OPTIONS[name], **COMPUTING, 'cams': None}
+    assert {**own, 'cams': None} == {**OPTIONS[name], **COMPUTING, 'tile': None, 'cams': None}
     capsys.readouterr()
     run_stage(script, without(words, '--architecture', '--backbone'))
     assert '0 of them new' in capsys.readouterr().out

@@ -363,7 +363,7 @@ def test_images_that_are_too_large_are_counted(here, monkeypatch, capsys, error)
     monkeypatch.setattr(masks.chain, 'image_probabilities', fail)
     with pytest.raises(UserError, match='^1 of 2 images could not be predicted'):
         run(f'{FAST} photos')
-    assert 'warning: photos/a.jpg: does not fit in memory: use a smaller image or' in capsys.readouterr().err
+    assert 'warning: photos/a.jpg: does not fit in memory: pass --tile 1024, or' in capsys.readouterr().err
     assert names_in('experiments/predict/small') == outputs_of('trip__b')
 
 

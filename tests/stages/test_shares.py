@@ -208,7 +208,7 @@ def test_torchrun(demo, without):
 def test_processes_end_when_another_is_killed(demo, without):
     """With one line. The same command resumes."""
     without('cams')
-    scales = ','.join(['4.0'] * 8)  # long enough for both to work at once
+    scales = ','.join(['4.0'] * 16)  # long enough for both to work at once
     longer = ('--scales', scales)
     folder = Path(f'experiments/predictions/cls@train@scale={scales}')
     run, until = torchrun(demo, 'cams', *longer), time.monotonic() + 120

@@ -59,10 +59,17 @@ def test_loaders():
         training_loader(list(range(10)), 11, 0, 0, CPU)
 
 
+class Untiled(list):
+    """A data set of whole images."""
+
+    tile = None
+
+
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_batches_of_several_scales(num_workers, capsys):
     batches = [(['a', 'b'], ['image a', 'image b'], [torch.zeros(2, 3), torch.ones(2, 4)]), (['c'], ['image c'], [])]
-    found = list(batches_on_device(batches, num_workers, CPU, 'batches of CAMs'))
+    dataset = Untiled(batches)
+    found = list(batches_on_device(dataset, num_workers, CPU, 'batches of CAMs'))
     assert [(ids, images) for ids, images, _ in found] == [(ids, images) for ids, images, _ in batches]
     for (*_, pixels), (*_, expected) in zip(found, batches, strict=True):
         assert len(pixels) == len(expected)
