@@ -77,7 +77,7 @@ def test_options_of_the_segmenter(copy, line):
     assert len(curves['loss']) == 3
 
 
-@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+@pytest.mark.parametrize('precision', ['bf16', pytest.param('fp16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     'name, output', [('cams', f'cls@train@scale={SCALES},1.5'), ('random_walk', 'other@train@beta=10')]
 )
@@ -96,7 +96,9 @@ def test_cams_and_random_walks_in_half_precision(copy, name, output, precision):
     assert 0 < np.abs(found[0] - found[1]).mean() < 0.03
 
 
-@pytest.mark.parametrize('name', ['cls', 'cams', 'aff', 'seg', 'predictions'])
+@pytest.mark.parametrize(
+    'name', ['cls', 'cams', *(pytest.param(x, marks=pytest.mark.slow) for x in ('aff', 'seg', 'predictions'))]
+)
 def test_resizing_backend_is_that_of_the_flag(copy, monkeypatch, name):
     backends = []
 

@@ -152,6 +152,9 @@ def test_killed_stages_with_workers_resume_at_once(demo, undisturbed, tmp_path, 
     assert without_options(contents(tmp_path)) == without_options(contents(undisturbed[0]))
 
 
+# A stage with a network and one that forks; the others under -m slow.
+SOME_FOLDERS = [x if x in ('cams', 'pseudo') else pytest.param(x, marks=pytest.mark.slow) for x in FOLDERS]
+
 # In this process ----------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +212,7 @@ def test_an_option_that_came_after_an_output_has_its_default(demo, experiments, 
     assert without_seconds(path) == before
 
 
-@pytest.mark.parametrize('name', FOLDERS)
+@pytest.mark.parametrize('name', SOME_FOLDERS)
 def test_options_that_change_no_result_resume_and_are_recorded(demo, experiments, name):
     folder = experiments / 'predictions' / FOLDERS[name]
     removed = sorted(folder.glob('*_0*'))[1]
@@ -226,7 +229,7 @@ def test_options_that_change_no_result_resume_and_are_recorded(demo, experiments
     assert read_args(folder) == record
 
 
-@pytest.mark.parametrize('name', FOLDERS)
+@pytest.mark.parametrize('name', SOME_FOLDERS)
 def test_folder_without_outputs_starts_with_any_settings(demo, experiments, name):
     folder = experiments / 'predictions' / FOLDERS[name]
     for path in folder.glob('*_0*'):
@@ -299,7 +302,7 @@ def test_leftovers_of_killed_writers_are_removed(demo, experiments, name):
     assert other.exists()
 
 
-@pytest.mark.parametrize('name', FOLDERS)
+@pytest.mark.parametrize('name', SOME_FOLDERS)
 def test_files_that_are_not_as_recorded_are_made_again(demo, experiments, capsys, name):
     """And nothing else: an edited file, one of another image, and one that is damaged."""
     expected, paths = contents(Path()), sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))
@@ -314,7 +317,7 @@ def test_files_that_are_not_as_recorded_are_made_again(demo, experiments, capsys
     assert f': 3 of {len(paths)} files are not as recorded ({paths[0].name}, ' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', FOLDERS)
+@pytest.mark.parametrize('name', SOME_FOLDERS)
 def test_repair_regenerates_damaged_files(demo, experiments, capsys, name):
     expected = contents(Path())
     path = sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))[1]

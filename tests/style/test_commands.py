@@ -242,8 +242,8 @@ def test_help_is_printed(name, capsys):
 
 
 def test_help_of_a_program():
-    """In a fresh interpreter; what the others print is tested in this one."""
-    command = [sys.executable, 'train_classification_with_puzzle.py', '--help']
+    """In a fresh interpreter, without torch; what the others print is tested in this one."""
+    command = [sys.executable, 'make_affinity_labels.py', '--help']
     run = subprocess.run(command, cwd=REPOSITORY, env=subprocess_environment(), capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, '')
-    assert module_of('train_classification_with_puzzle').__doc__.splitlines()[0] in run.stdout
+    assert module_of('make_affinity_labels').__doc__.splitlines()[0] in run.stdout

@@ -11,9 +11,10 @@ from core.models.backbones import BACKBONES, build_backbone
 from support import randomised
 
 NARROW = 'resnest14_narrow'
+DEEPEST = ('resnet152', 'resnest200', 'resnest269')
 
 
-@pytest.mark.parametrize('name', BACKBONES)
+@pytest.mark.parametrize('name', [pytest.param(x, marks=pytest.mark.slow if x in DEEPEST else []) for x in BACKBONES])
 def test_channels_and_strides_of_the_five_stages(name):
     with torch.device('meta'):  # without memory, so that the largest ones cost nothing
         model = build_backbone(name)

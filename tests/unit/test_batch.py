@@ -227,7 +227,8 @@ def small(build) -> nn.Module:
         return build('tiny').double()
 
 
-@pytest.mark.parametrize('micro_batches', [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize('micro_batches', [1, 2])
 def test_compiled_classifier_trains_in_replicas_as_usual(traced, micro_batches):
     """Maps, gradients and running statistics; a repeated pass moves no statistics."""
     images = torch.rand(8, 3, 32, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))

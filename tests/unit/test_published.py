@@ -16,6 +16,7 @@ from support.published import CLASSES, NARROW, NETWORKS, assert_same_function, p
 from tools.importing.published import Published, convert
 
 SMALL = 'resnet14'
+DEEPEST = ('resnet152', 'resnest200', 'resnest269')
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,9 @@ def test_files_without_batch_counts_and_with_other_precisions():
     assert_same_function(network, published('Classifier'))
 
 
-@pytest.mark.parametrize('backbone', backbones.BACKBONES)
+@pytest.mark.parametrize(
+    'backbone', [pytest.param(x, marks=pytest.mark.slow if x in DEEPEST else []) for x in backbones.BACKBONES]
+)
 def test_every_registered_backbone_is_recognised(backbone):
     with torch.device('meta'):
         names = build_backbone(backbone).state_dict()
