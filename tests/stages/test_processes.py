@@ -307,10 +307,10 @@ def test_runs_remember_in_how_many_groups_batchnorm_saw_a_batch(demo, tmp_path, 
     [
         ('cls', '--micro_batches 4'),
         ('cls', '--micro_batches 2 --bn_replicas 2 --loss_option cl_pcl_re_conf --re_loss_option selection'),
-        ('cls', '--micro_batches 8 --mode fix'),
+        pytest.param('cls', '--micro_batches 8 --mode fix', marks=pytest.mark.slow),
         ('aff', '--micro_batches 4'),
         ('seg', '--micro_batches 4'),
-        ('seg', '--micro_batches 8 --architecture Seg_Model'),
+        pytest.param('seg', '--micro_batches 8 --architecture Seg_Model', marks=pytest.mark.slow),
     ],
 )
 def test_micro_batches_change_no_gradient(compare, name, more):
@@ -492,7 +492,7 @@ def errors(folder: Path) -> list[str]:
 ENDED = script.ENDED
 
 
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_process_ends_the_other_and_the_same_command_resumes(demo, tmp_path, monkeypatch, victim):
     port, long = free_port(), ('--max_epoch', '200', '--save_interval', '1')
     members = [start(demo, tmp_path, port, rank, *long) for rank in (0, 1)]

@@ -29,7 +29,7 @@ def small_resnet(monkeypatch):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('backbone', [NARROW, SMALL])
+@pytest.mark.parametrize('backbone', [NARROW, pytest.param(SMALL, marks=pytest.mark.slow)])
 def test_same_outputs(name, backbone):
     original = published(name, backbone)
     found = convert(original.state_dict(), CLASSES)

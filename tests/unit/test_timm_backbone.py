@@ -193,6 +193,7 @@ def test_synchronised_norms_keep_their_activations(monkeypatch):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_difference_to_our_resnet50():
     """timm's resnet50 dilates layer4 (by 1 and 2 in its first block's convolutions); ours, as published, does not."""
     ours, theirs = randomised(build_backbone('resnet50')), build_backbone('timm/resnet50').double().eval()
@@ -320,7 +321,10 @@ def test_model_file_of_this_repository(tmp_path):
     assert same(network, classifier)
 
 
-@pytest.mark.parametrize('other', ['resnet18', 'resnet50', 'convnext_atto', 'resnet14t'])
+@pytest.mark.parametrize(
+    'other',
+    ['convnext_atto', 'resnet14t', *(pytest.param(x, marks=pytest.mark.slow) for x in ('resnet18', 'resnet50'))],
+)
 def test_weights_of_another_network(tmp_path, other):
     torch.save(timm.create_model(other, pretrained=False).state_dict(), tmp_path / 'file.pth')
     model = narrow(2)

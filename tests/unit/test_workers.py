@@ -73,7 +73,15 @@ if __name__ == '__main__':
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
-@pytest.mark.parametrize('number, delay, whom', [(15, 0, 'one'), (2, 0.02, 'all'), (15, 0.1, 'all'), (2, 1, 'one')])
+@pytest.mark.parametrize(
+    'number, delay, whom',
+    [
+        (15, 0, 'one'),
+        (2, 0.02, 'all'),
+        pytest.param(15, 0.1, 'all', marks=pytest.mark.slow),
+        pytest.param(2, 1, 'one', marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_workers_start_or_work_ends_all_silently(tmp_path, method, number, delay, whom):
     (tmp_path / 'program.py').write_text(INTERRUPTED)
     command = [sys.executable, 'program.py', str(number), str(delay), whom, method]
