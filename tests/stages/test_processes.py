@@ -528,7 +528,7 @@ def resume_and_stop(demo, more) -> None:
     'difference, line',
     [
         (('--lr', '0.5'), 'in its options (lr: 0.5, there 0.01)'),
-        (('--micro_batches', '2'), 'in its options (micro_batches: 2, there 1)'),
+        pytest.param(('--micro_batches', '2'), 'in its options (micro_batches: 2, there 1)', marks=pytest.mark.slow),
         ('data', 'in its data (images: '),
     ],
 )

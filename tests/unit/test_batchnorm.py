@@ -64,10 +64,12 @@ def randomise_norms(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     'architecture',
     [
-        'resnet50',
         NARROW,
         'mobilenet_v2',
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('resnest14', 'resnest26', 'efficientnet_lite0')),
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ('resnet50', 'resnest14', 'resnest26', 'efficientnet_lite0')
+        ),
     ],
 )
 @pytest.mark.parametrize('build', [lambda name: Classifier(name, 7), AffinityNet, lambda name: DeepLabV3Plus(name, 8)])
