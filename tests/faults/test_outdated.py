@@ -247,7 +247,7 @@ def test_a_score_of_what_was_a_folder_is_named(moved, capsys):
 
 # Records of other types -------------------------------------------------------------------------------------------
 
-OTHERS = (None, {'a': 5}, [{}])
+OTHERS = ([], None, {'a': 5}, 5, 'a', [{}])
 
 
 def changes_of(content: dict):

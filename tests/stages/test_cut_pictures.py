@@ -39,6 +39,15 @@ def test_cards_and_sections(page, tmp_path, capsys):
 
 @needs_browser
 @pytest.mark.slow
+def test_pictures_of_one_and_two_cards_are_as_wide(page, tmp_path):
+    for ids in ('train_00001', 'train_00001,train_00002'):
+        cut_pictures.main(cut_pictures.parse_args([page, '--ids', ids, '--out', str(tmp_path / f'{len(ids)}.png')]))
+    widths = {iio.imread(path).shape[1] for path in tmp_path.glob('*.png')}
+    assert len(widths) == 1 and min(widths) > 1000
+
+
+@needs_browser
+@pytest.mark.slow
 def test_a_section_that_the_page_lacks(page, tmp_path, capsys):
     line = [page, '--section', 'nothing', '--out', str(tmp_path / 'x.png')]
     assert '--section nothing' in fault_of(cut_pictures, line, capsys)

@@ -227,6 +227,7 @@ CLASSIFIERS = [  # every option once
     '--micro_batches 4 --mode fix --level positive',
 ]
 MORE_CLASSIFIERS = [
+    '--loss_option cl_pcl_re_conf',
     '--micro_batches 4',
     '--loss_option cl_re --re_loss_option selection --re_loss L2_Loss --mode fix',
     '--loss_option cl_pcl',

@@ -20,6 +20,7 @@ from core.data.images import (
 )
 from core.data.voc import palette
 from support import draw_image
+from support.orientations import UPRIGHT
 
 QUICK = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -99,18 +100,6 @@ def test_image_size(tmp_path):
         with pytest.raises(UserError, match=f'{name}: {fault}') as error:
             image_size(tmp_path / name)
         assert '\n' not in str(error.value)
-
-
-UPRIGHT = {  # EXIF orientation: how to turn the stored rows and columns
-    1: lambda stored: stored,
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: np.rot90(stored),
-}
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)

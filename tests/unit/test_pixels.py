@@ -17,20 +17,11 @@ from core.data.dataset import open_dataset
 from core.data.images import image_size, read_image
 from core.data.pixels import Reading, parse_plane, parse_window
 from support import voc_xml
+from support.orientations import UPRIGHT
 
 VALUES = np.linspace(300, 4000, 7 * 9).reshape(7, 9)
 COLOURS = np.stack([VALUES, VALUES[::-1], VALUES[:, ::-1]], -1)
 PLANES = [np.roll(VALUES, shift, 1) for shift in range(3)]
-UPRIGHT = {
-    1: lambda stored: stored,
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: np.rot90(stored),
-}
 
 
 def save(path: Path, *planes: np.ndarray, **options) -> Path:

@@ -296,7 +296,14 @@ def test_flags_take_timms_names(capsys):
 # Weights ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', [*CHEAP, 'timm/rexnet_100'])  # the last one's head is in a row with its blocks
+@pytest.mark.parametrize(  # the head of rexnet is in a row with its blocks
+    'name',
+    [
+        *CHEAP,
+        'timm/rexnet_100',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in CHANNELS if name not in CHEAP),
+    ],
+)
 def test_file_of_timms_whole_network(tmp_path, name):
     whole = timm.create_model(name.removeprefix('timm/'), pretrained=False)
     torch.save(whole.state_dict(), tmp_path / 'file.pth')
