@@ -234,11 +234,17 @@ def test_tools_print_one_warning(moved, capsys, tool):
     assert found == [f'warning: {MODEL}: labels of 1 image changed ({first(moved)}.jpg); run {FIRST} again']
 
 
-def test_a_score_of_what_was_a_folder_is_named(moved, capsys):
-    run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
+@pytest.mark.parametrize('what', ['written again', 'record lost'])
+def test_a_score_of_what_was_a_folder_is_named(moved, capsys, what):
+    if what == 'record lost':
+        Path('experiments/predictions', PSEUDO, 'args.json').unlink()
+    else:
+        run_again(moved, 'pseudo', '--overwrite', '--threshold', '0.5')
     summarize.main(summarize.parse_args([f'{PSEUDO}@train']))
     err = capsys.readouterr().err
-    assert f'warning: {PSEUDO}@train: its folder was written again since it was scored; run evaluate.py again' in err
+    assert f'warning: {PSEUDO}@train: its folder has changed since it was scored; run evaluate.py again' in err
+    if what == 'record lost':
+        return
     run_again(moved, 'evaluate pseudo')
     capsys.readouterr()
     summarize.main(summarize.parse_args([f'{PSEUDO}@train']))

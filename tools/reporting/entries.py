@@ -63,7 +63,7 @@ class Entry(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether the folder was written again since it was scored, as far as that is recorded."""
+        """Whether the folder has changed since it was scored, as far as that is recorded."""
         return self.result is not None and find.is_stale(self.result)
 
     def on_list_of(self, dataset: Dataset) -> 'Entry':

@@ -108,11 +108,15 @@ def read_counts(result: dict, two_fold: bool = False) -> tuple[list[str], np.nda
 
 
 def is_stale(result: dict) -> bool:
-    """Return whether the folder of a result was written again since it was scored, as far as that is recorded."""
+    """Return whether the folder of a result has changed since it was scored, as far as that is recorded.
+
+    False for a folder that has been removed or never had a record.
+    """
     folder, scored = PREDICTIONS / result['experiment_name'], (result.get('made_with') or {}).get('fingerprint')
-    found = read_args(folder).get('fingerprint')
-    if None in (scored, found) or scored != found:
-        return None not in (scored, found)
+    if scored is None or not folder.is_dir():
+        return False
+    if scored != read_args(folder).get('fingerprint'):
+        return True
     counts = read_counts(result) if 'identity' in result else None
     return counts is not None and identity(folder, counts[0]) != result['identity']
 

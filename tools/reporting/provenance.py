@@ -92,7 +92,7 @@ def warn_if_outdated(outputs: Iterable[Path], results: Iterable[dict] = (), data
     line = find_outdated(outputs, dataset)
     stale = next((result['name'] for result in results if find.is_stale(result)), None)
     if line is None and stale:
-        line = f'{stale}: its folder was written again since it was scored; run evaluate.py again'
+        line = f'{stale}: its folder has changed since it was scored; run evaluate.py again'
     if line:
         print(f'warning: {line}', file=sys.stderr)
 
