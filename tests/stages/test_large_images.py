@@ -7,22 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import inference_classification
-import inference_rw
 import inference_segmentation
-import make_affinity_labels
-import make_pseudo_labels
-from support import fault_of, run_stage, working_in
+from support import chain, fault_of, run_stage, working_in
 from support.chain import SCALES, dataset_of, pixels
 from tools import predict
 from util.store.arrays import names_inside, read_arrays
 from util.store.fingerprints import read_args
 
-CAMS, WALKS = 'cls@train{}@scale=0.5,1.0', 'aff@train@beta=10@exp_times=8{}@rw'
-PREDICTIONS = 'seg@train@scale=0.5,1.0{}@iteration=10'
-FOLDERS = (CAMS, f'{CAMS}{{0}}@aff_fg=0.40_bg=0.10', WALKS, 'aff@train{}@edge', f'{WALKS}{{0}}@crf=1', PREDICTIONS)
-FOLDERS = tuple(name.replace('{}', '{0}') for name in FOLDERS)
-LARGE = '--dataset large.csv --data_dir large --num_workers 0 --domain train'
+FOLDERS = (chain.LARGE_CAMS, f'{chain.LARGE_CAMS}{{0}}@aff_fg=0.40_bg=0.10', chain.LARGE_WALKS, 'aff@train{0}@edge')
+FOLDERS = (*FOLDERS, chain.LARGE_PSEUDO, chain.LARGE_PREDICTIONS)
 
 
 @pytest.fixture(scope='module')
@@ -34,29 +27,11 @@ def large(demo, finished, tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp('tiles')
     shutil.copytree(finished / 'experiments/models', folder / 'experiments/models')
     dataset = dataset_of(demo)
-    rows = [f'# classes: {";".join(dataset.class_names)}', 'image,classes']
-    (folder / 'large').mkdir()
-    for name, size, image_id in zip('ab', [(160, 112), (200, 40)], dataset.ids('train'), strict=False):
-        dataset.read_image(image_id).resize(size).save(folder / f'large/{name}.png')
-        tags = zip(dataset.class_names, dataset.read_labels(image_id), strict=True)
-        rows.append(f'{name}.png,{";".join(name for name, tag in tags if tag)}')
-    (folder / 'large.csv').write_text('\n'.join(rows))
     with working_in(folder):
+        chain.draw_large(dataset, dataset.ids('train')[:2])
         for tile in (None, 208, 64):
-            run_chain(tile)
+            chain.run_large(tile)
         yield folder
-
-
-def run_chain(tile: int | None) -> None:
-    """Run stages 2, 3, 5, 6 and 8 with tiles of a size; None: without."""
-    cut, named = (f'--tile {tile}', f'@tile={tile}') if tile else ('', '')
-    network = f'{LARGE} {cut} --device cpu --batch_size 1'
-    cams, walks = CAMS.format(named), WALKS.format(named)
-    run_stage(inference_classification, f'{network} --tag cls --scales {SCALES}'.split())
-    run_stage(make_affinity_labels, f'{LARGE} {cut} --experiment_name {cams}'.split())
-    run_stage(inference_rw, f'{network} --model_name aff --cam_dir {cams} --image_size 64 --save_edges'.split())
-    run_stage(make_pseudo_labels, f'{LARGE} {cut} --experiment_name {walks}'.split())
-    run_stage(inference_segmentation, f'{network} --tag seg --scales {SCALES}'.split())
 
 
 def files_of(name: str, tile: int | None = None) -> list[Path]:
@@ -91,7 +66,7 @@ def test_what_is_missing_is_made_again_as_it_was(large):
     lost = {path: path.read_bytes() for name in FOLDERS for path in files_of(name, 64)[1:]}
     for path in lost:
         path.unlink()
-    run_chain(64)
+    chain.run_large(64)
     assert {path: path.read_bytes() for path in lost} == lost
 
 
@@ -99,9 +74,9 @@ def test_masks_by_tiles_are_those_of_the_stages(large):
     """Of a classifier with AffinityNet, and of a segmentation network, whose probabilities fit its mask."""
     common = f'--tile 64 --num_workers 0 --device cpu --scales {SCALES}'
     walk = '--affinity experiments/models/aff.pth --image_size 64'
-    for line in (f'seg.pth large/a.png {common}', f'cls.pth {LARGE.split(" --num")[0]} {common} {walk}'):
+    for line in (f'seg.pth large/a.png {common}', f'cls.pth {chain.LARGE_DATA.split(" --num")[0]} {common} {walk}'):
         run_stage(predict, f'experiments/models/{line} --out {line[:3]}'.split())
-    for ours, name in (('seg', PREDICTIONS), ('cls', FOLDERS[4])):
+    for ours, name in (('seg', chain.LARGE_PREDICTIONS), ('cls', chain.LARGE_PSEUDO)):
         assert np.array_equal(pixels(f'{ours}/a.png'), pixels(files_of(name, 64)[0])), ours
     keys, probability = read_arrays(Path('seg/a.npz'), 'keys', 'probability')
     mask = pixels('seg/a.png')

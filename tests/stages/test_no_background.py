@@ -1,6 +1,7 @@
 """Data sets without a background: the nine stages and the tools on drawn textures, and what they refuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,31 @@ def test_masks_of_photographs_equal_the_masks_of_stage_8(here, dataset, tmp_path
     run_stage(predict, [*line, '--out', str(tmp_path / 'out'), '--num_workers', '0'])
     for image_id, label in files_of(chain.PREDICTIONS, dataset.ids('val')).items():
         assert np.array_equal(np.array(Image.open(tmp_path / 'out' / f'{image_id}.png')), label)
+
+
+def test_large_images_by_tiles(finished, tmp_path, monkeypatch):
+    """Every pixel has a class, of its image's tags in pseudo-labels; tools.predict gives the masks of stage 8."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished / 'experiments/models', 'experiments/models')
+    dataset = open_dataset(finished / 'data/dataset.json', finished / 'data')
+    (tmp_path / 'large.json').write_text(json.dumps({'classes': CLASSES, 'background': False}))
+    chain.draw_large(dataset, dataset.ids('train')[:2])
+    for tile in (None, 64):
+        chain.run_large(tile)
+    tags = {image_id: np.flatnonzero(dataset.read_labels(image_id)) + 1 for image_id in dataset.ids('train')[:2]}
+    for name in (chain.LARGE_PSEUDO, chain.LARGE_PREDICTIONS):
+        for image_id, present in zip('ab', tags.values(), strict=True):
+            whole, tiled = (files_of(name.format(cut), [image_id])[image_id] for cut in ('', '@tile=64'))
+            assert np.mean(whole != tiled) < 0.3
+            chosen = present if name == chain.LARGE_PSEUDO else range(1, len(CLASSES) + 1)
+            assert {*np.unique(tiled)} <= {*chosen}
+    line = f'experiments/models/seg.pth large/a.png --tile 64 --scales {chain.SCALES} --device cpu --out masks'
+    run_stage(predict, line.split())
+    expected = files_of(chain.LARGE_PREDICTIONS.format('@tile=64'), 'a')['a']
+    assert np.array_equal(np.array(Image.open('masks/a.png')), expected)
+    keys, probability = read_arrays(Path('masks/a.npz'), 'keys', 'probability')
+    assert keys.tolist() == np.unique(expected).tolist()
+    assert np.array_equal(keys[probability.argmax(0)], expected)
 
 
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')  # of pycocotools

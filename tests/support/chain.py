@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,38 @@ def commands(data) -> dict:
 def run(data, name: str, *more: str):
     script, line = commands(data)[name]
     return run_stage(script, [*line, *more])
+
+
+# Large images --------------------------------------------------------------------------------------------------------
+
+LARGE_DATA = '--dataset large.csv --data_dir large --num_workers 0 --domain train'
+LARGE_CAMS = f'cls@train{{0}}@scale={SCALES}'  # {0}: nothing, or @tile=...
+LARGE_WALKS = 'aff@train@beta=10@exp_times=8{0}@rw'
+LARGE_PSEUDO = f'{LARGE_WALKS}{{0}}@crf=1'
+LARGE_PREDICTIONS = f'seg@train@scale={SCALES}{{0}}@iteration=10'
+
+
+def draw_large(dataset: Dataset, ids: Iterable[str]) -> None:
+    """Write the data set large.csv of two images, enlarged to 160x112 and to 200x40 pixels: large/a.png and b.png."""
+    rows = [f'# classes: {";".join(dataset.class_names)}', 'image,classes']
+    Path('large').mkdir()
+    for name, size, image_id in zip('ab', [(160, 112), (200, 40)], ids, strict=True):
+        dataset.read_image(image_id).resize(size).save(f'large/{name}.png')
+        tags = zip(dataset.class_names, dataset.read_labels(image_id), strict=True)
+        rows.append(f'{name}.png,{";".join(name for name, tag in tags if tag)}')
+    Path('large.csv').write_text('\n'.join(rows))
+
+
+def run_large(tile: int | None) -> None:
+    """Run stages 2, 3, 5, 6 and 8 on the large images, with tiles of a size; None: without."""
+    cut, named = (f'--tile {tile}', f'@tile={tile}') if tile else ('', '')
+    network = f'{LARGE_DATA} {cut} --device cpu --batch_size 1'
+    cams, walks = LARGE_CAMS.format(named), LARGE_WALKS.format(named)
+    run_stage(inference_classification, f'{network} --tag cls --scales {SCALES}'.split())
+    run_stage(make_affinity_labels, f'{LARGE_DATA} {cut} --experiment_name {cams}'.split())
+    run_stage(inference_rw, f'{network} --model_name aff --cam_dir {cams} --image_size 64 --save_edges'.split())
+    run_stage(make_pseudo_labels, f'{LARGE_DATA} {cut} --experiment_name {walks}'.split())
+    run_stage(inference_segmentation, f'{network} --tag seg --scales {SCALES}'.split())
 
 
 # Reading the data and the outputs ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Prediction(NamedTuple):
     """Mask (h, w) of class indices, content of the npz file, and the score of each considered class by its index."""
 
     mask: np.ndarray
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray | arrays.Parts]
     scores: dict[int, float]
 
 

@@ -21,6 +21,7 @@ from core.maps import UpsampledRW, present_keys, upsample_rw
 from core.models.tiled_logits import TiledProbabilities
 from core.tiles import cut, is_cut, label_by_tiles
 from tools.predicting.folder import MaskFolder, Prediction
+from util.store.arrays import Header, Parts
 
 TOO_LARGE = 'does not fit in memory: pass --tile 1024, or use a smaller image or smaller --scales'
 
@@ -168,7 +169,10 @@ def refine(iterations: int, first_label: int, image: np.ndarray, probability: np
 def refine_by_tiles(
     tile: int, iterations: int, first_label: int, image: np.ndarray, probability: TiledProbabilities
 ) -> Prediction:
-    """Return what `refine` does, tile by tile: each pixel is from the tile that it is farthest inside of."""
+    """Return what `refine` does, tile by tile: each pixel is from the tile that it is farthest inside of.
+
+    The probabilities of the prediction can be written once: they are unpacked class by class.
+    """
     size = image.shape[:2]
     mask, sums, packed = np.zeros(size, np.uint8), {}, []
     for rows, columns in cut(size, tile):
@@ -182,11 +186,16 @@ def refine_by_tiles(
         # Which classes the mask contains is known at the end: until then, keep the probabilities of all, compressed.
         packed.append([zlib.compress(one.astype(np.float16).tobytes(), 1) for one in own])
     keys = np.array(sorted(sums)) if first_label else np.union1d([0], sorted(sums))
-    kept = np.zeros((len(keys), *size), np.float16)
-    for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
-        for target, key in zip(kept, keys, strict=True):
-            target = target[rows.own, columns.own]
-            target[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(target.shape)
+
+    def unpack():
+        whole = np.empty(size, np.float16)
+        for key in keys:
+            for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
+                own = whole[rows.own, columns.own]
+                own[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(own.shape)
+            yield whole
+
+    kept = Parts(Header((len(keys), *size), np.dtype(np.float16)), unpack())
     scores = {int(key): float(sums[key][0] / sums[key][1]) for key in keys if key}
     return Prediction(mask, {'keys': keys, 'probability': kept}, scores)
 
