@@ -30,6 +30,7 @@ import numpy as np
 
 from core import IGNORE, UserError
 from core.data.dataset import Dataset
+from core.data.pixels import Reading
 from tools.exchange import formats, objects
 from tools.exchange.matching import name_of
 from tools.exchange.photographs import open_photographs
@@ -99,10 +100,18 @@ def open_data(args, path: Path) -> Dataset:
         remedy = 'pass --dataset and --data_dir, or --classes and --data_dir'
         raise UserError(f'FOLDER {path}: does not record its data set: {remedy}')
     if args.classes is None:
-        return open_recorded(args, str(path), record)
-    if args.dataset or not args.data_dir:
+        dataset = open_recorded(args, str(path), record)
+    elif args.dataset or not args.data_dir:
         raise UserError('goes with --data_dir and without --dataset', option='classes')
-    return open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)), args.plane or '1')
+    else:
+        reading = Reading(args.window, args.plane).completed(record.get('options', {'plane': '1'}))
+        dataset = open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)), reading)
+    made_with = record.get('fingerprint', {}).get('classes', [*dataset.class_names])
+    if made_with != [*dataset.class_names]:
+        flag, names = 'classes' if args.classes else 'dataset', ', '.join(dataset.class_names)
+        fault = f'has the classes {names}, but the masks in {path} are of {", ".join(made_with)}'
+        raise UserError(f'{fault}: leave the flag out', option=flag)
+    return dataset
 
 
 def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:

@@ -148,6 +148,10 @@ def open_models(args):
     affinity = open_model(args.affinity, 'network', 'backbone')
     if affinity.meta['network'] != 'AffinityNet':
         raise UserError(f'--affinity {args.affinity}: contains {affinity.meta["network"]}: pass a model of stage 4')
+    classes, others = (each.meta.get('classes') for each in (file, affinity))
+    if file.meta['network'] == 'Classifier' and others not in (None, classes):
+        fault = f'was trained with the classes {", ".join(others)}, {args.model} with {", ".join(classes)}'
+        raise UserError(f'--affinity {args.affinity}: {fault}')
     return file, affinity
 
 

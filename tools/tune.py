@@ -41,7 +41,7 @@ from core.random_walk import random_walk
 from tools.predict import CAM_FLAGS
 from tools.reporting import pictures
 from tools.reporting.entries import add_recorded_data, open_recorded
-from util import flags, script
+from util import flags, script, tile_flags
 from util.parallel.workers import parallel_map
 from util.store import CAM, EDGE, RANDOM_WALK, formats, open_folder, results
 from util.store.arrays import read_edge
@@ -292,7 +292,11 @@ def plan(args, record: dict, cam_dir: str, model_name: str | None, chosen: dict[
         folder = ['--experiment_name', walk_dir, '--threshold', f'{threshold:g}', *replace]
         commands.append(['make_pseudo_labels.py', *data, *listed, *folder])
         predict += ['--affinity', str(formats.model_path(model_name)), *walking]
-    if given.get('tag'):
+    if given.get('tag') and 'cam_dirs' not in given:  # tools.predict averages no folders
+        for flag in (*options.SCALES, *options.READ_OUT, *tile_flags.TILE):  # as these CAMs were made
+            name = flag.name.split()[0]
+            value = given.get(name.strip('-'), flag.default)
+            predict += [] if value == flag.default else [name, str(value)]
         commands.append([*predict, '--threshold', f'{threshold:g}', *data, '--overwrite'])
     return {**content, 'threshold': threshold, 'commands': [shlex.join(['python3', *words]) for words in commands]}
 

@@ -14,8 +14,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def _is_program() -> bool:
     """Return whether this process runs a stage, or python -m with a package that imports this module first."""
-    path = os.path.abspath(sys.argv[0])
-    return sys.argv[0] == '-m' or os.path.dirname(path) == ROOT and os.path.isfile(path)
+    name = sys.argv[0]
+    return name == '-m' or os.path.dirname(os.path.abspath(name)) == ROOT and os.path.isfile(name)
 
 
 def _report(kind: type[BaseException], error: BaseException, *trace) -> None:
@@ -28,6 +28,10 @@ def _report(kind: type[BaseException], error: BaseException, *trace) -> None:
 
 
 if _is_program():
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit('error: the working directory was removed: change to another one')
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a script it is ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.excepthook = _report

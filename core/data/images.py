@@ -92,6 +92,12 @@ def image_size(path: Path, reading: Reading = AS_THEY_ARE) -> tuple[int, int]:
         return reading.size(path, image)
 
 
+def sides_in_header(path: Path) -> tuple[int, int]:
+    """Return the sides (h, w) of a picture before it is turned upright: nothing is decoded. Raises UserError."""
+    with _opened(path, 'picture') as image:
+        return image.height, image.width
+
+
 def read_image(path: Path, reading: Reading = AS_THEY_ARE) -> Image.Image:
     """Return an RGB image, decoded and turned upright by its EXIF orientation. Raises UserError naming the file."""
     with _opened(path, 'image') as image:
@@ -204,13 +210,15 @@ def read_label_map(
                 f'{path}: a mask must be an 8-bit palette or grey PNG of class indices, not mode {image.mode} '
                 '(or the data set needs the entry "mask_values")'
             )
+        if size is not None and sorted(image.size) != sorted(size):  # before decoding: it may be large
+            raise UserError(_other_size(path, *image.size, size))
         image = upright(image)
         try:
             label = np.array(image, np.uint8) if values is None else values.read(image)
         except ValueError as error:
             raise UserError(f'{path}: {error}') from None
     if size is not None and label.shape != tuple(size):
-        raise UserError(f'{path}: the mask is {label.shape[1]}x{label.shape[0]}, the image is {size[1]}x{size[0]}')
+        raise UserError(_other_size(path, *label.shape[::-1], size))
     wrong = (label > num_classes) & (label != IGNORE)
     if wrong.any():
         raise UserError(
@@ -222,6 +230,10 @@ def read_label_map(
             'without a class 255; the entry "mask_values" of the data set names other values: {"0": CLASS or "ignore"}'
         )
     return label
+
+
+def _other_size(path: Path, width: int, height: int, size: tuple[int, int]) -> str:
+    return f'{path}: the mask is {width}x{height}, the image is {size[1]}x{size[0]}'
 
 
 def encode_label_map(label: np.ndarray, palette: np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import make_affinity_labels
 from support import fault_of, run_stage
 from support.chain import CAMS, commands, first
-from support.folders import forget_files
+from support.folders import record_as_written
 from tools import average_cams
 from util.store.arrays import read_arrays, write_npz
 from util.store.current import find_outdated
@@ -62,6 +62,6 @@ def test_folders_that_do_not_go_together(copy, capsys):
     path = folder / OTHER / f'{first(copy)}.npz'
     keys, cam, hr_cam = read_arrays(path, 'keys', 'cam', 'hr_cam')
     write_npz(path, keys=keys[:1], cam=cam[:0], hr_cam=hr_cam[:0])
-    forget_files(folder / OTHER)
+    record_as_written(folder / OTHER)
     expected = f'{path}: has other classes than {folder / CAMS / path.name}'
     assert expected in fault_of(average_cams, line, capsys)

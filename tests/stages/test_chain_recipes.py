@@ -16,7 +16,7 @@ from core.losses import puzzle_losses
 from core.models import Classifier
 from recipes import gradients, precision, rounding
 from support.chain import CAMS, NET, RANDOM_WALKS, SCALES, put_model, state_of
-from support.folders import forget_files
+from support.folders import record_as_written
 from util.store.arrays import read_maps, write_npz
 
 
@@ -92,8 +92,6 @@ def test_rounding_of_files(copy, capsys):
             assert scores[name, row['threshold']][0] == pytest.approx(row['miou'], abs=1e-4)
         assert apart[name] < 0.2
         assert apart[name] == pytest.approx(max(abs(a - b) for (n, _), (a, b) in scores.items() if n == name), abs=2e-4)
-    for folder in (RANDOM_WALKS, CAMS):
-        forget_files(copy.parent / 'experiments/predictions' / folder)
     for path in (copy.parent / 'experiments/predictions' / RANDOM_WALKS).glob('*.npz'):
         keys, rw = read_maps(path, 'rw', 6)
         write_npz(path, keys=keys, rw=(1 - rw).astype(np.float16))
@@ -101,6 +99,8 @@ def test_rounding_of_files(copy, capsys):
         keys, cam = read_maps(path, 'cam', 6)
         _, hr_cam = read_maps(path, 'hr_cam', 6)
         write_npz(path, keys=keys, cam=cam.astype(np.float16), hr_cam=(1 - hr_cam).astype(np.float16))
+    for folder in (RANDOM_WALKS, CAMS):
+        record_as_written(copy.parent / 'experiments/predictions' / folder)
     _, apart = rounding_of(capsys)
     assert apart['CAM'] > 1
     assert apart['RW'] > 1

@@ -21,10 +21,12 @@ from core.data.transforms import normalize
 from core.data.voc import palette
 from core.models import build_network
 from support import draw_image, fault_of, run_stage
-from tools import predict
+from support.folders import record_as_written
+from tools import export, predict, report
 from tools.predicting import folder as folder_module
 from tools.predicting import masks
 from util.store.arrays import read_maps
+from util.store.fingerprints import read_args
 from util.training.models import save_model
 
 NET = 'resnest14_narrow'
@@ -448,6 +450,32 @@ def test_changed_photographs_are_predicted_again(here, capsys):
     assert 'a_overlay.png' in changed <= outputs_of('a')
 
 
+@pytest.mark.parametrize('ending', ['.png', '.npz', '_overlay.png'])
+def test_files_of_another_photograph_are_noticed(here, capsys, ending):
+    """By tools that read the folder, and by the same command, which makes the three files of the photograph again."""
+    draw_image(Path('photos/c.jpg'), (70, 50), seed=3)
+    run(f'{FAST} photos')
+    before = all_bytes(SMALL)
+    shutil.copy(Path(SMALL, f'c{ending}'), Path(SMALL, f'a{ending}'))
+    line = f'{SMALL}: 1 of 3 files are not as recorded (a.png)'
+    classes = ','.join(read_args(Path(SMALL))['fingerprint']['classes'])
+    for tool, more in ((export, f'--classes {classes} --data_dir photos --format png --out out'), (report, '')):
+        run_stage(tool, [SMALL, '--num_workers', '0', *more.split()])
+        assert f'warning: {line}; run tools.predict again' in capsys.readouterr().err
+    run(f'{FAST} photos')
+    assert f'{line}: regenerating' in capsys.readouterr().err
+    assert all_bytes(SMALL) == before
+
+
+def test_changed_inputs_are_noticed_by_tools_that_read_the_folder(here, capsys):
+    run(f'{FAST} photos')
+    draw_image(Path('photos/a.jpg'), (70, 50), seed=9)
+    shutil.copy(model('seg'), model('small'))
+    run_stage(report, [SMALL, '--num_workers', '0'])
+    changes = f'{model("small")} changed; 1 image changed (a.jpg)'
+    assert f'warning: {SMALL}: {changes}; run tools.predict again' in capsys.readouterr().err
+
+
 def test_changed_tags_are_predicted_again(here, demo, capsys):
     data = Path(shutil.copytree(demo, 'data'))
     line = f'{model("cls")} {of_data(data)} --scales 1.0 --crf_iteration 0'
@@ -535,6 +563,7 @@ def test_damaged_files_are_repaired(here):
     before = all_bytes(SMALL)
     Path(SMALL, 'a.png').write_bytes(b'damaged')
     Path(SMALL, 'trip__b.npz').write_bytes(b'damaged')
+    record_as_written(Path(SMALL))
     run(f'{FAST} photos')
     assert all_bytes(SMALL) != before
     run(f'{FAST} photos --repair')

@@ -31,7 +31,7 @@ from support.chain import (
     refused,
     start,
 )
-from support.folders import forget_files
+from support.folders import record_as_written
 from support.programs import held, refusal
 from util.store.arrays import read_maps
 from util.store.fingerprints import read_args
@@ -322,7 +322,7 @@ def test_repair_regenerates_damaged_files(demo, experiments, capsys, name):
     expected = contents(Path())
     path = sorted((experiments / 'predictions' / FOLDERS[name]).glob('*_0*'))[1]
     path.write_bytes(path.read_bytes()[:50])
-    forget_files(path.parent)
+    record_as_written(path.parent)
     again(demo, name)
     assert path.stat().st_size == 50  # existing files are not read
     capsys.readouterr()

@@ -62,6 +62,20 @@ def test_scores_and_commands_are_those_of_the_stages(copy, demo):
     assert expected == pytest.approx(score(copy, found['walk_dir'], found['threshold']), abs=0.05)
     assert (copy.parent / 'experiments/predictions' / f'{found["walk_dir"]}@crf=1').is_dir()
     assert found['commands'][2].startswith('python3 -m tools.predict experiments/models/cls.pth --affinity')
+    assert ' --scales 0.5,1.0 ' in found['commands'][2]
+
+
+@pytest.mark.parametrize(
+    'more, flags', [({'tile': 256}, '--scales 1.0 --cam positive --tile 256'), ({'cam_dirs': ['a', 'b']}, None)]
+)
+def test_masks_are_predicted_as_the_cams_were_made(more, flags):
+    """And not from the mean of several folders."""
+    options = {'dataset': 'd.json', 'data_dir': 'd', 'domain': 'train', 'tag': 'x', 'scales': '1.0', 'cam': 'positive'}
+    chosen = {tune.CAMS: tune.Setting(None, None, 0.3)}
+    found = tune.plan(tune.parse_args(['x']), {'options': {**options, **more}}, 'x@cams', None, chosen)
+    data = '--threshold 0.3 --dataset d.json --data_dir d --overwrite'
+    expected = [f'python3 -m tools.predict experiments/models/x.pth {flags} {data}'] if flags else []
+    assert found['commands'] == expected
 
 
 def test_the_edges_that_stage_5_saved_are_used(copy, demo, monkeypatch):

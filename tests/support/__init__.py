@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -185,6 +187,14 @@ def run_stage(module, line: list[str]) -> Options:
 def folder_of(kind: Format, args: Options) -> str:
     """Return the name of the folder that a command writes."""
     return folder_name(kind, vars(args), args.record().defaults)
+
+
+def claim_sides(path: Path, width: int, height: int) -> None:
+    """Let the header of a PNG say other sides; the pixels can then not be decoded."""
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack('>II', width, height)
+    content[29:33] = struct.pack('>I', zlib.crc32(content[12:29]))
+    path.write_bytes(content)
 
 
 def fault_of(module, line: list[str], capsys) -> str:

@@ -1,5 +1,6 @@
 """A data set and the maps and options of an output folder, for tests of folders and shares."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from core.data.voc import palette
 from util.flags import OUTPUT
 from util.store import CAM, create_folder, formats
 from util.store.files import write_json
-from util.store.fingerprints import Record
+from util.store.fingerprints import Record, read_args
 from util.store.folders import Folder
 
 KEYS = np.array([0, 3, 20])
@@ -80,12 +81,14 @@ def args_json() -> dict:
     return json.loads((FOLDER / 'args.json').read_text())
 
 
-def forget_files(folder: Path) -> None:
-    """Make a folder look like one of an earlier version, which recorded no hashes of files."""
-    content = json.loads((folder / 'args.json').read_text())
-    assert content.pop('hashed')
-    write_json(folder / 'args.json', content)
-    (folder / 'files.json').unlink()
+def record_as_written(folder: Path) -> None:
+    """Let files.json say that the files were written as they are now."""
+    hashes = {}
+    for image_id in json.loads((folder / 'files.json').read_text()):
+        endings = formats.RECORDED[read_args(folder)['format']].endings
+        contents = [(folder / f'{image_id}{ending}').read_bytes() for ending in endings]
+        hashes[image_id] = ','.join(hashlib.sha256(content).hexdigest()[:16] for content in contents)
+    write_json(folder / 'files.json', hashes)
 
 
 def fill(folder: Folder, ids=None) -> None:

@@ -23,7 +23,7 @@ from support.folders import (
     created,
     fill,
     folder_at,
-    forget_files,
+    record_as_written,
 )
 from support.programs import held, refusal
 from util.store import create as module
@@ -238,7 +238,7 @@ def test_repair_regenerates_damaged_files(in_tmp, capsys, kind):
         write(IDS)
     path = folder.file('b')
     path.write_bytes(path.read_bytes()[:50])
-    forget_files(folder.path)
+    record_as_written(folder.path)
     with create() as folder:
         assert folder.missing == {'c'}  # existing files are not read
     capsys.readouterr()
@@ -270,7 +270,7 @@ def filled(in_tmp):
 def test_the_hash_of_every_file_is_recorded(filled):
     assert list(json.loads((FOLDER / 'files.json').read_text()).items()) == list(file_hashes_of(filled).items())
     assert not list(FOLDER.glob('.*.written'))
-    assert not find_unrecorded(FOLDER, '.npz', IDS)
+    assert not find_unrecorded(FOLDER, CAM, IDS)
 
 
 @pytest.mark.parametrize('change', ['other', 'foreign', 'edited', 'files.json', 'damaged', 'inputs.json', 'input'])
@@ -296,7 +296,7 @@ def test_files_that_are_not_as_recorded_are_made_again(filled, capsys, change):
         path = FOLDER / ('files.json' if change == 'damaged' else change)
         path.write_text('{') if change == 'damaged' else path.unlink()
     capsys.readouterr()
-    assert set(find_unrecorded(FOLDER, '.npz', IDS)) == expected
+    assert set(find_unrecorded(FOLDER, CAM, IDS)) == expected
     with created() as folder:
         assert folder.missing == expected
         fill(folder)
@@ -334,7 +334,7 @@ def test_a_killed_command_has_noted_its_files(in_tmp):
         lines = journal.splitlines(keepends=True)
         (FOLDER / '.all.written').write_bytes(b''.join(lines[:count]))
         noted = {line.decode().split()[1] for line in lines[:count]}
-        assert set(find_unrecorded(FOLDER, '.npz', ids)) == set(ids) - noted
+        assert set(find_unrecorded(FOLDER, CAM, ids)) == set(ids) - noted
         with created(ids=ids) as folder:
             assert folder.missing == set(ids) - noted
             fill(folder)
@@ -354,31 +354,18 @@ def test_a_killed_writer_has_noted_the_file_that_it_could_not_write(in_tmp, monk
         assert folder.missing == set(IDS)
 
 
-def test_files_of_an_earlier_version_are_taken_as_they_are(filled):
-    forget_files(FOLDER)
-    folder_at(FOLDER, CAM).write_maps('b', KEYS, CAMS / 2, HR_CAMS / 2)
-    assert not find_unrecorded(FOLDER, '.npz', IDS)
-    with created(shard='1/2') as folder:  # it records the files of all shards
-        assert folder.missing == set()
-    with created(shard='2/2') as folder:
-        assert folder.missing == set()
-    assert json.loads((FOLDER / 'files.json').read_text()) == file_hashes_of(filled)
-    filled.file('b').write_bytes(b'')
-    assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
-
-
 def test_a_file_of_other_inputs_that_comes_back_is_not_as_recorded(filled):
     before = filled.file('b').read_bytes()
     Path('b.jpg').write_text('new')
     with created() as folder:
         assert folder.missing == {'b'}
     filled.file('b').write_bytes(before)
-    assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
+    assert find_unrecorded(FOLDER, CAM, IDS) == ['b']
     for image_id in IDS:
         filled.file(image_id).unlink()
     with created(alpha=1.0) as folder:
         filled.file('b').write_bytes(before)
-        assert find_unrecorded(FOLDER, '.npz', IDS) == ['b']
+        assert find_unrecorded(FOLDER, CAM, IDS) == ['b']
 
 
 def test_leftovers_of_killed_writers_are_removed(in_tmp):

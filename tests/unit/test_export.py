@@ -326,6 +326,16 @@ def test_classes_can_be_named_instead_of_a_data_set(photographs):
     assert {image['file_name'] for image in content['images']} == set(FILES.values())
 
 
+def test_masks_of_other_classes_are_refused(photographs, capsys):
+    """Every cat would go out as a dog."""
+    (photographs / 'masks/args.json').write_text(json.dumps({'fingerprint': {'classes': NAMES}}))
+    words = ['masks', '--classes', 'dog,cat,"traffic light, red"', '--data_dir', 'photos', '--format', 'png']
+    fault = fault_of(export, [*words, '--out', 'out'], capsys)
+    assert '--classes has the classes dog, cat, traffic' in fault
+    assert 'but the masks in masks are of cat, dog, traffic' in fault
+    assert not Path('out').exists()
+
+
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 

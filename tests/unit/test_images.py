@@ -19,7 +19,7 @@ from core.data.images import (
     read_label_map,
 )
 from core.data.voc import palette
-from support import draw_image
+from support import claim_sides, draw_image
 from support.orientations import UPRIGHT
 
 QUICK = settings(
@@ -199,6 +199,15 @@ def test_masks_of_another_size_or_with_unknown_classes(tmp_path):
     assert '\n' not in str(error.value)
     with pytest.raises(UserError, match='a.png: contains class 21, the largest class is 20'):
         read_label_map(tmp_path / 'a.png', 20)
+
+
+def test_masks_of_another_size_are_not_decoded(tmp_path):
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / 'a.png')
+    claim_sides(tmp_path / 'a.png', 9000, 8000)
+    with pytest.raises(UserError, match='a.png: the mask is 9000x8000, the image is 4x6'):
+        read_label_map(tmp_path / 'a.png', 21, (6, 4))
+    with pytest.raises(UserError, match='not a readable mask'):
+        read_label_map(tmp_path / 'a.png', 21)
 
 
 @QUICK

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from core.data.dataset import open_dataset
-from support import fault_of
+from support import claim_sides, fault_of
 from support.coco import compressed, uncompressed
 from support.labelling import (
     EMPTY,
@@ -581,6 +581,20 @@ def test_all_problems_are_listed_a_line_each(photographs, capsys):
     assert (
         "'tree' is not a class (objects: 1, images: 1, the first is empty): --rename tree=ignore, or another class"
         in text
+    )
+
+
+@pytest.mark.parametrize('kind', ['png', 'cvat', 'yolo'])
+def test_large_masks_are_not_decoded(photographs, capsys, kind):
+    """Of a small file, which would take gigabytes."""
+    run_export(kind)
+    shutil.rmtree('out/.exported')
+    folder = 'SegmentationClass' if kind == 'cvat' else ''
+    path = next(path for path in sorted(Path('out', folder).rglob('*.png')) if path.stem.endswith('rex'))
+    claim_sides(path, 300 * W, 300 * H)
+    _, before = fault('out', capsys)
+    assert before[0].startswith(
+        f'{path}: is {300 * W}x{300 * H} in the file, but the image is only {W}x{H}: export it at'
     )
 
 

@@ -61,6 +61,18 @@ def test_other_processes_keep_their_ways():
     subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, env=subprocess_environment(), check=True)
 
 
+@pytest.mark.parametrize('words', [('-m', 'tools.summarize'), (str(REPOSITORY / 'evaluate.py'),)], ids=' '.join)
+def test_a_working_directory_that_was_removed_is_one_line(tmp_path, words):
+    script = 'import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+    folder = tmp_path / 'removed'
+    folder.mkdir()
+    environment = {**subprocess_environment(), 'PYTHONPATH': str(REPOSITORY)}
+    command = [sys.executable, '-c', script, *words]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    expected = 'error: the working directory was removed: change to another one\n'
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, '', expected)
+
+
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
 def test_closed_streams_do_no_harm(tmp_path, closed):
     """As cron or a service may start a program. What is printed would else go into the next file that is opened."""

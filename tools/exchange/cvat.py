@@ -17,10 +17,10 @@ import numpy as np
 from core import UserError
 from core.data import voc
 from core.data.files import read_text
-from core.data.images import read_image, read_label_map
+from core.data.images import read_image, read_label_map, sides_in_header
 from tools.exchange.objects import Picture
 from tools.exchange.png import split
-from tools.exchange.reading import Content, Found, check_size, list_files
+from tools.exchange.reading import Content, Found, check_pixels, check_size, list_files
 from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
@@ -109,6 +109,7 @@ def _read_labels(path):
 
 def _load(file, colours, size, _image):
     """Return the classes of a mask of colours, or of indices in the order of the labels."""
+    check_pixels(sides_in_header(file), size)
     image = read_image(file)
     check_size(image.size[::-1], size)
     values, where = np.unique(np.array(image).astype(np.int64) @ [1 << 16, 1 << 8, 1], return_inverse=True)

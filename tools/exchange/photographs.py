@@ -13,8 +13,10 @@ from core.data.pixels import Reading
 from core.data.source import Row, Rows
 from tools.exchange.reading import list_files
 
+FIRST = Reading(plane='1')
 
-def open_photographs(folder: Path, class_names: tuple[str, ...], plane: str = '1') -> Dataset:
+
+def open_photographs(folder: Path, class_names: tuple[str, ...], reading: Reading = FIRST) -> Dataset:
     """Return the images below a folder as a data set without tags, of which only the sizes are read.
 
     Raises UserError if there are none.
@@ -24,4 +26,4 @@ def open_photographs(folder: Path, class_names: tuple[str, ...], plane: str = '1
     if not rows:
         raise UserError(f'{folder}: contains no photographs', option='data_dir')
     source = Rows.of(Path(os.path.abspath(folder)), folder, rows)
-    return Dataset(folder.name, class_names, voc.palette(), None, folder, source, reading=Reading(plane=plane))
+    return Dataset(folder.name, class_names, voc.palette(), None, folder, source, reading=reading)

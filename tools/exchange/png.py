@@ -10,9 +10,9 @@ import numpy as np
 
 from core import IGNORE
 from core.data.files import read_text
-from core.data.images import read_label_map
+from core.data.images import read_label_map, sides_in_header
 from tools.exchange.objects import Picture
-from tools.exchange.reading import Content, Found, Shape, check_size, list_files
+from tools.exchange.reading import Content, Found, Shape, check_pixels, check_size, list_files
 from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
@@ -57,6 +57,7 @@ def read_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def load(file: Path, names: tuple[str, ...], size: tuple[int, int], _image: Path) -> Content:
     """Return the classes in a mask of class indices. Raises ValueError naming a value without a name."""
+    check_pixels(sides_in_header(file), size)
     return split(read_label_map(file, IGNORE), names, size)
 
 

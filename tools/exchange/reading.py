@@ -87,6 +87,12 @@ def check_size(stated: tuple[int, int] | None, size: tuple[int, int]) -> None:
     is_scaled = abs(sh - h * sw / w) <= 1 or abs(sw - w * sh / h) <= 1
     if not is_scaled:
         raise ValueError(f'is {sw}x{sh} in the file, but the image is {w}x{h}: sides of another ratio cannot be scaled')
+    check_pixels(stated, size)
+
+
+def check_pixels(sides: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise ValueError if a mask of these sides (h, w) is too large to decode for an image of the size (h, w)."""
+    (sh, sw), (h, w) = sides, size
     if sh * sw > max(PIXEL_LIMIT, h * w):
         raise ValueError(f'is {sw}x{sh} in the file, but the image is only {w}x{h}: export it at the size of the image')
 

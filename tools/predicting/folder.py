@@ -20,12 +20,10 @@ from tools.reporting import pictures
 from util.store import arrays, files
 from util.store.fingerprints import read_inputs, read_json
 from util.store.folders import Folder
-from util.store.formats import EXPERIMENTS, PREDICTIONS, Format
+from util.store.formats import EXPERIMENTS, PREDICTED, PREDICTIONS
 from util.store.hashes import file_hashes
 
 ROOT = EXPERIMENTS / 'predict'
-PREDICTED = Format('predicted mask', 'tools.predict', '')  # not a stage: no later stage reads it
-ENDINGS = ('.png', '.npz', '_overlay.png')
 RECORD = 'photographs.json'
 ENTRIES = {'palette': [[int]], 'images': {str: str}}  # content of photographs.json
 
@@ -58,7 +56,7 @@ class MaskFolder(Folder):
     def existing(self) -> list[Path]:
         """Return the existing files of the ids that were requested or recorded: the folder may contain others."""
         ids = dict.fromkeys([*self.ids, *read_inputs(self.path).get('images', ())])
-        paths = (self.path / f'{image_id}{ending}' for image_id in ids for ending in ENDINGS)
+        paths = (self.path / f'{image_id}{ending}' for image_id in ids for ending in PREDICTED.endings)
         return [path for path in paths if os.path.lexists(path)]
 
     def check(self, image_id: str) -> None:
@@ -73,12 +71,12 @@ class MaskFolder(Folder):
 
     def write(self, image_id: str, image: np.ndarray, prediction: Prediction) -> None:
         """Write the three files of an image (h, w, 3), the mask last: without a mask the image counts as missing."""
-        arrays.write_npz(self.path / f'{image_id}.npz', **prediction.arrays)
         labels = {index: f'{self.names[index]} {score:.2f}' for index, score in prediction.scores.items()}
         font = drawing.open_font(self.font)
         overlay = pictures.label_mask(image, prediction.mask, self.palette, labels, font)
-        files.write_bytes(self.path / f'{image_id}_overlay.png', iio.imwrite('<bytes>', overlay, extension='.png'))
-        self._write(image_id, encode_label_map(prediction.mask, self.palette))
+        overlay = iio.imwrite('<bytes>', overlay, extension='.png')
+        maps = arrays.encode_npz(self.path / f'{image_id}.npz', **prediction.arrays)
+        self._write(image_id, encode_label_map(prediction.mask, self.palette), maps, overlay)
 
     def record_photographs(self, paths: Mapping[str, Path], overwrite: bool) -> None:
         """Add the paths of photographs by id to photographs.json, or write it again."""
@@ -109,7 +107,7 @@ def check_outputs(images: Mapping[str, Path], out: Path) -> None:
             other = images[f'{image_id}_overlay']
             raise UserError(f'{path} and {other}: both would be written as {image_id}_overlay.png: rename one of them')
     inputs = {os.path.realpath(path) for path in images.values()}
-    for path in (out / f'{image_id}{ending}' for image_id in images for ending in ENDINGS):
+    for path in (out / f'{image_id}{ending}' for image_id in images for ending in PREDICTED.endings):
         if os.path.lexists(path) and os.path.realpath(path) in inputs:
             raise UserError(f'--out {out}: {path} is one of the images: choose another folder')
 
@@ -118,7 +116,7 @@ def check_recorded(images: Mapping[str, Path], out: Path) -> None:
     """Raise UserError if the folder has files of these ids that are not recorded, or are of other photographs."""
     before, hashes = read_photographs(out).get('images', {}), read_inputs(out).get('images', {})
     unknown = sorted(images.keys() - hashes.keys())
-    for path in (out / f'{image_id}{ending}' for image_id in unknown for ending in ENDINGS):
+    for path in (out / f'{image_id}{ending}' for image_id in unknown for ending in PREDICTED.endings):
         if os.path.lexists(path):
             remedy = 'choose another folder, or pass --overwrite to replace it'
             raise UserError(

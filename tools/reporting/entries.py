@@ -18,7 +18,7 @@ from core.data import voc
 from core.data.dataset import Dataset, open_dataset
 from core.data.files import fits
 from core.data.pixels import Reading
-from tools.predicting.folder import PREDICTED, ROOT, path_of, read_photographs
+from tools.predicting.folder import ROOT, path_of, read_photographs
 from tools.predicting.photographs import DOMAIN, make_dataset
 from tools.reporting import find
 from util import flags
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     @property
     def is_photographs(self) -> bool:
         """Whether these are predicted masks of photographs that are in no data set."""
-        return self.kind == PREDICTED.title and self.domain == DOMAIN
+        return self.kind == formats.PREDICTED.title and self.domain == DOMAIN
 
     @property
     def scores(self) -> dict:
@@ -111,7 +111,7 @@ def _without_photographs(entries: list[Entry]) -> list[Entry]:
 
 def _kind_of(folder: str) -> str:
     found = find.format_of(formats.PREDICTIONS / folder)
-    return found.title if found else PREDICTED.title
+    return found.title if found else formats.PREDICTED.title
 
 
 def _dataset_of(entry: Entry) -> str | None:
@@ -167,7 +167,7 @@ def _find_predicted(name: str) -> Iterator[tuple[str, str, None]]:
     named = [Path(name)] if '/' in name else sorted(ROOT.glob('[!.]*'))
     for path in named:
         record = read_args(path)
-        if record.get('format') != PREDICTED.title or not ('/' in name or fnmatchcase(path.name, name)):
+        if record.get('format') != formats.PREDICTED.title or not ('/' in name or fnmatchcase(path.name, name)):
             continue
         options = record['options']
         if not fits(options, {'dataset': str, 'data_dir': str}):

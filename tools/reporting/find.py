@@ -190,6 +190,8 @@ def find(name: str) -> list[dict]:
     name; all characters but * are literal. Raises UserError with the nearest names if there is none.
     """
     if '/' in name:
+        if Path(name).is_dir():
+            raise UserError(f'{name}: has no args.json that says what the folder contains')
         if not Path(name).is_file():
             raise UserError(f'{name}: no such file')
         return [read(Path(name))]

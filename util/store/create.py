@@ -83,10 +83,7 @@ def fill_folder(
             old = _read_settings(folder, settings, record)
             if not old:
                 (folder.path / written.RECORD).unlink(missing_ok=True)  # of files that are gone
-            elif 'hashed' not in old:
-                written.adopt(folder.path, folder.kind.suffix, ids)
-                write_json(folder.path / 'args.json', {**old, 'hashed': True})
-        unrecorded = written.find_unrecorded(folder.path, folder.kind.suffix, share.ids)
+        unrecorded = written.find_unrecorded(folder.path, folder.kind, share.ids)
         with records_locked():
             _remove_outdated(folder, unrecorded, hashes, ids)
         folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
@@ -139,7 +136,6 @@ def _record(folder: Folder, record: Record, settings: dict, old: dict) -> None:
         'versions': versions(),
         'history': [],
         'seconds': 0,
-        'hashed': True,  # files.json has a hash of every file; folders of earlier versions have none
     }
     if old:
         before, now = ({name: content[name] for name in ('options', 'versions')} for content in (old, new))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
 from util.store.fingerprints import list_changes, read_args, read_inputs, read_run
-from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, model_path, run_path
+from util.store.formats import EXPERIMENTS, PREDICTIONS, RECORDED, model_path, run_path
 from util.store.hashes import digest, file_hashes, label_hashes, mask_hashes
 from util.store.written import describe, find_unrecorded, read_written
 
@@ -28,12 +28,14 @@ SCRIPTS = (
     'make_pseudo_labels.py',
     'train_segmentation.py',
     'inference_segmentation.py',
+    'tools.predict',
 )
 # Trainers by network (all others: stage 7), and programs by the option that no other records with a folder.
 TRAINERS = {'Classifier': 'train_classification_with_puzzle.py', 'AffinityNet': 'train_affinitynet.py'}
 TOOLS = {'source': IMPORT, 'cam_dirs': AVERAGE}
 # The option that names an input folder, by the name of the input.
 FOLDERS = {'maps': 'experiment_name', 'cams': 'cam_dir', 'labels': 'label_name'}
+MODELS = {'model': 'model', 'affinity': 'affinity', 'weights_file': 'weights'}  # stages have a tag instead of a model
 
 
 class Output(NamedTuple):
@@ -54,10 +56,10 @@ class Output(NamedTuple):
 
     def models(self) -> dict[str, Path]:
         """Return its input model, or its --weights, by the name of the input."""
-        tag, weights = self.options.get('model_name') or self.options.get('tag'), self.options.get('weights')
-        found = {'model': tag and model_path(tag), 'weights_file': weights and Path(weights)}
-        no_file = (None, 'none', 'imagenet')
-        return {name: path for name, path in found.items() if path and self.fingerprint.get(name) not in no_file}
+        tag, no_file = self.options.get('model_name') or self.options.get('tag'), (None, 'none', 'imagenet')
+        found = {name: self.options.get(option) for name, option in MODELS.items()}
+        found |= {'model': model_path(tag)} if tag else {}
+        return {name: Path(path) for name, path in found.items() if path and self.fingerprint.get(name) not in no_file}
 
 
 def identity(folder: Path, ids: Collection[str] | None = None) -> str:
@@ -144,10 +146,10 @@ class _Search:
 
     def unrecorded(self, output: Output, ids: Collection[str] | None) -> Iterator[str]:
         """Yield the files of a folder that are not as recorded; of all that are known if `ids` is None."""
-        kind = FORMATS.get(read_args(output.path).get('format')) if output.path.is_dir() else None
+        kind = RECORDED.get(read_args(output.path).get('format')) if output.path.is_dir() else None
         if kind is not None:
             known = read_written(output.path).keys() | output.inputs.get('images', {}).keys() if ids is None else ids
-            found = find_unrecorded(output.path, kind.suffix, sorted(known))
+            found = find_unrecorded(output.path, kind, sorted(known))
             if found:
                 yield describe(found, len(known), kind.suffix)
 
@@ -186,7 +188,7 @@ class _Search:
 def read_folder(path: Path) -> Output | None:
     """Return a folder with its record, None without one."""
     record = read_args(path)
-    kind, fingerprint = FORMATS.get(record.get('format')), record.get('fingerprint')
+    kind, fingerprint = RECORDED.get(record.get('format')), record.get('fingerprint')
     if kind is None or not fingerprint:
         return None
     options = record.get('options', {})

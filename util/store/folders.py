@@ -61,9 +61,8 @@ class Folder:
 
     def check_unchanged(self) -> None:
         """Raise UserError if the folder or files of its ids were written again since it was opened for reading."""
-        if not self.identity:
-            return
-        if self.identity != identity(self.path, self.ids) or find_unrecorded(self.path, self.kind.suffix, self.ids):
+        changed = self.identity not in ('', identity(self.path, self.ids))
+        if changed or self.identity and find_unrecorded(self.path, self.kind, self.ids):
             raise UserError(f'{self.path}: was written again while it was read: run the same command once more')
 
     def image_name(self, image_id: str) -> str:
@@ -105,10 +104,12 @@ class Folder:
         named = {name: array.astype(np.float16, copy=False) for name, array in zip(self.kind.maps, maps, strict=True)}
         self._write(image_id, arrays.encode_npz(self.file(image_id), keys=keys, **named))
 
-    def _write(self, image_id: str, content: bytes) -> None:
+    def _write(self, image_id: str, *contents: bytes) -> None:
+        """Write the files of an image, in the order of the endings of the format, the first one last."""
         if self.journal is not None:
-            note(self.journal, image_id, content)
-        write_bytes(self.file(image_id), content)
+            note(self.journal, image_id, *contents)
+        for ending, content in [*zip(self.kind.endings, contents, strict=True)][::-1]:
+            write_bytes(self.path / f'{image_id}{ending}', content)
 
     def write_missing_labels(self, make: Callable[..., np.ndarray], num_workers: int, **inputs) -> None:
         """Write make(image_id, **inputs) for each missing id, from num_workers processes."""

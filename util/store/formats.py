@@ -20,10 +20,15 @@ class Format(NamedTuple):
     maps: tuple[str, ...] = ()
     by_class: bool = True  # maps are (K, h, w) of the classes in `keys`; otherwise (h, w)
     optional: tuple[str, ...] = ()  # options in the name, before its last part, unless at their defaults
+    beside: tuple[str, ...] = ()  # endings of further files of an image, written before its main file
 
     @property
     def suffix(self) -> str:
         return '.npz' if self.maps else '.png'
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        return self.suffix, *self.beside
 
 
 CAM = Format(
@@ -62,7 +67,9 @@ PREDICTION = Format(
     '{tag}@{split}@scale={scales}@iteration={iteration}',
     optional=('crf_gaussian', 'crf_bilateral', 'tile'),
 )
+PREDICTED = Format('predicted mask', 'tools.predict', '', beside=('.npz', '_overlay.png'))
 FORMATS = {kind.title: kind for kind in (CAM, AFFINITY_LABEL, RANDOM_WALK, EDGE, PSEUDO_LABEL, PREDICTION)}
+RECORDED = {**FORMATS, PREDICTED.title: PREDICTED}  # also masks of tools.predict, which no stage reads
 
 
 def folder_name(kind: Format, options: Mapping[str, object], defaults: Mapping[str, object]) -> str:

@@ -12,22 +12,23 @@ from pathlib import Path
 from core.data.files import fits, read_bytes
 from util.store.files import make_folder, write_json
 from util.store.fingerprints import read_args, read_inputs, read_json
+from util.store.formats import Format
 from util.store.hashes import file_hashes
 
 RECORD = 'files.json'
 JOURNALS = '.*.written'
 
 
-def note(journal: Path, image_id: str, content: bytes) -> None:
-    """Note the content that the file of an image is about to get."""
+def note(journal: Path, image_id: str, *contents: bytes) -> None:
+    """Note what the files of an image are about to contain, in the order of the endings of their format."""
     make_folder(journal.parent)
-    line = f'{hashlib.sha256(content).hexdigest()[:16]} {image_id}\n'
+    hashes = ','.join(hashlib.sha256(content).hexdigest()[:16] for content in contents)
     with journal.open('ab', buffering=0) as file:  # in one piece: processes of a command share the journal
-        file.write(line.encode(errors='backslashreplace'))
+        file.write(f'{hashes} {image_id}\n'.encode(errors='backslashreplace'))
 
 
 def read_written(folder: Path) -> dict[str, str]:
-    """Return the hashes of the files that stages wrote into a folder, by image id."""
+    """Return the hashes of the files that were written into a folder, by image id (several: comma-separated)."""
     content = read_json(folder / RECORD)
     found = dict(content) if fits(content, {str: str}) else {}
     for journal in sorted(folder.glob(JOURNALS)):
@@ -57,31 +58,25 @@ def forget(folder: Path, gone: Collection[str], ids: Sequence[str]) -> None:
         _write(folder, ids, {image_id: value for image_id, value in hashes.items() if image_id not in gone})
 
 
-def adopt(folder: Path, suffix: str, ids: Sequence[str]) -> None:
-    """Record the files of an earlier version as they are: it recorded no hashes."""
-    paths = {path.name.removesuffix(suffix): path for path in folder.glob(f'*{suffix}')}
-    _write(folder, ids, {image_id: value for image_id, value in file_hashes(paths).items() if value})
-
-
 def _write(folder: Path, ids: Sequence[str], hashes: Mapping[str, str]) -> None:
     order = {image_id: position for position, image_id in enumerate(ids)}
     write_json(folder / RECORD, dict(sorted(hashes.items(), key=lambda item: (order.get(item[0], -1), item[0]))))
 
 
-def find_unrecorded(folder: Path, suffix: str, ids: Collection[str]) -> list[str]:
-    """Return the ids whose file is not what files.json says, or whose inputs inputs.json does not say.
+def find_unrecorded(folder: Path, kind: Format, ids: Collection[str]) -> list[str]:
+    """Return the ids with a file that is not what files.json says, or whose inputs inputs.json does not say.
 
-    There are none in a folder without args.json. Only inputs.json counts in a folder of an earlier version, which
-    recorded no hashes of files. The folder of an import names no images in inputs.json.
+    There are none in a folder without args.json; ids without a main file do not count. An import names no images.
     """
-    args, images = read_args(folder), read_inputs(folder).get('images')
-    if not args.get('fingerprint'):
+    images = read_inputs(folder).get('images')
+    if not read_args(folder).get('fingerprint'):
         return []
-    found = [image_id for image_id in ids if images != {} and image_id not in (images or ())]
-    found = {image_id for image_id in found if (folder / f'{image_id}{suffix}').is_file()}
-    if args.get('hashed'):
-        written, now = read_written(folder), file_hashes({i: folder / f'{i}{suffix}' for i in ids})
-        found |= {image_id for image_id, value in now.items() if value and value != written.get(image_id)}
+    written, found, finished = read_written(folder), set(), ids
+    for position, ending in enumerate(kind.endings):
+        now = {i: value for i, value in file_hashes({i: folder / f'{i}{ending}' for i in finished}).items() if value}
+        found |= {i for i, value in now.items() if [value] != written.get(i, '').split(',')[position : position + 1]}
+        finished = finished if position else list(now)
+    found |= {image_id for image_id in finished if images != {} and image_id not in (images or ())}
     return [image_id for image_id in ids if image_id in found]
 
 
