@@ -1,5 +1,6 @@
 """Entries of the JSON file of a data set: class names, background, palette. No torch here: stages 3, 6 and 9 fork."""
 
+import os
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -33,10 +34,13 @@ def read_json(path: Path) -> dict:
 
 
 def read_sidecar(path: Path) -> dict:
-    """Return the entries of the JSON file of the same name beside a CSV file or a folder, {} if there is none."""
+    """Return the entries of the JSON file of the same name beside a CSV file or a folder, {} if there is none.
+
+    Raises UserError if something of that name cannot be read, such as a broken link.
+    """
     place = path.resolve()
     sidecar = place.with_name(f'{place.name}.json') if path.is_dir() else path.with_suffix('.json')
-    return read_json(sidecar) if sidecar.is_file() else {}
+    return read_json(sidecar) if os.path.lexists(sidecar) else {}
 
 
 def parse_classes(path: Path, classes: object) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """CSV data sets, other layouts of JSON data sets, values of masks."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +80,16 @@ def test_json_of_the_same_name_fixes_classes_palette_and_name(tmp_path):
     assert dataset.palette[1].tolist() == [1, 2, 3]
     with pytest.raises(UserError, match=r'needs the entries "classes" and "lists" \(pass .*labels.csv itself\)'):
         open_dataset(tmp_path / 'labels.json', tmp_path)
+
+
+@pytest.mark.parametrize('what', ['broken link', 'folder', 'FIFO'])
+def test_a_json_of_the_same_name_that_cannot_be_read_is_named(tmp_path, what):
+    """It may say what the masks and pixels mean."""
+    path = tmp_path / 'labels.json'
+    make = {'broken link': lambda: path.symlink_to('gone'), 'folder': path.mkdir, 'FIFO': lambda: os.mkfifo(path)}
+    make[what]()
+    with pytest.raises(UserError, match=re.escape(f'dataset {path}: cannot be read (')):
+        open_dataset(write_csv(tmp_path, 'image,classes\na.jpg,cat\n'), tmp_path)
 
 
 @pytest.mark.parametrize(
