@@ -193,6 +193,7 @@ def refine_by_tiles(
             for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
                 own = whole[rows.own, columns.own]
                 own[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(own.shape)
+                parts[key - first_label] = b''  # the file grows by as much
             yield whole
 
     kept = Parts(Header((len(keys), *size), np.dtype(np.float16)), unpack())
