@@ -21,6 +21,7 @@ from core.maps import UpsampledRW, present_keys, upsample_rw
 from core.models.tiled_logits import TiledProbabilities
 from core.tiles import cut, is_cut, label_by_tiles
 from tools.predicting.folder import MaskFolder, Prediction
+from util.parallel.devices import release_freed_memory
 from util.store.arrays import Header, Parts
 
 TOO_LARGE = 'does not fit in memory: pass --tile 1024, or use a smaller image or smaller --scales'
@@ -193,7 +194,8 @@ def refine_by_tiles(
             for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
                 own = whole[rows.own, columns.own]
                 own[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(own.shape)
-                parts[key - first_label] = b''  # the file grows by as much
+                parts[key - first_label] = b''
+            release_freed_memory()  # the compressed file grows by as much
             yield whole
 
     kept = Parts(Header((len(keys), *size), np.dtype(np.float16)), unpack())
