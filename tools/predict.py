@@ -293,7 +293,7 @@ def main(args):
     images = {image_id: dataset.image_path(image_id) for ids in lists.values() for image_id in ids}
     tagged = args.dataset and file.meta['network'] == 'Classifier' and given is None
     tags = read_tags(dataset, lists) if tagged else {}
-    check_outputs(images, args.out)
+    check_outputs(images, args.out, [path for path in map(dataset.mask_path, images) if path])
     share = divide(dataset, list(images), args.shard)
     own = {image_id: images[image_id] for image_id in share.ids}
     if not args.overwrite:

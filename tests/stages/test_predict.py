@@ -26,6 +26,7 @@ from tools import export, predict, report
 from tools.predicting import folder as folder_module
 from tools.predicting import masks
 from util.store.arrays import read_maps
+from util.store.files import write_json
 from util.store.fingerprints import read_args
 from util.training.models import save_model
 
@@ -608,9 +609,25 @@ def test_photographs_are_never_replaced(here, capsys):
     with Image.open('photos/a.jpg') as picture:
         picture.save('photos/trip/a.png')
     before = Path('photos/trip/a.png').read_bytes()
-    line = '--out photos/trip: photos/trip/a.png is one of the images: choose another folder'
+    line = '--out photos/trip: photos/trip/a.png is one of the images or their masks: choose another folder'
     assert fault(f'{FAST} photos/trip --out photos/trip --overwrite', capsys) == line
     assert Path('photos/trip/a.png').read_bytes() == before
+
+
+def test_masks_of_the_data_set_and_other_outputs_are_never_replaced(here, demo, capsys):
+    """Not even by --overwrite, which removes predicted masks alone."""
+    data = Path(shutil.copytree(demo, 'data'))
+    path = data / 'SegmentationClass' / f'{open_dataset(demo / "dataset.json", demo).ids("val")[0]}.png'
+    before = path.read_bytes()
+    line = f'{model("small")} {of_data(data)} --overwrite'
+    expected = f'{path} is one of the images or their masks: choose another folder'
+    assert expected in fault(f'{line} --out {path.parent}', capsys)
+    assert path.read_bytes() == before
+    other = Path('experiments/predictions/x')
+    write_json(other / 'args.json', {'format': 'CAM'})
+    assert fault(f'{FAST} photos --out {other} --overwrite', capsys) == (
+        f'--out {other}: contains CAMs of a stage: choose another folder'
+    )
 
 
 def test_overlay_shows_classes_and_scores(here, monkeypatch):

@@ -5,7 +5,7 @@ of the masks and the path of each photograph, so tools.report can show masks wit
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from core.data.dataset import Dataset
 from core.data.images import encode_label_map
 from tools.reporting import pictures
 from util.store import arrays, files
-from util.store.fingerprints import read_inputs, read_json
+from util.store.fingerprints import read_args, read_inputs, read_json
 from util.store.folders import Folder
 from util.store.formats import EXPERIMENTS, PREDICTED, PREDICTIONS
 from util.store.hashes import file_hashes
@@ -71,12 +71,12 @@ class MaskFolder(Folder):
 
     def write(self, image_id: str, image: np.ndarray, prediction: Prediction) -> None:
         """Write the three files of an image (h, w, 3), the mask last: without a mask the image counts as missing."""
+        arrays.write_npz(self.path / f'{image_id}.npz', **prediction.arrays)
         labels = {index: f'{self.names[index]} {score:.2f}' for index, score in prediction.scores.items()}
         font = drawing.open_font(self.font)
         overlay = pictures.label_mask(image, prediction.mask, self.palette, labels, font)
-        overlay = iio.imwrite('<bytes>', overlay, extension='.png')
-        maps = arrays.encode_npz(self.path / f'{image_id}.npz', **prediction.arrays)
-        self._write(image_id, encode_label_map(prediction.mask, self.palette), maps, overlay)
+        files.write_bytes(self.path / f'{image_id}_overlay.png', iio.imwrite('<bytes>', overlay, extension='.png'))
+        self._write(image_id, encode_label_map(prediction.mask, self.palette))
 
     def record_photographs(self, paths: Mapping[str, Path], overwrite: bool) -> None:
         """Add the paths of photographs by id to photographs.json, or write it again."""
@@ -100,16 +100,19 @@ def path_of(name: str, kind: str) -> Path:
     return Path(name) if kind == PREDICTED.title else PREDICTIONS / name
 
 
-def check_outputs(images: Mapping[str, Path], out: Path) -> None:
-    """Raise UserError if outputs would replace one another or a photograph."""
+def check_outputs(images: Mapping[str, Path], out: Path, masks: Collection[Path]) -> None:
+    """Raise UserError if outputs would replace one another, a photograph, a mask of the data set or other outputs."""
+    found = read_args(out).get('format', PREDICTED.title)
+    if found != PREDICTED.title:
+        raise UserError(f'--out {out}: contains {found}s of a stage: choose another folder')
     for image_id, path in images.items():
         if f'{image_id}_overlay' in images:
             other = images[f'{image_id}_overlay']
             raise UserError(f'{path} and {other}: both would be written as {image_id}_overlay.png: rename one of them')
-    inputs = {os.path.realpath(path) for path in images.values()}
+    inputs = {os.path.realpath(path) for path in (*images.values(), *masks)}
     for path in (out / f'{image_id}{ending}' for image_id in images for ending in PREDICTED.endings):
         if os.path.lexists(path) and os.path.realpath(path) in inputs:
-            raise UserError(f'--out {out}: {path} is one of the images: choose another folder')
+            raise UserError(f'--out {out}: {path} is one of the images or their masks: choose another folder')
 
 
 def check_recorded(images: Mapping[str, Path], out: Path) -> None:

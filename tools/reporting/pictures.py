@@ -29,15 +29,16 @@ def label_mask(
     needed = max(2 * max(widths.values(), default=0) / w, 3 * len(labels) * height / h)
     factor = max(1, min(math.ceil(needed), LONGEST_SIDE // max(h, w)))
 
-    overlay = overlay_mask(image, mask, palette).repeat(factor, 0).repeat(factor, 1)
+    overlay = enlarge(overlay_mask(image, mask, palette), factor)
     colours = {index: tuple(palette[index].tolist()) for index in labels}
     inks = {index: ink(colour) for index, colour in colours.items()}
     for index, line in inks.items():
-        region = (mask == index).astype(np.uint8).repeat(factor, 0).repeat(factor, 1)
+        region = enlarge((mask == index).view(np.uint8), factor)
         outlines, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(overlay, outlines, -1, line, font.size // 10)
 
     picture = Image.fromarray(overlay)
+    del overlay  # of a large image it takes hundreds of MB
     draw = ImageDraw.Draw(picture)
     plates = []  # top, left and right of the plates so far
     for index, text in labels.items():
@@ -49,6 +50,11 @@ def label_mask(
         draw.rectangle((left, top, right - 1, top + height - 1), colours[index], inks[index])
         draw.text((left + pad, top), text, inks[index], font)
     return np.array(picture)
+
+
+def enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Repeat pixels (h, w, ...) by a whole factor; 1 returns them as they are."""
+    return pixels if factor == 1 else pixels.repeat(factor, 0).repeat(factor, 1)
 
 
 def _innermost(region: np.ndarray) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from util.store.current import digests, find_outdated, identity
 from util.store.files import check_name, write_bytes
 from util.store.fingerprints import read_args, read_inputs
 from util.store.formats import FORMATS, PREDICTIONS, RANDOM_WALK, Format
-from util.store.hashes import digest, file_hashes
+from util.store.hashes import digest, file_hash, file_hashes
 from util.store.shares import noticing_writers
 from util.store.written import find_unrecorded, note
 
@@ -104,12 +104,12 @@ class Folder:
         named = {name: array.astype(np.float16, copy=False) for name, array in zip(self.kind.maps, maps, strict=True)}
         self._write(image_id, arrays.encode_npz(self.file(image_id), keys=keys, **named))
 
-    def _write(self, image_id: str, *contents: bytes) -> None:
-        """Write the files of an image, in the order of the endings of the format, the first one last."""
+    def _write(self, image_id: str, content: bytes) -> None:
+        """Write the main file of an image, after the files beside it."""
         if self.journal is not None:
-            note(self.journal, image_id, *contents)
-        for ending, content in [*zip(self.kind.endings, contents, strict=True)][::-1]:
-            write_bytes(self.path / f'{image_id}{ending}', content)
+            beside = [file_hash(self.path / f'{image_id}{ending}')[:16] for ending in self.kind.beside]
+            note(self.journal, image_id, content, *beside)
+        write_bytes(self.file(image_id), content)
 
     def write_missing_labels(self, make: Callable[..., np.ndarray], num_workers: int, **inputs) -> None:
         """Write make(image_id, **inputs) for each missing id, from num_workers processes."""

@@ -19,12 +19,12 @@ RECORD = 'files.json'
 JOURNALS = '.*.written'
 
 
-def note(journal: Path, image_id: str, *contents: bytes) -> None:
-    """Note what the files of an image are about to contain, in the order of the endings of their format."""
+def note(journal: Path, image_id: str, content: bytes, *beside: str) -> None:
+    """Note the content that the main file of an image is about to get, and the hashes of the files beside it."""
     make_folder(journal.parent)
-    hashes = ','.join(hashlib.sha256(content).hexdigest()[:16] for content in contents)
+    hashes = [hashlib.sha256(content).hexdigest()[:16], *beside]
     with journal.open('ab', buffering=0) as file:  # in one piece: processes of a command share the journal
-        file.write(f'{hashes} {image_id}\n'.encode(errors='backslashreplace'))
+        file.write(f'{",".join(hashes)} {image_id}\n'.encode(errors='backslashreplace'))
 
 
 def read_written(folder: Path) -> dict[str, str]:
