@@ -34,16 +34,17 @@ from core.data.pixels import Reading
 from tools.exchange import formats, objects
 from tools.exchange.matching import name_of
 from tools.exchange.photographs import open_photographs
-from tools.exchange.reading import EXPORTED, Content, Polygons, Shape, compose
+from tools.exchange.reading import EXPORTED, IMAGES, Content, Polygons, Shape, compose
 from tools.exchange.shapes import read_polygons
 from tools.exchange.writing import IGNORED, Export, staged_folder
 from tools.reporting import find, provenance
 from tools.reporting.entries import add_recorded_data, open_recorded
 from util import flags, script
 from util.parallel.workers import parallel_map
-from util.store.files import write_bytes
+from util.store.files import write_bytes, write_json
 from util.store.fingerprints import read_args
 from util.store.formats import PREDICTIONS
+from util.store.hashes import file_hashes
 
 
 class Written(NamedTuple):
@@ -191,6 +192,7 @@ def main(args):
         )  # fmt: skip
         written = list(parallel_map(one, list(images), args.num_workers, 'images'))
         module.finish([each.entry for each in written], export)
+        write_json(out / EXPORTED / IMAGES, file_hashes({each: dataset.image_path(each) for each in images}))
     report(args, written, has_ignored, keep_ignored, dataset.has_background)
 
 

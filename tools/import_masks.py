@@ -30,13 +30,15 @@ from core.data.images import encode_label_map
 from tools.exchange import formats
 from tools.exchange.matching import Classes, Images
 from tools.exchange.photographs import open_photographs
-from tools.exchange.reading import EXPORTED
+from tools.exchange.reading import EXPORTED, IMAGES
 from tools.exchange.tables import check_absent, list_rows, write_table
 from tools.exchange.taking import Result, match, take_labels, take_mask
 from tools.exchange.writing import BACKGROUND, IGNORED, staged_folder
 from util import flags, script
 from util.parallel.workers import parallel_map
 from util.store.files import write_bytes
+from util.store.fingerprints import read_json
+from util.store.hashes import file_hashes
 
 SHOWN = 20  # lines printed of one kind of problem
 
@@ -138,6 +140,16 @@ def print_changes(results: list[Result], names: tuple[str, ...]) -> None:
             rows.append((name, *counts, added, removed))
     headers = ('class', 'images before', 'images now', 'pixels that came', 'pixels that went')
     print(tabulate(rows, headers, 'pipe', colalign=('left', *['right'] * 4)))
+
+
+def check_exported(given: Path | None, before: Path | None, dataset, matched) -> None:
+    """Warn of images that have changed since the export. Raises UserError if --before has no mask of an image."""
+    if given and not any((before / f'{image_id}.png').is_file() for image_id in matched):
+        raise UserError(f'{given}: tools.export has not written it, and it has no mask {{id}}.png', option='before')
+    hashes = read_json(before / IMAGES) if before else {}
+    now = file_hashes({image_id: dataset.image_path(image_id) for image_id in matched if image_id in hashes})
+    changed = [image_id for image_id, value in now.items() if value != hashes[image_id]]
+    script.warn(changed, matched, 'have changed since they were exported: these masks may be of other pictures')
 
 
 # What is written ------------------------------------------------------------------------------------------------------
@@ -265,9 +277,8 @@ def main(args):
         raise UserError(f'{out}: must end in .csv', option='out')
     if args.before is not None and not args.before.is_dir():
         raise UserError(f'{args.before}: no such folder', option='before')
-    before = next(
-        (path / EXPORTED for path in (args.before, args.source) if path and (path / EXPORTED).is_dir()), args.before
-    )
+    exported = (args.before or args.source) / EXPORTED
+    before = exported if exported.is_dir() else args.before
     dataset = dataset or open_photographs(args.data_dir, ())
     if args.empty == 'background' and not dataset.has_background:
         raise UserError(f'background: the data set "{dataset.name}" has none', option='empty')
@@ -282,6 +293,7 @@ def main(args):
     if unknown is not None:
         raise UserError(f'{unknown}: is not an image of the data set', option='ids')
     matched, problems = match(found, Images(dataset, ids), chosen)
+    check_exported(args.before, before, dataset, matched)
     if args.labels_only:
         import_labels(args, dataset, matched, classes, problems, out)
     else:

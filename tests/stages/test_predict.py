@@ -620,8 +620,8 @@ def test_masks_of_the_data_set_and_other_outputs_are_never_replaced(here, demo, 
     path = data / 'SegmentationClass' / f'{open_dataset(demo / "dataset.json", demo).ids("val")[0]}.png'
     before = path.read_bytes()
     line = f'{model("small")} {of_data(data)} --overwrite'
-    expected = f'{path} is one of the images or their masks: choose another folder'
-    assert expected in fault(f'{line} --out {path.parent}', capsys)
+    expected = ' is one of the images or their masks: choose another folder'
+    assert fault(f'{line} --out {path.parent}', capsys).endswith(expected)
     assert path.read_bytes() == before
     other = Path('experiments/predictions/x')
     write_json(other / 'args.json', {'format': 'CAM'})

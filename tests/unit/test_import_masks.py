@@ -18,6 +18,7 @@ from support import claim_sides, fault_of
 from support.coco import compressed, uncompressed
 from support.labelling import (
     EMPTY,
+    FILES,
     NAMES,
     REX,
     SIZES,
@@ -401,6 +402,20 @@ def test_what_nobody_touched_is_not_a_change(photographs, capsys):
     assert list(run_import(folder, '--changed_only')) == [TOM]
     printed = capsys.readouterr().out
     assert 'masks taken: 1 (0 new, 1 changed, 0 as before)' in printed
+
+
+def test_a_picture_that_was_replaced_since_the_export_is_named(photographs, capsys):
+    run_export('coco')
+    Image.new('RGB', (W, H), 'red').save(Path('photos', FILES[REX]))
+    run_import('out')
+    expected = f'warning: 1 of 3 images ({REX}, ...) have changed since they were exported'
+    assert expected in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_export_is_refused(photographs, capsys):
+    run_export('coco')
+    line, _ = fault('out', capsys, '--before', 'photos')
+    assert line.endswith('--before photos: tools.export has not written it, and it has no mask {id}.png')
 
 
 def test_removing_all_objects_is_a_correction(photographs):

@@ -12,6 +12,7 @@ from core import IGNORE
 from tools.exchange.shapes import SIDE_LIMIT, encode_shape
 
 EXPORTED = '.exported'  # folder of an export: the masks that would come back if nobody changed anything
+IMAGES = 'images.json'  # in it: hashes of the images by id
 PIXEL_LIMIT = 2**26  # of a mask in a file that says its size; a larger one must be of the size of its image
 
 
