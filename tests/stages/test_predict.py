@@ -642,6 +642,15 @@ def test_overlay_shows_classes_and_scores(here, monkeypatch):
         assert np.array_equal(np.array(overlay), draw(*drawn[0]))
 
 
+def test_an_affinity_net_of_other_classes_is_refused(here, capsys):
+    """As stage 5 does."""
+    content = torch.load(model('aff'), weights_only=True)
+    content['meta']['classes'] = ('cat', *content['meta']['classes'][1:])
+    torch.save(content, model('aff'))
+    line = f'{model("cls")} photos/a.jpg --affinity {model("aff")}'
+    assert fault(line, capsys).startswith(f'--affinity {model("aff")}: was trained with the classes cat, ')
+
+
 def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
     content = torch.load(model('cls'), weights_only=True)
     content['meta']['classes'] = ('猫', *content['meta']['classes'][1:])
