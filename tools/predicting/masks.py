@@ -3,8 +3,9 @@
 The same functions as in stages 2, 5, 6 and 8, with one image per batch (docs/method.md, "Single photographs").
 """
 
+import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from core.maps import UpsampledRW, present_keys, upsample_rw
 from core.models.tiled_logits import TiledProbabilities
 from core.tiles import cut, is_cut, label_by_tiles
 from tools.predicting.folder import MaskFolder, Prediction
-from util.parallel.devices import release_freed_memory
 from util.store.arrays import Header, Parts
 
 TOO_LARGE = 'does not fit in memory: pass --tile 1024, or use a smaller image or smaller --scales'
@@ -175,7 +175,7 @@ def refine_by_tiles(
     The probabilities of the prediction can be written once: they are unpacked class by class.
     """
     size = image.shape[:2]
-    mask, sums, packed = np.zeros(size, np.uint8), {}, []
+    mask, sums, packed, places = np.zeros(size, np.uint8), {}, tempfile.TemporaryFile(), []
     for rows, columns in cut(size, tile):
         part = image[rows.whole, columns.whole], probability[:, rows.whole, columns.whole]
         own = crf_from_probability(*part, iterations)[:, rows.inner, columns.inner]
@@ -184,19 +184,21 @@ def refine_by_tiles(
             here = own[key - first_label][found == key]
             sums[int(key)] = sums.get(int(key), 0) + np.array([here.sum(dtype=np.float64), here.size])
 
-        # Which classes the mask contains is known at the end: until then, keep the probabilities of all, compressed.
-        packed.append([zlib.compress(one.astype(np.float16).tobytes(), 1) for one in own])
+        # Which classes the mask contains is known at the end: until then, keep the probabilities of all on the disk.
+        compressed = (zlib.compress(one.astype(np.float16).tobytes(), 1) for one in own)
+        places.append([(packed.tell(), packed.write(content)) for content in compressed])
     keys = np.array(sorted(sums)) if first_label else np.union1d([0], sorted(sums))
 
-    def unpack():
+    def unpack() -> Iterator[np.ndarray]:
         whole = np.empty(size, np.float16)
         for key in keys:
-            for (rows, columns), parts in zip(cut(size, tile), packed, strict=True):
+            for (rows, columns), of_tile in zip(cut(size, tile), places, strict=True):
+                start, length = of_tile[key - first_label]
+                packed.seek(start)
                 own = whole[rows.own, columns.own]
-                own[:] = np.frombuffer(zlib.decompress(parts[key - first_label]), np.float16).reshape(own.shape)
-                parts[key - first_label] = b''
-            release_freed_memory()  # the compressed file grows by as much
+                own[:] = np.frombuffer(zlib.decompress(packed.read(length)), np.float16).reshape(own.shape)
             yield whole
+        packed.close()
 
     kept = Parts(Header((len(keys), *size), np.dtype(np.float16)), unpack())
     scores = {int(key): float(sums[key][0] / sums[key][1]) for key in keys if key}
