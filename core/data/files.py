@@ -54,19 +54,25 @@ def read_text(path: Path) -> str:
     return read_bytes(path, TEXT_LIMIT).decode('utf-8-sig')
 
 
-def walk(folder: Path, above: frozenset[str] = frozenset()) -> list[Path]:
-    """Return the files below a folder, sorted. Links are followed, unless they lead back to a folder `above`."""
-    above, found = above | {os.path.realpath(folder)}, []
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path], list[Path]]:
+    """Return the files below a folder, sorted, and what cannot be read: broken links, devices, closed folders.
+
+    Links are followed, unless they lead back to a folder `above`.
+    """
+    above, files, others = above | {os.path.realpath(folder)}, [], []
     try:
         paths = sorted(folder.iterdir())
     except PermissionError:
-        return []
+        return [], [folder]
     for path in paths:
         if path.is_file():
-            found.append(path)
-        elif path.is_dir() and os.path.realpath(path) not in above:
-            found += walk(path, above)
-    return found
+            files.append(path)
+        elif not path.is_dir():
+            others.append(path)
+        elif os.path.realpath(path) not in above:
+            for found, more in zip((files, others), walk(path, above), strict=True):
+                found += more
+    return files, others
 
 
 def load_json(path: Path) -> object:

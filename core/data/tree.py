@@ -61,8 +61,14 @@ class Found(NamedTuple):
 
 def open_tree(path: Path, root: Path) -> tuple[Path, dict, Rows]:
     """Return the folder, its entries and its rows. It is its own root. Raises UserError naming the folder or file."""
-    found = [PurePosixPath(file.relative_to(path).as_posix()) for file in walk(path)]
-    files = [file for file in found if not any(part.startswith(('.', '__MACOSX')) for part in file.parts)]
+
+    def inside(found: list[Path]) -> list[PurePosixPath]:
+        files = [PurePosixPath(file.relative_to(path).as_posix()) for file in found]
+        return [file for file in files if not any(part.startswith(('.', '__MACOSX')) for part in file.parts)]
+
+    files, others = map(inside, walk(path))
+    if others:
+        _warn(f'{path}: neither files nor folders that can be read, left out: {len(others)} ({others[0]}, ...)')
     unreadable = [file for file in files if file.suffix.lower() in UNREADABLE]
     if unreadable:
         _warn(f'{path}: HEIC cannot be read, convert it to JPEG: left out {len(unreadable)} ({unreadable[0]}, ...)')
@@ -275,7 +281,7 @@ def read_class_folders(tree: Tree) -> Found:
     nothing = tree.entries.get('negatives', list(NOTHING))
     if not isinstance(nothing, list) or not all(isinstance(name, str) for name in nothing):
         raise UserError(f'{tree.path}: "negatives" must be a list of names of folders', option='dataset')
-    nothing, rows, loose = {name.casefold() for name in nothing}, [], []
+    nothing, rows, loose, met = {name.casefold() for name in nothing}, [], [], set()
     masks = {re.sub('_mask$', '', str(file.with_suffix(''))): str(file) for file in tree.images(PurePosixPath(TRUTH))}
     for split, folder in tree.splits.items():
         for image in tree.images(folder):
@@ -286,6 +292,7 @@ def read_class_folders(tree: Tree) -> Found:
                 loose.append(image)
                 continue
             where, name = tree.path / folder / inner[0], inner[0]
+            met.add(name.casefold())
             if name.casefold() in nothing:
                 rows.append(Row(str(image), (), split=split, where=where))
             else:
@@ -294,6 +301,9 @@ def read_class_folders(tree: Tree) -> Found:
     if not rows:
         need = 'a folder per class, or files of a labelling tool'
         raise UserError(f'{tree.path}: needs {need} (docs/datasets.md, "Folders")', option='dataset')
+    missing = [name for name in tree.entries.get('negatives', ()) if name.casefold() not in met]
+    if missing:
+        raise UserError(f'{tree.path}: "negatives" names {missing[0]!r}, but no folder is called so', option='dataset')
     if loose:
         _warn(f'{tree.path}: images in no folder of a class are left out: {len(loose)} ({loose[0]}, ...)')
     rows = _learn_from_test(tree, rows)

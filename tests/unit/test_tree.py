@@ -1,6 +1,7 @@
 """Folders and files of labelling tools as data sets: classes, splits, tags, masks, and what is refused."""
 
 import json
+import os
 import warnings
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_folders_may_be_nested_and_without_splits(tmp_path):
     assert dataset.class_names == ('cat', 'train')
     assert dataset.ids('train') == ['Good__1', 'cat__2', 'cat__indoors__1', 'train__1']
     assert not dataset.read_labels('Good__1').any()
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    image_folder(tmp_path / 'photos')
+    (tmp_path / 'photos/a.jpg').symlink_to('gone')
+    os.mkfifo(tmp_path / 'photos/b.jpg')
+    with pytest.warns(DataWarning, match=r'neither files nor folders that can be read, left out: 2 \(a.jpg, \.\.\.\)'):
+        open_dataset(tmp_path / 'photos', tmp_path / 'photos')
+
+
+def test_negatives_that_are_no_folder_are_refused(tmp_path):
+    """With a name that is misspelt, good would become a class."""
+    image_folder(tmp_path / 'photos')
+    write(tmp_path / 'photos.json', '{"negatives": ["nope"]}')
+    with pytest.raises(UserError, match='"negatives" names \'nope\', but no folder is called so'):
+        open_dataset(tmp_path / 'photos', tmp_path / 'photos')
 
 
 def test_an_entry_names_the_folders_of_negatives_and_fixes_the_classes(tmp_path):
