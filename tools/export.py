@@ -38,7 +38,7 @@ from tools.exchange.reading import EXPORTED, IMAGES, Content, Polygons, Shape, c
 from tools.exchange.shapes import read_polygons
 from tools.exchange.writing import IGNORED, Export, staged_folder
 from tools.reporting import find, provenance
-from tools.reporting.entries import add_recorded_data, open_recorded
+from tools.reporting.entries import add_recorded_data, check_classes, open_recorded
 from util import flags, script
 from util.parallel.workers import parallel_map
 from util.store.files import write_bytes, write_json
@@ -107,11 +107,7 @@ def open_data(args, path: Path) -> Dataset:
     else:
         reading = Reading(args.window, args.plane).completed(record.get('options', {'plane': '1'}))
         dataset = open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)), reading)
-    made_with = record.get('fingerprint', {}).get('classes', [*dataset.class_names])
-    if made_with != [*dataset.class_names]:
-        flag, names = 'classes' if args.classes else 'dataset', ', '.join(dataset.class_names)
-        fault = f'has the classes {names}, but the masks in {path} are of {", ".join(made_with)}'
-        raise UserError(f'{fault}: leave the flag out', option=flag)
+    check_classes(dataset, path, record)
     return dataset
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from core import UserError
 from core.data import drawing
 from tools.reporting import find, panels, pictures, provenance
-from tools.reporting.entries import add_recorded_data, open_recorded
+from tools.reporting.entries import add_recorded_data, check_classes, open_recorded
 from util import flags, script
 from util.store import formats
 from util.store.files import write_bytes
@@ -105,6 +105,8 @@ def remove_pages(out: Path) -> None:
 def main(args):
     sources = [find_source(argument) for argument in args.folders]
     dataset = open_recorded(args, str(sources[0].path), read_args(sources[0].path))
+    for source in sources:
+        check_classes(dataset, source.path, read_args(source.path))
     font = drawing.open_font(args.font).font_variant(size=13)
     names = pictures.names_on_pictures(dataset.label_names, font)
     images = choose_images(args, dataset, sources)

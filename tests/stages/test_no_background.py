@@ -227,6 +227,8 @@ def test_a_set_that_gets_a_background_makes_outputs_outdated(here, capsys, tmp_p
         (other / name).symlink_to((here / 'data' / name).absolute())
     (other / 'dataset.json').write_text(json.dumps(content))
     line = [*data_flags(str(other)), '--num_workers', '0']
+    shown = fault_of(show, [chain.PSEUDO, *line[:4], '--images', '1', '--out', str(tmp_path / 'shown')], capsys)
+    assert 'its labels are of ' in shown and ' has background, ' in shown
     fault = fault_of(make_pseudo_labels, [*line, '--experiment_name', chain.RANDOM_WALKS], capsys)
     assert 'the entry "background" of the data set "drawn textures" changed' in fault
     fault = fault_of(inference_segmentation, [*line, '--tag', 'seg', '--device', 'cpu'], capsys)

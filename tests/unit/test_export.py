@@ -331,8 +331,10 @@ def test_masks_of_other_classes_are_refused(photographs, capsys):
     (photographs / 'masks/args.json').write_text(json.dumps({'fingerprint': {'classes': NAMES}}))
     words = ['masks', '--classes', 'dog,cat,"traffic light, red"', '--data_dir', 'photos', '--format', 'png']
     fault = fault_of(export, [*words, '--out', 'out'], capsys)
-    assert '--classes has the classes dog, cat, traffic' in fault
-    assert 'but the masks in masks are of cat, dog, traffic' in fault
+    names = (
+        'background, cat, dog, traffic light, red, the data set "photos" has background, dog, cat, traffic light, red'
+    )
+    assert fault.endswith(f'masks: its labels are of {names}: pass the data set that it was made with')
     assert not Path('out').exists()
 
 

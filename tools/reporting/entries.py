@@ -269,3 +269,16 @@ def open_recorded(args: Namespace, what: str, *records: dict) -> Dataset:
         if options[name] is None:
             raise UserError(f'--{name}: args.json of {what} does not record it: pass it')
     return open_dataset(*options.values())
+
+
+def check_classes(dataset: Dataset, folder: Path, record: dict) -> None:
+    """Raise UserError if a folder was made with other classes: its labels would be shown under wrong names.
+
+    `record` is the content of its args.json.
+    """
+    made_with = record.get('fingerprint', {})
+    before = 'background' if made_with.get('background', True) else '', *made_with.get('classes', dataset.class_names)
+    if 'classes' in made_with and before != dataset.label_names:
+        shown, now = (', '.join(filter(None, names)) for names in (before, dataset.label_names))
+        fault = f'its labels are of {shown}, the data set "{dataset.name}" has {now}'
+        raise UserError(f'{folder}: {fault}: pass the data set that it was made with')
