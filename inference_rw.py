@@ -34,8 +34,11 @@ def parse_args(argv=None):
     parser.groups['data'].add_argument('--cam_dir', type=flags.folder_name, required=True, affects=kind, help=cams)
     model = 'model of stage 4'
     parser.groups['model'].add_argument('--model_name', type=flags.folder_name, required=True, help=model)
+    run = parser.groups['run and output']
     edges = 'also write the edge maps; for a finished folder, only these are computed'
-    parser.groups['run and output'].add_argument('--save_edges', action='store_true', affects='speed', help=edges)
+    run.add_argument('--save_edges', action='store_true', affects='speed', help=edges)
+    variant = "a part of the folder's name (@variant=...), such as mean for another --cam_dir along the same edges"
+    run.add_argument('--variant', type=flags.folder_name, affects='speed', help=variant)
     return parser.parse_args(argv)
 
 

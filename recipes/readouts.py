@@ -7,14 +7,16 @@ Writes  experiments/results/{name}@*.json and .npz, what the stages write on the
 
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl cl_pcl_re
+    python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl --edges published
     python3 -m recipes.readouts --on drawn
 
 Stage 1 runs once for each loss and seed, each loss at its own learning rate; everything after it runs for each read-out
 of stage 2 (--cam): CAMs of train and val, and with --until the walk with an AffinityNet trained on their own labels,
-the pseudo-labels, and DeepLabv3+. Prints a table for each stage and list: every read-out and loss, then the paired
-differences to L_cls of the same read-out, and to the published read-out of the same loss. A run that has a result is
-not repeated, and one that was stopped resumes. On an idle CPU core a training on photographs takes 14 minutes for cl
-and 23 with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
+the pseudo-labels, and DeepLabv3+. With --edges published, which --cam has to contain, all read-outs walk along its
+edges. Prints a table for each stage and list: every read-out and loss, then the paired differences to L_cls of the same
+read-out, and to the published read-out of the same loss. A run that has a result is not repeated, and one that was
+stopped resumes. On an idle CPU core a training on photographs takes 14 minutes for cl and 23 with tiles,
+the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
 """
 
 import shlex
@@ -95,13 +97,23 @@ class Names(NamedTuple):
 
     classifier: str
     read_out: str
+    edges: str  # own or published: the read-out whose labels AffinityNet was trained on
     scales: str
     segmenter_scales: str
 
     @property
     def chain(self):
         """The first part of the tags after stage 2."""
-        return f'{self.classifier}@{self.read_out}'
+        return f'{self.classifier}@{self.read_out}{self.shared}'
+
+    @property
+    def shared(self):
+        """A part of the names of what is made along the edges of the published read-out."""
+        return '@edges' if self.edges == 'published' and self.read_out != 'published' else ''
+
+    @property
+    def affinity(self):
+        return f'{self.classifier}@published@aff' if self.shared else f'{self.chain}@aff'
 
     def cams(self, domain):
         if self.read_out == 'mean':
@@ -110,7 +122,8 @@ class Names(NamedTuple):
         return f'{self.classifier}@{domain}{named}@scale={self.scales}'
 
     def walks(self, domain):
-        return f'{self.chain}@aff@{domain}@beta=10@exp_times=8@rw'
+        variant = f'@variant={self.read_out}' if self.shared else ''
+        return f'{self.affinity}@{domain}@beta=10@exp_times=8{variant}@rw'
 
     def result(self, stage, domain):
         """Return the name of the result of a stage, without its last part."""
@@ -133,6 +146,8 @@ def parse_args(argv=None):
     parser.groups['loss'].add_argument('--losses', nargs='+', choices=losses, default=list(losses), help='rows')
     inference = parser.groups['inference']
     inference.add_argument('--cam', nargs='+', choices=READ_OUTS, default=list(READ_OUTS), help='read-outs of stage 2')
+    edges = 'AffinityNet of the walks: trained on labels of the same read-out, or of the published one'
+    inference.add_argument('--edges', choices=('own', 'published'), default='own', help=edges)
     inference.add_argument('--until', choices=STAGES, default='cams', help='the last stage to run')
     run = parser.groups['run and output']
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
@@ -141,6 +156,8 @@ def parse_args(argv=None):
     run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--max_epoch 24'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args(argv)
+    if args.edges == 'published' and 'published' not in args.cam:
+        parser.error('--edges published: also needs published in --cam')
     if args.on == 'photographs' and not (args.data_dir and args.weights):
         parser.error('--on photographs: also needs --data_dir (a VOC root) and --weights (an ImageNet file)')
     setting = SETTINGS[args.on]
@@ -164,7 +181,7 @@ def data_of(args):
 def names_of(args, loss, seed, read_out):
     """Return the names of a chain; seed * is any."""
     setting = SETTINGS[args.on]
-    return Names(f'{args.name}@{loss}@seed={seed}', read_out, setting.scales, setting.segmenter_scales)
+    return Names(f'{args.name}@{loss}@seed={seed}', read_out, args.edges, setting.scales, setting.segmenter_scales)
 
 
 def train(args, loss, seed):
@@ -197,18 +214,20 @@ def follow(args, names, seed):
         return commands
 
     # An AffinityNet on the labels of these CAMs, from the weights of the classifier on drawn scenes.
-    foreground, background, threshold = THRESHOLDS[names.read_out]
-    cams, own = names.cams('train'), f'experiments/models/{names.classifier}.pth'
+    threshold, labelled = THRESHOLDS[names.read_out][2], 'published' if names.shared else names.read_out
+    foreground, background, _ = THRESHOLDS[labelled]
+    cams, own = names._replace(read_out=labelled).cams('train'), f'experiments/models/{names.classifier}.pth'
     recipe = ['--seed', str(seed), '--momentum', '0.9', '--batch_size', '16']
     labels = ['make_affinity_labels.py', *common, '--experiment_name', cams]
     affinity = ['train_affinitynet.py', *common, *recipe, '--architecture', args.architecture]
     affinity += ['--weights', own if args.weights == 'none' else args.weights, *shlex.split(setting.affinity)]
     commands += [
         [*labels, '--fg_threshold', foreground, '--bg_threshold', background],
-        [*affinity, '--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', f'{names.chain}@aff'],
+        [*affinity, '--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', names.affinity],
     ]
     for domain in setting.domains:
-        walk = ['inference_rw.py', *common, '--model_name', f'{names.chain}@aff', '--cam_dir', names.cams(domain)]
+        walk = ['inference_rw.py', *common, '--model_name', names.affinity, '--cam_dir', names.cams(domain)]
+        walk += ['--variant', names.read_out] if names.shared else []
         commands += [[*walk, '--image_size', setting.walk_size, '--domain', domain]]
         commands += score(args, names.walks(domain), domain, '--max_th', '0.8')
         if last > 1:

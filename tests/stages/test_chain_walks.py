@@ -1,5 +1,6 @@
 """Stage 5 beyond its defaults: edge maps in a separate folder, normalisation, scores beyond float16."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ from core.random_walk import random_walk
 from support import fault_of
 from support.chain import (
     BY_CLASS,
+    CAMS,
     EDGES,
     NET,
+    PSEUDO,
     RANDOM_WALKS,
     commands,
     dataset_of,
     ids_of,
     image_of,
     outputs_of,
+    refused,
     run,
     state_of,
     without,
@@ -52,6 +56,20 @@ def test_random_walks_normalised_by_class(copy, monkeypatch):
         np.testing.assert_allclose(by_class, joint / np.where(largest > 0, largest, 1), atol=2e-3)
         weaker += ((0 < largest) & (largest < 1)).any()
     assert weaker
+
+
+def test_walks_of_other_cams_along_the_same_edges(copy, capsys):
+    """With --variant they have another folder, which stage 6 reads by its name."""
+    shutil.copytree(f'experiments/predictions/{CAMS}', f'experiments/predictions/{CAMS}@other')
+    before = outputs_of(RANDOM_WALKS)
+    other = ('--cam_dir', f'{CAMS}@other')
+    assert 'exists with different settings (cam_dir: ' in refused(copy, 'random_walk', capsys, *other)
+    run(copy, 'random_walk', *other, '--variant', 'other')
+    name = RANDOM_WALKS.replace('@rw', '@variant=other@rw')
+    assert {**outputs_of(name), 'args.json': b''} == {**before, 'args.json': b''}
+    assert outputs_of(RANDOM_WALKS) == before
+    run(copy, 'pseudo', '--experiment_name', name)
+    assert outputs_of(f'{name}@crf=1').keys() == outputs_of(PSEUDO).keys()
 
 
 def test_edges_are_added_to_a_finished_random_walk(copy, capsys, monkeypatch):

@@ -19,10 +19,10 @@ def dry_run(capsys, *flags: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize('on', readouts.SETTINGS)
-def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys, on):
+@pytest.mark.parametrize('on, edges', [*((on, 'own') for on in readouts.SETTINGS), ('photographs', 'published')])
+def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys, on, edges):
     written, models, scored = set(), set(), set()
-    for first, *words in dry_run(capsys, '--on', on, '--until', 'predictions', '--seeds', '4'):
+    for first, *words in dry_run(capsys, '--on', on, '--until', 'predictions', '--seeds', '4', '--edges', edges):
         name, words = (words[0], words[1:]) if first == '-m' else (first.removesuffix('.py'), words)
         args = importlib.import_module(name).parse_args(words)
         options = vars(args)
@@ -43,7 +43,8 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
         if name == 'tools.summarize':
             shown = {row[-1] for row in args.rows} | set(args.paired or ())
             assert {result.replace('seed=*', 'seed=4') for result in shown} <= scored
-    assert len(models) == 3 + 2 * 9  # a classifier for each loss, and two networks for each of its read-outs
+    # A classifier for each loss, and for each of its read-outs a segmentation network and, unless shared, AffinityNet.
+    assert len(models) == 3 + 9 + (9 if edges == 'own' else 3)
 
 
 def test_finished_scores_are_not_repeated(in_tmp, capsys):
@@ -67,7 +68,14 @@ def test_differences_are_to_the_first_loss_and_the_first_read_out(in_tmp, capsys
     assert sorted(pairs[: len(pairs) // 2]) == sorted(first + second)
 
 
-@pytest.mark.parametrize('line, named', [('--losses cl_re', '--losses'), ("--more='--max_epoh 3'", '--max_epoh')])
+@pytest.mark.parametrize(
+    'line, named',
+    [
+        ('--losses cl_re', '--losses'),
+        ("--more='--max_epoh 3'", '--max_epoh'),
+        ('--edges published --cam mean', '--edges published: also needs published in --cam'),
+    ],
+)
 def test_wrong_flags_are_named(in_tmp, capsys, line, named):
     with pytest.raises(SystemExit):
         readouts.main(readouts.parse_args([*FLAGS, *shlex.split(line), '--dry_run']))

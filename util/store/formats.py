@@ -45,7 +45,7 @@ RANDOM_WALK = Format(
     'inference_rw.py',
     '{model_name}@{split}@beta={beta:g}@exp_times={exp_times}@rw',
     maps=('rw',),
-    optional=('rw_normalization', 'tile'),
+    optional=('rw_normalization', 'tile', 'variant'),
 )
 EDGE = Format(
     'edge map',
