@@ -99,14 +99,30 @@ def test_a_moved_data_set_is_the_same(copy, demo, capsys):
 
 
 @pytest.mark.parametrize(
-    'gone', [f'predictions/{CAMS}', 'models/cls.pth', 'data/cls.json', f'predictions/{AFFINITY_LABELS}']
+    'gone',
+    [f'predictions/{CAMS}', 'models/cls.pth', 'data/cls.json checkpoints/cls.pth', f'predictions/{AFFINITY_LABELS}'],
 )
 def test_what_was_deleted_upstream_is_not_a_change(moved, capsys, gone):
-    path = Path('experiments') / gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in map(Path('experiments').joinpath, gone.split()):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     run_again(moved, 'pseudo')
     run_again(moved, 'predictions')
     run_again(moved, 'evaluate')
+
+
+@pytest.mark.parametrize('what', ['lost', 'of another run'])
+def test_the_record_of_a_run_that_is_lost_is_named_and_written_again(moved, capsys, what):
+    path = Path('experiments/data/cls.json')
+    before = json.loads(path.read_text())
+    path.unlink()
+    if what == 'of another run':
+        shutil.copy('experiments/data/aff.json', path)
+    expected = f'{path}: is not the record of {MODEL}, so its inputs are unknown: run its trainer again'
+    assert line_of(moved, 'cams', capsys).startswith(expected)
+    with pytest.raises(SystemExit):  # it has finished
+        run_again(moved, 'cls')
+    assert {**json.loads(path.read_text()), 'seconds': 0} == {**before, 'seconds': 0}
+    run_again(moved, 'cams')
 
 
 # What has changed ---------------------------------------------------------------------------------------------------
@@ -289,7 +305,7 @@ def test_the_record_of_a_run_with_other_types(moved):
     named = [name for name, changed in changes_of(content) if check_readers(path, changed)]
     assert set(named) == {'network', 'options', 'versions', 'seconds', 'curves', 'fingerprint', 'inputs', 'models'}
     (line, _) = check_readers(path, {**content, 'inputs': {'images': 5}})
-    assert 'is not a valid record of a run' in line and 'train it again with --overwrite' in line
+    assert f'{path}: is not the record of ' in line and 'run its trainer again' in line
 
 
 @pytest.mark.parametrize('folder', [CAMS, RANDOM_WALKS, PSEUDO])

@@ -158,8 +158,9 @@ def state_of(tag: str) -> dict:
 
 
 def put_model(tag: str, content: dict) -> None:
-    """Write a model file from another program in the place of a run's, whose record is removed."""
+    """Write a model file from another program in the place of a run's, whose record and checkpoint are removed."""
     Path(f'experiments/data/{tag}.json').unlink()
+    Path(f'experiments/checkpoints/{tag}.pth').unlink()
     path = Path(f'experiments/models/{tag}.pth')
     path.unlink()  # perhaps a link
     torch.save(content, path)

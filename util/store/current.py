@@ -209,10 +209,9 @@ def read_model(path: Path, known: str = '') -> Output | None:
 
 
 def _replaced_model_of(path: Path) -> str | None:
-    """Return the script that wrote a model file whose place another file has taken, None if there is none."""
+    """Return the script of a run whose record is not of the model file that has its name, None if there is none."""
     record = _read_run(path)
-    is_replaced = path.name in record.get('models', {}) and path.is_file()
-    return _trainer(record) if is_replaced and read_model(path) is None else None
+    return _trainer(record) if record and path.is_file() and read_model(path) is None else None
 
 
 def _read_run(path: Path) -> dict:
@@ -220,12 +219,10 @@ def _read_run(path: Path) -> dict:
     if os.path.abspath(path.parent) != os.path.abspath(EXPERIMENTS / 'models'):
         return {}
     tag = path.name.removesuffix('.pth').removesuffix('.last').removesuffix('.best')
-    record = read_run(tag)
-    if not record and run_path(tag).is_file():
-        raise UserError(
-            f'{run_path(tag)}: is not a valid record of a run, so the inputs of {path} are unknown: '
-            'train it again with --overwrite, or remove the record'
-        )
+    record, checkpoint = read_run(tag), EXPERIMENTS / 'checkpoints' / f'{tag}.pth'
+    if path.name not in record.get('models', {}) and (run_path(tag).is_file() or checkpoint.is_file()):
+        remedy = f'run its trainer again, or, if the model is from elsewhere, remove the record and {checkpoint}'
+        raise UserError(f'{run_path(tag)}: is not the record of {path}, so its inputs are unknown: {remedy}')
     return record
 
 

@@ -48,12 +48,7 @@ RANDOM_WALK = Format(
     optional=('rw_normalization', 'tile', 'variant'),
 )
 EDGE = Format(
-    'edge map',
-    'inference_rw.py',
-    '{model_name}@{split}@edge',
-    maps=('edge',),
-    by_class=False,
-    optional=('tile',),
+    'edge map', 'inference_rw.py', '{model_name}@{split}@edge', maps=('edge',), by_class=False, optional=('tile',)
 )
 PSEUDO_LABEL = Format(
     'pseudo-label',

@@ -36,6 +36,7 @@ class Log:
         self.versions = versions()
         self.earlier = 0.0  # seconds of earlier sessions
         self.first: int | None = None  # iteration of this session
+        self.start, self.writer = time.time(), None
 
     def state_dict(self) -> dict:
         sums = {'sums': dict(self.sums), 'count': self.count}
@@ -149,7 +150,8 @@ class Log:
         content = {'network': self.network, 'options': self.options, 'versions': self.versions}
         content |= {'seconds': self.seconds(), 'curves': self.curves, 'sweeps': self.sweeps, **more}
         write_json(run_path(self.tag), content)
-        self.writer.flush()
+        if self.writer:
+            self.writer.flush()
 
     def seconds(self) -> float:
         """Return the duration of this session and of the earlier ones up to their last checkpoints."""

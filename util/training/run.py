@@ -23,7 +23,7 @@ from util.parallel import processes
 from util.parallel.batch import SharedModel
 from util.script import print_mask_count, progress
 from util.store.current import find_outdated
-from util.store.fingerprints import Record, fingerprint
+from util.store.fingerprints import Record, fingerprint, read_run
 from util.store.folders import Folder, identify_inputs
 from util.store.hashes import digest, file_hashes, label_hashes, list_hash, mask_hashes
 from util.training.files import RunFiles
@@ -162,6 +162,12 @@ class Run:
 
     def _restore_models(self) -> None:
         self.models.restore(self.network.model, self.iteration % self.per_epoch == 0, **self.meta)
+        if read_run(self.files.tag).get('models', {}).keys() != self.models.hashes.keys():
+            self._record()
+
+    def _record(self) -> None:
+        made_from = {'fingerprint': self.files.fingerprint, 'inputs': self.files.contents}
+        self.log.save_curves(**made_from, models=self.models.hashes)
 
     def epochs(self) -> Iterator[int]:
         """Yield the remaining epochs, counted from 0."""
@@ -235,8 +241,7 @@ class Run:
             self.log.epoch(self.iteration, self.epoch + 1, name, score, is_best)
         if self.iteration == self.iterations:
             self.log.finish(self.iteration)
-        made_from = {'fingerprint': self.files.fingerprint, 'inputs': self.files.contents}
-        self.log.save_curves(**made_from, models=self.models.hashes)
+        self._record()
         self.stop = processes.largest(signals.received())
         self.save()
 
