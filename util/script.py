@@ -1,6 +1,7 @@
 """Entry point, error lines and progress of the scripts."""
 
 import atexit
+import errno
 import gc
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ OUT_OF_MEMORY = 'out of memory: lower --batch_size, --image_size or --num_worker
 COMPILE = '--compile: torch.compile does not work here ({}): leave it out'
 TERMINATED = 'stopped by SIGTERM, as torchrun stops all processes when one has ended; run the same command to resume'
 SHARED_MEMORY = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the container more (--shm-size)'
+NO_SHARED_MEMORY = 'shared memory (/dev/shm) cannot be written: pass --num_workers 0, or mount it'
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
 SILENT = 'another process has not answered for 2 minutes: check it and the network, then run the same command to resume'
 PROCESSES = 'no further process or thread can be started: lower --num_workers, or raise the limit (ulimit -u, pids.max)'
@@ -140,7 +142,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, BlockingIOError):  # of a fork
         return PROCESSES
     if isinstance(error, OSError):
-        return _last_line(error)
+        no_semaphore = error.filename is None and error.errno in (errno.ENOENT, errno.EROFS)
+        return NO_SHARED_MEMORY if no_semaphore else _last_line(error)
     if isinstance(error, MemoryError):
         return f'out of memory ({_last_line(error)}): use smaller images, a smaller --batch_size or fewer --num_workers'
     if isinstance(error, BrokenExecutor):

@@ -24,6 +24,7 @@ from support.labelling import REX, make_photographs, run_export, submit
 from tools import prepare_coco
 from tools.exchange import formats as formats_of_tools
 from tools.exchange.matching import Classes, Images
+from tools.exchange.reading import EXPORTED
 from tools.exchange.taking import match, take_labels, take_mask
 from tools.import_published import read_cams
 from tools.importing.published import convert
@@ -352,6 +353,8 @@ def labelling(folder):
         'corners.txt': folder / f'yolo_polygons/labels/train/{REX}.txt',
     }
     for path in [*folder.glob('*_*/**/*.json'), *folder.glob('*_*/**/*.geojson')]:
+        if EXPORTED in path.parts:
+            continue
         seeds[f'{path.relative_to(folder).parts[0]}.json'] = path.read_bytes()
     seeds |= {name: path.read_bytes() for name, path in places.items()}
     assert len(seeds) == 10

@@ -224,7 +224,8 @@ def test_nothing_is_made_again_if_nothing_changed(copy, capsys):
 
 
 def forget_training(folder) -> None:
-    for path in (folder / 'experiments/data').glob('*.json'):
+    checkpoints = [folder / f'experiments/checkpoints/{tag}.pth' for tag in ('cls', 'aff')]
+    for path in [*(folder / 'experiments/data').glob('*.json'), *checkpoints]:
         path.unlink()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from support.chain import AFFINITY_LABELS, CAMS, FOLDERS, PREDICTIONS, PSEUDO, RANDOM_WALKS, TAGS, commands
-from support.folders import forget_files
+from support.folders import record_as_written
 from util.script import run as run_script
 
 SHORT = {
@@ -68,9 +68,9 @@ def check_line(data: Path, capsys, name: str, more: str, line: str) -> None:
     assert {path: after.get(path) for path in before} == before
 
 
-def forget_records(folder: Path) -> None:
-    """Make outputs look as if an earlier version had written them: without hashes of files and models."""
+def accept(folder: Path) -> None:
+    """Let the records of folders say that the files were written as they are, and take models as they are."""
     for record in (folder / 'experiments/predictions').glob('*/files.json'):
-        forget_files(record.parent)
-    for record in (folder / 'experiments/data').glob('*.json'):
-        record.unlink()
+        record_as_written(record.parent)
+    for path in [*(folder / 'experiments/data').glob('*.json'), *(folder / 'experiments/checkpoints').glob('*.pth')]:
+        path.unlink()

@@ -83,11 +83,11 @@ def args_json() -> dict:
 
 def record_as_written(folder: Path) -> None:
     """Let files.json say that the files were written as they are now."""
-    hashes = {}
-    for image_id in json.loads((folder / 'files.json').read_text()):
-        endings = formats.RECORDED[read_args(folder)['format']].endings
-        contents = [(folder / f'{image_id}{ending}').read_bytes() for ending in endings]
-        hashes[image_id] = ','.join(hashlib.sha256(content).hexdigest()[:16] for content in contents)
+    kind, hashes = formats.RECORDED.get(read_args(folder).get('format')), {}
+    for image_id in json.loads((folder / 'files.json').read_text()) if kind else ():
+        paths = [folder / f'{image_id}{ending}' for ending in kind.endings]
+        if paths[0].is_file():
+            hashes[image_id] = ','.join(hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths)
     write_json(folder / 'files.json', hashes)
 
 

@@ -18,8 +18,9 @@ from core import UserError
 from core.data.pixels import Reading
 from core.models.optim import build_sgd
 from core.models.weights import read_state_dict, read_torch
-from support import without_seconds
+from support import without_seconds, working_in
 from support.programs import held, refusal
+from util import signals
 from util.flags import Options, Parser
 from util.parallel.batch import SharedModel
 from util.store.files import temporary_stem
@@ -357,7 +358,7 @@ def test_run_remembers_what_batchnorm_saw_if_it_trains(in_tmp, mode):
         assert run.iteration == 1
 
 
-def test_models_of_a_first_epoch_without_progress_refuse_other_options(in_tmp, monkeypatch):
+def test_models_of_a_first_epoch_refuse_other_options(in_tmp, monkeypatch):
     """Killed between its first model and the checkpoint after it."""
     save = BestAndLast.save
 
@@ -368,7 +369,8 @@ def test_models_of_a_first_epoch_without_progress_refuse_other_options(in_tmp, m
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(BestAndLast, 'save', save_and_fail)
         train(options())
-    assert read_torch(in_tmp / CHECKPOINT)['iteration'] == 0
+    state = read_torch(in_tmp / CHECKPOINT)
+    assert (state['iteration'], state['unscored']) == (3, True)
     assert model_path('tag').is_file()
     with pytest.raises(UserError, match='lr: 0.1, requested 0.2'):
         train(options(lr=0.2))
@@ -451,13 +453,21 @@ def test_overwrite_starts_over(in_tmp, monkeypatch):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('iteration, saved', [(0, 1), (1, 2), (2, 3), (3, 3), (4, 5), (5, 6), (6, 6)])
 def test_signals_save_and_exit(in_tmp, number, iteration, saved):
-    """At the end of the iteration or, in the last one of an epoch, after the scoring."""
+    """At the end of the iteration, or at once while an epoch is scored, which is repeated with the same outputs."""
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as ended:
         train(options(), at(iteration, lambda: os.kill(os.getpid(), number)))
     assert ended.value.code == f'stopped at iteration {saved} of 6; run the same command to resume'
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
-    assert read_torch(in_tmp / CHECKPOINT)['iteration'] == saved
+    state = read_torch(in_tmp / CHECKPOINT)
+    assert (state['iteration'], state['unscored']) == (saved, saved % 3 == 0)
+    signals.listen()  # as the next process
+    train(options())
+    found = outputs(in_tmp)
+    (in_tmp / 'straight').mkdir()
+    with working_in(in_tmp / 'straight'):
+        train(options())
+    assert found == outputs(in_tmp / 'straight')
 
 
 def test_second_trainer_of_a_tag_is_refused(in_tmp):
@@ -507,7 +517,7 @@ def test_tag_that_is_too_long_is_refused_before_the_first_step(in_tmp, tag):
     assert not (in_tmp / 'experiments').exists()
 
 
-@pytest.mark.parametrize('iteration, saved', [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4)])
+@pytest.mark.parametrize('iteration, saved', [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)])
 def test_model_that_is_not_finite_is_never_saved(in_tmp, iteration, saved):
     """Though no line of the log has seen the loss yet."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import errno
 import subprocess
 import sys
 
@@ -59,6 +60,8 @@ SHARED = 'shared memory (/dev/shm) is full: pass --num_workers 0, or give the co
         ),
         (RuntimeError('CUDA error: an illegal memory access was encountered'), GPU_FAILED),
         (RuntimeError('CUDA error: unspecified launch failure\nCUDA kernel errors ...'), GPU_FAILED),
+        (OSError(errno.EROFS, 'Read-only file system'),
+         'shared memory (/dev/shm) cannot be written: pass --num_workers 0, or mount it'),
         (RuntimeError('unable to open shared memory object </torch_1_2> in read-write mode: Too many open files (24)'),
          FILES),
         (RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed. '), WORKER),

@@ -68,8 +68,8 @@ def test_the_best_threshold_is_chosen_and_its_gain_is_right(in_tmp, capsys):
     assert 0 < row['gain_interval'][0] <= row['gain'] <= row['gain_interval'][1]
     assert found['doubts'] == []
     assert found['commands'] == [
-        'python3 -m tools.predict experiments/models/own.pth --threshold 0.45 --dataset labels.csv --data_dir photos '
-        '--overwrite'
+        'python3 -m tools.predict experiments/models/own.pth --scales 1.0 --threshold 0.45 --dataset labels.csv '
+        '--data_dir photos --overwrite'
     ]
     printed = capsys.readouterr().out
     assert '12 of 12 masks of the list "train" are used' in printed

@@ -13,7 +13,7 @@ from util.store.formats import EXPERIMENTS, model_path, run_path
 from util.store.locks import locked
 from util.training.models import save_torch
 
-RESUMED = {'fingerprint': Some({'max_epoch': int}), 'contents': HASHES, 'iteration': int}  # entries of a checkpoint
+RESUMED = {'fingerprint': Some({'max_epoch': int}), 'contents': HASHES, 'iteration': int, 'unscored': bool}
 
 
 class RunFiles:

@@ -41,16 +41,18 @@ class Run:
                 run.end_epoch('val mIoU', score)
 
     A run resumes from the checkpoint of its tag, which holds `self.resumable`, the iteration and the state of the
-    random numbers. The checkpoint is written atomically every `save_interval` iterations and after each epoch.
+    random numbers. The checkpoint is written atomically every `save_interval` iterations, before an epoch is scored and
+    after it.
 
-    Inside the context SIGINT and SIGTERM wait for the end of the iteration, which is then saved. Raises UserError if
-    the run was started with other options (`record`) or inputs (`weights`: the result of core.models.load_weights; the
-    ids, images and labels of the loader; `inputs`: see util.store.folders.identify_inputs), or if its models exist
-    without a checkpoint; `overwrite` removes all of it first. A finished run reports so and exits. Missing model files
-    are written again if the checkpoint has them. If an input folder is written again meanwhile, UserError is raised,
-    and what was learned since the last checkpoint is not saved. `meta` (network, backbone, mode, ...) is written to the
-    model files, with the size of the crops, the classes, their colours and the reading of images. `scored` are the
-    samples on whose masks epochs are scored; if there are none, `select` becomes 'last'.
+    SIGINT and SIGTERM wait for the end of the iteration, which is then saved; scoring is repeated instead. Raises
+    UserError if the run was started with other options (`record`) or inputs (`weights`: the result of
+    core.models.load_weights; the ids, images and labels of the loader; `inputs`: see
+    util.store.folders.identify_inputs), or if its models exist without a checkpoint; `overwrite` removes all of it
+    first. A finished run reports so and exits. Missing model files are written again if the checkpoint has them. If an
+    input folder is written again meanwhile, UserError is raised, and what was learned since the last checkpoint is not
+    saved. `meta` (network, backbone, mode, ...) is written to the model files, with the size of the crops, the classes,
+    their colours and the reading of images. `scored` are the samples on whose masks epochs are scored; if there are
+    none, `select` becomes 'last'.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Run:
         self.meta = {**meta, 'image_size': image_size, **self.dataset.class_entries, 'palette': palette}
         self.meta |= self.dataset.reading.record()
         self.per_epoch, self.max_epoch, self.iterations = len(loader), max_epoch, max_epoch * len(loader)
-        self.iteration, self.stop = 0, 0
+        self.iteration, self.stop, self.unscored = 0, 0, False  # unscored: between the last batch and end_epoch
         self.save_interval, self.overwrite = save_interval, overwrite
         self.loss: Tensor | None = None  # losses of the batch so far
         self.log = Log(tag, record.options, meta['network'], max(1, int(len(loader) * print_ratio)), self.iterations)
@@ -132,26 +134,33 @@ class Run:
             if state is not None:
                 self._load(state)
                 processes.from_main(self._restore_models)
-            if self.iteration == self.iterations:
+            if self.iteration == self.iterations and not self.unscored:
                 processes.from_main(self.models.check)
                 print(f'{self.files.checkpoint}: run already finished; pass --overwrite to start over')
                 processes.end()
                 raise SystemExit
             stack.enter_context(self.log)
             self._announce()
-            stack.enter_context(signals.held())
+            self.holding = stack.enter_context(ExitStack())  # signals
+            self.holding.enter_context(signals.held())
             if not self.files.checkpoint.is_file():
                 self.save()  # so models left by a run killed in its first epoch are recognised
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind, *exception) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         with self.stack:
             if kind is None:
                 if launcher.is_main():
                     self._restore_models()  # they may have been removed
                 self.log.line(f'{self.models.summary()}, time {self.log.elapsed()}')
                 processes.end()
+        if kind is SystemExit and signals.received() and error.code == 128 + signals.received():  # while scoring
+            raise self._stopped() from None
+
+    def _stopped(self) -> SystemExit:
+        line = f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
+        return SystemExit(line if launcher.is_main() else 1)
 
     def _announce(self) -> None:
         """Print a summary of the run; the log file begins with all options."""
@@ -161,7 +170,7 @@ class Run:
             print(f'{self.files.tag}: {network}, {images}, {length} iterations', file=sys.stderr, flush=True)
 
     def _restore_models(self) -> None:
-        self.models.restore(self.network.model, self.iteration % self.per_epoch == 0, **self.meta)
+        self.models.restore(self.network.model, self.iteration % self.per_epoch == 0 and not self.unscored, **self.meta)
         if read_run(self.files.tag).get('models', {}).keys() != self.models.hashes.keys():
             self._record()
 
@@ -171,17 +180,18 @@ class Run:
 
     def epochs(self) -> Iterator[int]:
         """Yield the remaining epochs, counted from 0."""
-        for epoch in range(self.iteration // self.per_epoch, self.max_epoch):
+        for epoch in range((self.iteration - self.unscored) // self.per_epoch, self.max_epoch):
             self.epoch = epoch
             yield epoch
 
     def batches(self) -> Iterator[dict]:
         """Yield the remaining batches of the epoch, on the device, as the network shares them."""
-        done = self.iteration % self.per_epoch
+        done = self.iteration - self.epoch * self.per_epoch
         self.loader.sampler.start(self.epoch, done * self.loader.sampler.batch_size)
-        for batch in progress(self.loader, f'epoch {self.epoch + 1}', lines=False):
+        for batch in progress(self.loader, f'epoch {self.epoch + 1}', lines=False) if done < self.per_epoch else ():
             yield self.network.receive(batch)
         processes.copy_from_main(self.network.model.buffers())  # the running statistics, for the scoring
+        self.holding.close()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss of a batch, or of a micro-batch or share whose losses add up."""
@@ -208,9 +218,10 @@ class Run:
             more['scale'] = self.scaler.get_scale()
         self.log.iteration(self.iteration, lr, {'loss': loss, **(losses or {})}, **more)
 
-        # The last iteration of an epoch is saved after scoring. All processes stop after the same iteration.
+        # All processes stop after the same iteration.
         self.stop = processes.largest(signals.received())
-        if self.iteration % self.per_epoch and (self.stop or self.iteration % self.save_interval == 0):
+        self.unscored = self.iteration % self.per_epoch == 0
+        if self.stop or self.unscored or self.iteration % self.save_interval == 0:
             self.save()
 
     def _update(self) -> None:
@@ -233,6 +244,7 @@ class Run:
 
         Without a score only the last epoch is kept, so --select must be 'last'.
         """
+        self.holding.enter_context(signals.held())
         for title, picture in pictures.items():
             self.log.picture(self.iteration, title, picture)
         processes.from_main(self._check_sources)
@@ -242,6 +254,7 @@ class Run:
         if self.iteration == self.iterations:
             self.log.finish(self.iteration)
         self._record()
+        self.unscored = False
         self.stop = processes.largest(signals.received())
         self.save()
 
@@ -251,10 +264,10 @@ class Run:
         if launcher.is_main():
             self._check_sources()
             state = {name: one.state_dict() for name, one in self.resumable.items()}
-            self.files.save({'iteration': self.iteration, 'state': state, **_random_state()})
+            place = {'iteration': self.iteration, 'unscored': self.unscored}
+            self.files.save({**place, 'state': state, **_random_state()})
         if self.stop:
-            line = f'stopped at iteration {self.iteration} of {self.iterations}; run the same command to resume'
-            raise SystemExit(line if launcher.is_main() else 1)
+            raise self._stopped()
 
     def _check_sources(self) -> None:
         for source in self.sources:
@@ -265,7 +278,7 @@ class Run:
             for name, one in self.resumable.items():
                 one.load_state_dict(state['state'][name])
             _set_random_state(state)
-            self.iteration = state['iteration']
+            self.iteration, self.unscored = state['iteration'], state['unscored']
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise self.files.damaged(error) from None
 
