@@ -224,7 +224,7 @@ def test_a_run_goes_on_with_a_later_flag_at_its_default(in_tmp):
             run = RunFiles('x', record, LabelMaps(), fingerprint(record, weights_file='none'), {})
             state = run.claim(stack, overwrite=False)
             if save:
-                run.save({'iteration': 3})
+                run.save({'iteration': 3, 'unscored': False})
         return state
 
     assert claim(command(), save=True) is None

@@ -43,7 +43,7 @@ def test_new_run_has_nothing_to_resume_from(in_tmp):
 
 
 def test_checkpoint_with_progress_is_resumed(in_tmp):
-    files().save({'iteration': 3, 'state': {'weight': torch.arange(2)}})
+    files().save({'iteration': 3, 'unscored': False, 'state': {'weight': torch.arange(2)}})
     state = claim(files())
     assert (state['iteration'], state['fingerprint'], state['contents']) == (3, SETTINGS, CONTENTS)
     assert state['state']['weight'].tolist() == [0, 1]
@@ -54,7 +54,7 @@ def test_checkpoint_with_progress_is_resumed(in_tmp):
 )
 def test_checkpoint_of_other_settings_is_refused(in_tmp, settings, line):
     """A setting that it lacks has the default of its flag."""
-    files().save({'iteration': 3})
+    files().save({'iteration': 3, 'unscored': False})
     with pytest.raises(UserError, match=rf'^the run of .*/tag.pth exists with different settings \({line}\): '):
         claim(files(**settings))
     assert claim(files(wd=0.5))['iteration'] == 3
@@ -69,18 +69,18 @@ def test_checkpoint_of_other_settings_is_refused(in_tmp, settings, line):
     ],
 )
 def test_checkpoint_of_other_inputs_is_refused(in_tmp, contents, line):
-    files().save({'iteration': 3})
+    files().save({'iteration': 3, 'unscored': False})
     with pytest.raises(UserError, match=f'^the run of .*/tag.pth: {line}: pass --overwrite to regenerate it'):
         claim(files(contents={'images': contents}))
 
 
 def test_run_without_progress_protects_nothing_but_its_models(in_tmp):
-    files().save({'iteration': 0})
+    files().save({'iteration': 0, 'unscored': False})
     assert claim(files()) is None
     assert files().checkpoint.is_file()
     assert claim(files(lr=0.2)) is None
     assert not files().checkpoint.exists()
-    files().save({'iteration': 0})
+    files().save({'iteration': 0, 'unscored': False})
     write_all()
     with pytest.raises(UserError, match='lr: 0.1, requested 0.2'):
         claim(files(lr=0.2))
@@ -100,7 +100,7 @@ def test_models_without_a_checkpoint_are_refused(in_tmp, suffix):
 
 def test_overwriting_removes_what_the_run_has_written_alone(in_tmp):
     gone, stay = write_all(), write_all('other')
-    files().save({'iteration': 3})
+    files().save({'iteration': 3, 'unscored': False})
     assert claim(files(lr=0.2), overwrite=True) is None
     assert not any(path.exists() for path in [*gone, files().checkpoint])
     assert all(path.exists() for path in stay)
@@ -108,7 +108,7 @@ def test_overwriting_removes_what_the_run_has_written_alone(in_tmp):
 
 @pytest.mark.parametrize('missing', ['fingerprint', 'contents', 'iteration'])
 def test_incomplete_checkpoint_is_named(in_tmp, missing):
-    state = {'fingerprint': SETTINGS, 'contents': CONTENTS, 'iteration': 3}
+    state = {'fingerprint': SETTINGS, 'contents': CONTENTS, 'iteration': 3, 'unscored': False}
     del state[missing]
     files().checkpoint.parent.mkdir(parents=True)
     torch.save(state, files().checkpoint)
@@ -139,5 +139,5 @@ def test_files_are_those_of_one_process_at_a_time(in_tmp):
 def test_only_the_first_process_saves(in_tmp, monkeypatch, rank):
     for name, value in {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': 2}.items():
         monkeypatch.setenv(name, str(value))
-    files().save({'iteration': 3})
+    files().save({'iteration': 3, 'unscored': False})
     assert files().checkpoint.is_file() == (rank == 0)
