@@ -13,6 +13,7 @@ from core import UserError
 from core.data.files import available_memory, check_regular
 from util.store.files import write_bytes
 
+BLOCK = 2**24  # bytes that are compressed at a time
 PLAIN = 'biufU'  # kinds of arrays in these files: numbers and text
 PAIRS = ('if', 'uf')  # kinds of keys and maps
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # by version
@@ -166,5 +167,7 @@ def encode_npz(path: Path, **arrays: np.ndarray | Parts) -> bytes:
                     if part.dtype.kind == 'f' and not all(np.isfinite(row).all() for row in part):
                         fault = f'"{name}" would not be finite: the model has diverged, train it again'
                         raise UserError(f'{path}: {fault}')
-                    file.write(np.ascontiguousarray(part).data)
+                    content = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    for start in range(0, len(content), BLOCK):
+                        file.write(content[start : start + BLOCK].data)
     return buffer.getvalue()
