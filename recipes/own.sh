@@ -2,7 +2,7 @@
 # From a folder of tagged photographs to their masks, the commands of docs/own_images.md, "One command, or five":
 #   CSV=labels.csv D=photos bash recipes/own.sh      (with a folder per class: CSV=photos D=photos)
 # The classifier has L_cls alone and the published read-out: on 311 photographs the puzzle module (alpha 0.5) cost 1.4 to 2.1
-# points. --cam mean gained 0.5 to 3 after the random walk there, but lost 6 on 78 photographs at the thresholds below
+# points. --cam mean gained 1 to 3 after the random walk there, but lost 6 on 78 photographs at the thresholds below
 # (docs/results/photographs.md and few_images.md; other numbers of photographs were not tried).
 # It writes masks and overlays to experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
 # one CPU core, masks of 40.8 % mIoU. Time grows with photographs times epochs. DEEPLAB=1 takes longer than the rest.
