@@ -50,7 +50,8 @@ def main(args):
     ids = dataset.ids(args.domain, with_images=True)
     segmenter, device, model = load_network(dataset, SEGMENTERS, '--tag', args.tag, **args.pick(options.NETWORK))
 
-    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, crf_flags.kernels(args), args.tile)
+    kernels = crf_flags.kernels(args.crf_gaussian, args.crf_bilateral)
+    inputs, crf = {'model': model, **args.pick(flags.OUTPUT)}, (args.iteration, kernels, args.tile)
     with create_folder(PREDICTION, args.record(), dataset, ids, **inputs) as predictions, writer:
         scales, missing = flags.floats(args.scales), predictions.missing
         batches = MultiScaleDataset(dataset, predictions.ids, missing, scales, args.batch_size, args.resize, args.tile)

@@ -41,7 +41,8 @@ def make_label(image_id, args, dataset, cams):
     """Return the affinity label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = cams.read_scores(image_id, image.shape[:2], args.tile)
-    options = {'keys': keys, 'iterations': args.crf_iteration, **crf_flags.label_options(args)}
+    crf = crf_flags.label_options(args.gt_prob, args.crf_gaussian, args.crf_bilateral)
+    options = {'keys': keys, 'iterations': args.crf_iteration, **crf}
     options |= {'fg_threshold': args.fg_threshold}
     options |= {'bg_threshold': args.bg_threshold if dataset.has_background else None}
     return label_by_tiles(affinity_label, image, maps, args.tile, **options)

@@ -38,7 +38,8 @@ def make_label(image_id, args, dataset, random_walks):
     """Return the pseudo-label (h, w) of an image."""
     image = np.array(dataset.read_image(image_id))
     keys, maps = random_walks.read_scores(image_id, image.shape[:2], args.tile)
-    options = {'keys': keys, 'iterations': args.crf_iteration, **crf_flags.label_options(args)}
+    crf = crf_flags.label_options(args.gt_prob, args.crf_gaussian, args.crf_bilateral)
+    options = {'keys': keys, 'iterations': args.crf_iteration, **crf}
     options |= {'threshold': args.threshold if dataset.has_background else None}
     return label_by_tiles(pseudo_label, image, maps, args.tile, **options)
 

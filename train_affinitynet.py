@@ -20,6 +20,7 @@ from core.losses import affinity_loss
 from core.maps import strided_size
 from core.models import AffinityNet, build_sgd, load_weights
 from util import draw, flags, script
+from util.parallel import processes
 from util.store import AFFINITY_LABEL, open_folder
 from util.training import Run, SharedModel, options, ordered_loader, training_loader
 
@@ -60,7 +61,7 @@ def score_edges(network, loader, dataset, path_index):
 
 
 def main(args):
-    device = options.start(args)
+    device = processes.start(args.device, args.seed, args.record())
     dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids = dataset.ids('train_aug', with_images=True)
     label_maps = open_folder(AFFINITY_LABEL, args.label_name, '--label_name', dataset, ids, args.pred_dir)

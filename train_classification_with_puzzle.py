@@ -29,6 +29,7 @@ from core.losses import TERMS, alpha_at, puzzle_losses
 from core.metrics import TRAINING_THRESHOLDS, ConfusionMatrix, ThresholdSweep, average_precision, f1_score
 from core.models import Classifier, build_sgd, load_weights
 from util import draw, flags, script
+from util.parallel import processes
 from util.training import Run, SharedModel, gather_rows, options, ordered_loader, training_loader
 
 
@@ -135,7 +136,7 @@ def tabulate_classes(dataset, precision, f1):
 
 
 def main(args):
-    device = options.start(args)
+    device = processes.start(args.device, args.seed, args.record())
     dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     train_loader, mask_loader, tag_loader = build_loaders(args, dataset, device)
 

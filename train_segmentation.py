@@ -22,6 +22,7 @@ from core.data.torch_datasets import scored_crops, training_samples
 from core.metrics import ConfusionMatrix
 from core.models import build_segmenter, build_sgd, load_weights
 from util import draw, flags, script
+from util.parallel import processes
 from util.store import PSEUDO_LABEL, open_folder
 from util.store.hashes import mask_hashes
 from util.training import Run, SharedModel, options, ordered_loader, training_loader
@@ -75,7 +76,7 @@ def score_predictions(network, loader, dataset):
 
 
 def main(args):
-    device = options.start(args)
+    device = processes.start(args.device, args.seed, args.record())
     dataset = open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids, read_label, labels = open_labels(args, dataset)
     train_loader, score_loader = build_loaders(args, dataset, ids, read_label, device)

@@ -48,11 +48,11 @@ PREDICTIONS = (  # stage 8
 )
 
 
-def kernels(args: argparse.Namespace) -> dict[str, list[float]]:
+def kernels(crf_gaussian: str, crf_bilateral: str) -> dict[str, list[float]]:
     """Return the options of `crf_from_probability` in core/crf.py."""
-    return {'gaussian': flags.floats(args.crf_gaussian), 'bilateral': flags.floats(args.crf_bilateral)}
+    return {'gaussian': flags.floats(crf_gaussian), 'bilateral': flags.floats(crf_bilateral)}
 
 
-def label_options(args: argparse.Namespace) -> dict:
+def label_options(gt_prob: float, crf_gaussian: str, crf_bilateral: str) -> dict:
     """Return the options of `crf_from_labels` in core/crf.py."""
-    return {'gt_prob': args.gt_prob, **kernels(args)}
+    return {'gt_prob': gt_prob, **kernels(crf_gaussian, crf_bilateral)}

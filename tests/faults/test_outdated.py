@@ -117,7 +117,7 @@ def test_the_record_of_a_run_that_is_lost_is_named_and_written_again(moved, caps
     path.unlink()
     if what == 'of another run':
         shutil.copy('experiments/data/aff.json', path)
-    expected = f'{path}: is not the record of {MODEL}, so its inputs are unknown: run its trainer again'
+    expected = f'{path}: is missing, damaged or not of {MODEL}, so its inputs are unknown: run its trainer again'
     assert line_of(moved, 'cams', capsys).startswith(expected)
     with pytest.raises(SystemExit):  # it has finished
         run_again(moved, 'cls')
@@ -305,7 +305,7 @@ def test_the_record_of_a_run_with_other_types(moved):
     named = [name for name, changed in changes_of(content) if check_readers(path, changed)]
     assert set(named) == {'network', 'options', 'versions', 'seconds', 'curves', 'fingerprint', 'inputs', 'models'}
     (line, _) = check_readers(path, {**content, 'inputs': {'images': 5}})
-    assert f'{path}: is not the record of ' in line and 'run its trainer again' in line
+    assert f'{path}: is missing, damaged or not of ' in line and 'run its trainer again' in line
 
 
 @pytest.mark.parametrize('folder', [CAMS, RANDOM_WALKS, PSEUDO])

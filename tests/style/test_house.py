@@ -34,7 +34,7 @@ FORKING += ('tools.export', 'tools.import_masks')
 # What they are made of.
 TORCH_FREE = ('core.labels', *(name_of(path) for path in UTIL if path.parent.name == 'store'))
 # Modules of util that know the options of commands; to all others a function's parameters say what it takes.
-KNOW_OPTIONS = ('util/flags.py', 'util/crf_flags.py', 'util/script.py', 'util/training/options.py')
+KNOW_OPTIONS = ('util/flags.py', 'util/script.py', 'util/training/options.py')
 
 
 def parse(path) -> ast.Module:

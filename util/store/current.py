@@ -222,7 +222,7 @@ def _read_run(path: Path) -> dict:
     record, checkpoint = read_run(tag), EXPERIMENTS / 'checkpoints' / f'{tag}.pth'
     if path.name not in record.get('models', {}) and (run_path(tag).is_file() or checkpoint.is_file()):
         remedy = f'run its trainer again, or, if the model is from elsewhere, remove the record and {checkpoint}'
-        raise UserError(f'{run_path(tag)}: is not the record of {path}, so its inputs are unknown: {remedy}')
+        raise UserError(f'{run_path(tag)}: is missing, damaged or not of {path}, so its inputs are unknown: {remedy}')
     return record
 
 

@@ -2,8 +2,6 @@
 
 import argparse
 
-import torch
-
 from core import UserError
 from core.cam import READ_OUTS
 from core.models import BACKBONES, SEGMENTERS, find_backbone
@@ -11,7 +9,6 @@ from core.puzzle import check_puzzle
 from core.random_walk import BETA, EXP_TIMES
 from util import flags, launcher, tile_flags
 from util.flags import REQUIRED, Flag, Parser, boolean, integer, real
-from util.parallel import processes
 from util.store.formats import RANDOM_WALK
 
 
@@ -182,8 +179,3 @@ def _check_batchnorm(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f'--bn_replicas {replicas} is not a multiple of the {count} processes: start fewer, {others}')
     if parts not in (1, replicas):
         parser.error(f'--micro_batches {parts}: with --mode normal the parts are the {replicas} replicas')
-
-
-def start(args: flags.Options) -> torch.device:
-    """Return the device of a trainer's process after it has met the others; see util.parallel.processes.start."""
-    return processes.start(args.device, args.seed, args.record())
