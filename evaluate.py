@@ -27,6 +27,7 @@ from core.data.dataset import open_dataset
 from util import flags, script
 from util.store import CAM, PREDICTION, RANDOM_WALK, open_folder, results
 from util.store.files import check_output, write_bytes
+from util.store.formats import result_name
 from util.store.shares import noticing_writers
 
 THRESHOLDS = ('threshold', 'min_th', 'max_th', 'step_th')  # flags of maps, where there is a background
@@ -159,8 +160,7 @@ def main(args):
     check_installed(args.crf_iteration)
     begun, dataset = time.monotonic(), open_dataset(args.dataset, args.data_dir, args.window, args.plane)
     ids, masked = dataset.ids(args.domain, args.crf_iteration > 0), dataset.ids_with_masks(args.domain)
-    crf = f'@dcrf={args.crf_iteration}' if args.crf_iteration else ''
-    name, expected = f'{args.experiment_name}{crf}@{args.domain}', dataset.mask_path(ids[0])
+    name, expected = result_name(args.experiment_name, args.domain, args.crf_iteration), dataset.mask_path(ids[0])
     check_output(args.csv, '--csv', results.CSV_BEGINS)
     folder = open_outputs(args, dataset, masked or ids)
     with results.claimed(name) as path, noticing_writers(folder.path):

@@ -55,7 +55,7 @@ def test_the_chain_of_other_seeds_is_repeated_on_inputs_of_the_first(in_tmp):
 
 def write_results(scores):
     for name in needed():
-        write_result(name, scores(name))
+        write_result(name, scores(name), domain=name.rpartition('@')[2])
 
 
 def test_tables(in_tmp, capsys):

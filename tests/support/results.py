@@ -1,5 +1,6 @@
 """Results of evaluate.py of chosen scores, for tests of what reads them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ class Masks:
         return Path(f'{image_id}.png')
 
 
-def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **more) -> None:
+def write_result(name, miou, threshold=0.3, domain='train', folder=None, **more) -> None:
     """Write the JSON file of a result, without counts per image."""
     content = {
         'miou': miou,
@@ -32,7 +33,7 @@ def write_result(name, miou, threshold=0.3, domain='train', folder='cams', **mor
         'thresholds': [{'threshold': threshold, 'miou': miou}]
         + ([] if threshold is None else [{'threshold': 0.2, 'miou': miou - 3}]),
         'domain': domain,
-        'experiment_name': folder,
+        'experiment_name': re.sub(rf'(@dcrf=\d+)?@{domain}$', '', name) if folder is None else folder,
         'format': 'CAM',
         'crf_iteration': 0,
         'dataset': 'drawn',
@@ -59,7 +60,7 @@ def write_counts(name, by_image, confusion, thresholds=(0.3,), scores=None, **mo
         'threshold': thresholds[-1],
         'confusion': np.asarray(confusion).tolist(),
         'domain': 'train',
-        'experiment_name': name,
+        'experiment_name': name.removesuffix('@train'),
         'format': 'CAM',
         'crf_iteration': 0,
         'made_with': {},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from support.results import write_counts, write_result
 from tools.reporting import find
 from util.store.arrays import write_npz
 from util.store.files import write_json
-from util.store.formats import FORMATS, result_path
+from util.store.formats import FORMATS, result_name, result_path
 
 CLASSES, THRESHOLDS = 300, (0.2, 0.25)  # more classes than fit into a byte
 
@@ -25,7 +26,7 @@ def write_random(rng, thresholds=THRESHOLDS, images=5, largest=70_000) -> np.nda
         there = np.append(rng.choice(CLASSES - 1, 3, replace=False), CLASSES - 1)
         image[:, there[:, None], there] = rng.integers(0, largest, (len(thresholds), 4, 4))
     by_image = [(classes, class_counts(counts)) for classes, counts in map(drop_absent, confusion)]
-    write_counts('a', by_image, confusion.sum(0)[-1], thresholds)
+    write_counts('a@train', by_image, confusion.sum(0)[-1], thresholds)
     return class_counts(confusion)
 
 
@@ -39,6 +40,20 @@ def test_a_result_is_read(in_tmp):
     more = {'name': 'a@train', 'path': result_path('a@train'), 'sweep': {0.3: 50, 0.2: 47}}
     assert result == {**content, **more}
     assert find.read_counts(result) is None
+
+
+def test_a_copy_under_another_name_is_refused(in_tmp):
+    write_result('a@val', 50, domain='val')
+    path = result_path('a@val')
+    for name in ('b@val', 'a@train', 'a@dcrf=10@val'):
+        shutil.copy(path, result_path(name))
+        with pytest.raises(
+            UserError, match=f'{name}.json: is the result of a@val, copied or renamed; rerun evaluate.py'
+        ):
+            find.read(result_path(name))
+    elsewhere = in_tmp / 'from_a_colleague.json'
+    shutil.copy(path, elsewhere)
+    assert find.find(str(elsewhere))[0]['miou'] == 50
 
 
 def test_without_a_background_the_baseline_is_a_class(in_tmp):
@@ -75,13 +90,13 @@ def test_two_fold_counts_are_at_the_threshold_of_the_fold(in_tmp, rng):
     result['two_fold'] = None
     assert np.array_equal(find.read_counts(result, two_fold=True)[1], expected[:, 1])
     result['two_fold'] = {'thresholds': [0.25, 0.3]}
-    with pytest.raises(UserError, match='a.npz: is damaged or not of a.json'):
+    with pytest.raises(UserError, match='a@train.npz: is damaged or not of a@train.json'):
         find.read_counts(result, two_fold=True)
 
 
 def test_maps_are_known_by_their_two_fold_scores(in_tmp):
-    write_result('a', 50)
-    write_result('b', 50, None)
+    write_result('a@train', 50)
+    write_result('b@train', 50, None)
     a, b = (find.find(name)[0] for name in 'ab')
     assert find.headline(a) == {'miou': 49, 'dice': 59, 'thresholds': [0.2, 0.3]}
     assert find.headline(b) is b
@@ -102,12 +117,12 @@ def test_maps_are_known_by_their_two_fold_scores(in_tmp):
 )
 def test_damaged_counts_are_named(in_tmp, rng, change):
     write_random(rng)
-    path = result_path('a', 'npz')
+    path = result_path('a@train', 'npz')
     with np.load(path) as file:
         arrays = {**file, **change}
     write_npz(path, **{name: array for name, array in arrays.items() if array is not None})
     (result,) = find.find('a')
-    with pytest.raises(UserError, match='results/a.npz: is damaged or not of a.json; rerun evaluate.py'):
+    with pytest.raises(UserError, match='results/a@train.npz: is damaged or not of a@train.json; rerun evaluate.py'):
         find.read_counts(result)
 
 
@@ -138,24 +153,28 @@ def test_the_seed_is_an_option_or_in_the_name():
 
 
 def test_results_are_compared_by_what_is_asked_for(in_tmp):
-    write_result('a', 50)
-    write_result('b', 60, domain='val', dataset='VOC 2012')
+    write_result('a@train', 50)
+    write_result('b@val', 60, domain='val', dataset='VOC 2012')
     both = find.find('a') + find.find('b')
     find.check_comparable(both[:1])
     find.check_comparable(both, 'classes', 'masks')
-    with pytest.raises(UserError, match='different splits cannot be in one table: a [(]train[)], b [(]val[)]'):
+    with pytest.raises(
+        UserError, match='different splits cannot be in one table: a@train [(]train[)], b@val [(]val[)]'
+    ):
         find.check_comparable(both)
     with pytest.raises(UserError, match='different data sets'):
         find.check_comparable(both, 'data sets')
 
 
 def test_results_of_one_stage_have_a_mean(in_tmp):
-    for name, more in (('a', {}), ('b', {}), ('c', {'format': 'prediction'}), ('d', {'crf_iteration': 10})):
-        write_result(name, 50, **more)
+    for name, more in (('a', {}), ('b', {}), ('c', {'format': 'prediction'}), ('d@dcrf=10', {'crf_iteration': 10})):
+        write_result(f'{name}@train', 50, **more)
     a, b, c, d = (find.find(name)[0] for name in 'abcd')
     find.check_mean([a, b])
     for other, what in ((c, 'prediction'), (d, 'CAM, --crf_iteration 10')):
-        with pytest.raises(UserError, match=f'different stages cannot be in one row: a [(]CAM[)], . [(]{what}[)]'):
+        with pytest.raises(
+            UserError, match=f'different stages cannot be in one row: a@train [(]CAM[)], .*@train [(]{what}[)]'
+        ):
             find.check_mean([a, other])
 
 
@@ -182,8 +201,14 @@ def test_results_are_found_by_name_tag_pattern_part_and_path(in_tmp):
 
 def test_results_of_a_folder(in_tmp):
     """On all lists, also after a CRF; no results of folders whose names begin alike."""
-    for name, folder in (('a@train', 'a'), ('a@val', 'a'), ('a@dcrf=10@val', 'a'), ('a@x@val', 'a@x'), ('b', 'b')):
-        write_result(name, 50, folder=folder)
+    for name, domain, crf in (
+        ('a', 'train', 0),
+        ('a', 'val', 0),
+        ('a', 'val', 10),
+        ('a@x', 'val', 0),
+        ('b', 'train', 0),
+    ):
+        write_result(result_name(name, domain, crf), 50, domain=domain, crf_iteration=crf)
     assert names_of(find.of_folder('a')) == ['a@dcrf=10@val', 'a@train', 'a@val']
     assert find.of_folder('missing') == []
 

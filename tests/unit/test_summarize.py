@@ -176,27 +176,28 @@ def test_all_results_newest_first(in_tmp, capsys):
 
 
 def test_names_by_tag_part_and_path(in_tmp, capsys):
-    for name, miou in (('demo@cl@train', 10), ('demo@puzzle@train', 20), ('demonstration@train', 30), ('demo', 40)):
+    for name, miou in (('demo@cl@train', 10), ('demo@puzzle@train', 20), ('demonstration@train', 30)):
         write_result(name, miou)
     for name, expected in (
         ('demo@cl@train.json', ['10.00']),
         ('puzzle', ['20.00']),
         ('puzzle@train.json', ['20.00']),
         ('monst', ['30.00']),
-        ('demo', ['40.00']),  # a full name comes before a tag
         ('demo@cl', ['10.00']),
         ('experiments/results/demo@cl@train.json', ['10.00']),
         ('demo@*', ['15.00 +- 7.07']),
     ):
         assert [row[5] for row in tables(capsys, name)[0][1:]] == expected, name
         assert [row[5] for row in tables(capsys, f'title | {name}')[0][1:]] == expected, name
-    result_path('demo', 'json').unlink()
     (table,) = tables(capsys, 'demo')
     assert [row[0] for row in table[1:]] == ['demo@cl@train', 'demo@puzzle@train']
     text = fault_of(summarize, ['title | demo'], capsys)
     assert "'demo' is the tag of 2 results: name one, or several by a pattern with *" in text
     text = fault_of(summarize, ['train'], capsys)
     assert "'train' is a part of 3 names: demo@cl@train, demo@puzzle@train, demonstration@train" in text
+    write_result('zoo@train', 50)
+    write_result('zoo@train@more@train', 60)
+    assert [row[5] for row in tables(capsys, 'zoo@train')[0][1:]] == ['50.00']  # a full name comes before a tag
 
 
 def test_near_names_are_shown(in_tmp, capsys):
@@ -218,18 +219,30 @@ def test_near_names_are_shown(in_tmp, capsys):
 @pytest.mark.parametrize(
     'change, part',
     [
-        ({'domain': 'val'}, 'different splits cannot be in one table: a@x (train), b@x (val); print a table of each'),
-        ({'dataset': 'VOC 2012'}, 'different data sets cannot be in one table: a@x (drawn), b@x (VOC 2012)'),
-        ({'images': 7}, 'different numbers of images cannot be in one table: a@x (6), b@x (7)'),
-        ({'masks': 'b' * 64}, f'different masks cannot be in one table: a@x ({"a" * 40}), b@x ({"b" * 40})'),
-        ({'iou': {'background': 1, 'dog': 2}}, 'different classes cannot be in one table: a@x (background, cat), b@x'),
+        (
+            {'domain': 'val'},
+            'different splits cannot be in one table: a@x@train (train), b@x@val (val); print a table of each',
+        ),
+        (
+            {'dataset': 'VOC 2012'},
+            'different data sets cannot be in one table: a@x@train (drawn), b@x@train (VOC 2012)',
+        ),
+        ({'images': 7}, 'different numbers of images cannot be in one table: a@x@train (6), b@x@train (7)'),
+        (
+            {'masks': 'b' * 64},
+            f'different masks cannot be in one table: a@x@train ({"a" * 40}), b@x@train ({"b" * 40})',
+        ),
+        (
+            {'iou': {'background': 1, 'dog': 2}},
+            'different classes cannot be in one table: a@x@train (background, cat), b@x@',
+        ),
     ],
 )
 def test_other_data_or_splits_are_refused(in_tmp, capsys, change, part):
     known = {'dataset': 'drawn', 'masks': 'a' * 64, 'iou': {'background': 1, 'cat': 2}}
-    write_result('a@x', 50, **known)
-    write_result('b@x', 50, **{**known, **change})
-    for line in (['a@x', 'b@x'], ['*@x'], ['--paired', 'a@x', 'b@x']):
+    write_result('a@x@train', 50, **known)
+    write_result(f'b@x@{change.get("domain", "train")}', 50, **{**known, **change})
+    for line in (['a@x', 'b@x'], ['*@x@*'], ['--paired', 'a@x', 'b@x']):
         assert part in fault_of(summarize, line, capsys)
     tables(capsys, 'a@x', 'a@x')
 
@@ -266,39 +279,43 @@ def test_options_upstream_differ(experiment, monkeypatch, capsys):
 
 def test_classes_side_by_side(in_tmp, capsys):
     for seed, cat in enumerate((30, 34)):
-        write_result(f'a@seed={seed}', 50 + seed, iou={'background': 80.0, 'cat': cat, 'dog': None})
-    write_result('b', 51, iou={'background': 79.5, 'cat': 40.25, 'dog': 0.0})
+        write_result(f'a@seed={seed}@train', 50 + seed, iou={'background': 80.0, 'cat': cat, 'dog': None})
+    write_result('b@train', 51, iou={'background': 79.5, 'cat': 40.25, 'dog': 0.0})
     assert tables(capsys, '--classes', 'first | a@*', 'b')[1] == [
-        ['IoU %', 'first', 'b', 'difference'],
+        ['IoU %', 'first', 'b@train', 'difference'],
         ['background', '80.00', '79.50', '-0.50'],
         ['cat', '32.00', '40.25', '+8.25'],
         ['dog', '-', '0.00', '-'],
         ['mIoU', '50.50', '51.00', '+0.50'],
     ]
-    assert tables(capsys, '--classes', 'b', 'b', 'b')[1][0] == ['IoU %', 'b', 'b', 'b']
+    assert tables(capsys, '--classes', 'b', 'b', 'b')[1][0] == ['IoU %', 'b@train', 'b@train', 'b@train']
 
 
 def test_objects_by_size_and_false_masks(in_tmp, capsys):
     for seed, share in enumerate((40.0, 50.0)):
         sizes = {size: {'objects': 3, 'iou': 10.0 + seed} for size in SIZES}
         sizes['>= 20 %'] = {'objects': 0, 'iou': None}
-        write_result(f'a@seed={seed}', 50, by_size=sizes, false_masks={'images': 2, 'share': share, 'classes': {}})
-    write_result('b', 50, None, false_masks={'images': 0, 'share': None, 'classes': {}})
+        write_result(
+            f'a@seed={seed}@train', 50, by_size=sizes, false_masks={'images': 2, 'share': share, 'classes': {}}
+        )
+    write_result('b@train', 50, None, false_masks={'images': 0, 'share': None, 'classes': {}})
     sizes = [f'IoU %, {size}' for size in SIZES]
     assert tables(capsys, '--objects', 'first | a@*', 'b')[1] == [
         ['', 'images without an object', 'with a false mask %', *sizes],
         ['first', '2', '45.00', '10.50 (3)', '10.50 (3)', '10.50 (3)', '- (0)'],
-        ['b', '0', '-', '- (0)', '10.00 (1)', '20.00 (2)', '30.00 (3)'],
+        ['b@train', '0', '-', '- (0)', '10.00 (1)', '20.00 (2)', '30.00 (3)'],
     ]
 
 
 def test_options_that_differ(in_tmp, capsys):
     for seed in (0, 1):
         options = {'alpha': 4.0, 'seed': seed, 'batch_size': 16}
-        write_result(f'a@seed={seed}', 50, made_with={'options': options, 'fingerprint': {'model': f'{seed}' * 64}})
-    write_result('b', 50, made_with={'options': {'alpha': 1.0, 'seed': 0, 'batch_size': 16, 'level': 'cam'}})
+        write_result(
+            f'a@seed={seed}@train', 50, made_with={'options': options, 'fingerprint': {'model': f'{seed}' * 64}}
+        )
+    write_result('b@train', 50, made_with={'options': {'alpha': 1.0, 'seed': 0, 'batch_size': 16, 'level': 'cam'}})
     assert tables(capsys, '--options', 'first | a@*', 'b')[1] == [
-        ['option', 'first', 'b'],
+        ['option', 'first', 'b@train'],
         ['CAM: alpha', '4.0', '1.0'],
         ['CAM: model', f'{"0" * 12}..., {"1" * 12}...', '-'],
         ['CAM: seed', '0, 1', '0'],
@@ -367,7 +384,7 @@ def write_swept(name, rng, ids=20):
 
 
 def test_intervals_of_maps_are_two_fold(in_tmp, rng, capsys):
-    first = write_swept('a', rng)
+    first = write_swept('a@train', rng)
     (table,) = tables(capsys, 'a')
     low, high = score_interval(first)['miou']
     assert table[1][4] == f'{100 * low:.2f} to {100 * high:.2f}'
@@ -377,8 +394,8 @@ def test_intervals_of_maps_are_two_fold(in_tmp, rng, capsys):
 
 def test_pairs_of_maps_are_compared_two_fold_and_at_the_best_threshold(in_tmp, rng, capsys):
     seed = rng.integers(1 << 30)
-    first = write_swept('a', np.random.default_rng(seed))
-    second = write_counted('b', np.random.default_rng(seed), 0.7)  # label maps of the same sizes of cats
+    first = write_swept('a@train', np.random.default_rng(seed))
+    second = write_counted('b@train', np.random.default_rng(seed), 0.7)  # label maps of the same sizes of cats
     (table,) = tables(capsys, '--paired', 'a', 'b')
     assert [row[0] for row in table[1:]] == ['mIoU %', 'best mIoU %', 'FP %', 'FN %']
     low, high = difference_interval(first, second)['miou']
@@ -388,8 +405,8 @@ def test_pairs_of_maps_are_compared_two_fold_and_at_the_best_threshold(in_tmp, r
         low, high = difference_interval(best, second)[name]
         assert row[4] == f'{100 * low:+.2f} to {100 * high:+.2f}'
     # Without two-fold scores the best threshold is all there is.
-    content = json.loads(result_path('a').read_text())
-    result_path('a').write_text(json.dumps({**content, 'two_fold': None}))
+    content = json.loads(result_path('a@train').read_text())
+    result_path('a@train').write_text(json.dumps({**content, 'two_fold': None}))
     assert tables(capsys, '--paired', 'a', 'b')[0] == [table[0], *table[2:]]
 
 
@@ -440,11 +457,11 @@ def test_paired_over_seeds(in_tmp, capsys):
 
 def test_seeds_that_cannot_be_paired(in_tmp, capsys):
     for name in ('a@seed=0', 'a@seed=1', 'b@seed=1', 'b@seed=2', 'c@1', 'c@2', 'd@seed=0@x', 'd@seed=0@y'):
-        write_result(name, 50)
+        write_result(f'{name}@train', 50)
     for second, part in (
         ('b@*', '--paired: A and B share 1 of their seeds, an interval needs at least 2'),
-        ('c@*', 'c@1: its seed is unknown'),
-        ('d@*', '--paired d@seed=0@x: two runs have the same seed'),
+        ('c@*', 'c@1@train: its seed is unknown'),
+        ('d@*', '--paired d@seed=0@x@train: two runs have the same seed'),
     ):
         assert part in fault_of(summarize, ['--paired', 'a@*', second], capsys)
 

@@ -13,7 +13,7 @@ from core.image_scores import SIZES, two_folds, unpack
 from util.store.arrays import read_arrays
 from util.store.current import identity
 from util.store.fingerprints import ARGS, read_args
-from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format
+from util.store.formats import EXPERIMENTS, FORMATS, PREDICTIONS, Format, result_name
 
 FOLDER = EXPERIMENTS / 'results'
 NUMBERS = ('miou', 'fp', 'fn', 'dice', 'images')
@@ -62,9 +62,12 @@ def read(path: Path) -> dict:
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
-        return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
     except (OSError, ValueError, OverflowError, KeyError):
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
+    named = result_name(content['experiment_name'], content['domain'], content['crf_iteration'])
+    if path.parent == FOLDER and path.stem != named:
+        raise UserError(f'{path}: is the result of {named}, copied or renamed; rerun evaluate.py')
+    return {**content, 'threshold': threshold, 'sweep': sweep, 'name': path.stem, 'path': path}
 
 
 def baseline(result: dict) -> float:

@@ -89,6 +89,11 @@ def run_path(tag: str) -> Path:
     return EXPERIMENTS / 'data' / f'{tag}.json'
 
 
+def result_name(folder: str, domain: str, crf_iteration: int = 0) -> str:
+    """Return the name under which evaluate.py writes the result of an output folder."""
+    return f'{folder}@dcrf={crf_iteration}@{domain}' if crf_iteration else f'{folder}@{domain}'
+
+
 def result_path(name: str, extension: str = 'json') -> Path:
     """Return the path of a file of evaluate.py."""
     return EXPERIMENTS / 'results' / f'{name}.{extension}'
