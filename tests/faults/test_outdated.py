@@ -420,6 +420,17 @@ def test_a_lost_record_of_inputs_is_not_up_to_date(moved, capsys, content):
     run_again(moved, 'affinity_labels')
 
 
+def test_a_record_of_inputs_without_the_folder_that_was_read(moved, capsys):
+    """The record of the random walks names images and CAMs, not the walks that pseudo-labels are made from."""
+    folder, before = Path('experiments/predictions'), chain.contents(Path())
+    shutil.copy(folder / RANDOM_WALKS / 'inputs.json', folder / PSEUDO)
+    text = line_of(moved, 'seg', capsys)
+    assert '12 of 12 files are not as recorded (' in text and text.endswith('; run make_pseudo_labels.py again')
+    run_again(moved, 'pseudo')
+    assert ' 12 of them new' in capsys.readouterr().out
+    assert chain.contents(Path()) == before
+
+
 @pytest.mark.parametrize('tag', chain.TAGS)
 def test_a_model_in_the_place_of_a_runs_own(moved, capsys, tag):
     path = Path(f'experiments/models/{tag}.pth')

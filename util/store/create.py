@@ -83,7 +83,7 @@ def fill_folder(
             old = _read_settings(folder, settings, record)
             if not old:
                 (folder.path / written.RECORD).unlink(missing_ok=True)  # of files that are gone
-        unrecorded = written.find_unrecorded(folder.path, folder.kind, share.ids)
+        unrecorded = written.find_unrecorded(folder.path, folder.kind, share.ids, hashes)
         with records_locked():
             _remove_outdated(folder, unrecorded, hashes, ids)
         folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}

@@ -16,6 +16,7 @@ from util.store.formats import Format
 from util.store.hashes import file_hashes
 
 RECORD = 'files.json'
+FOLDERS = ('maps', 'cams', 'labels')  # input folders in args.json; several have numbers: cams_1
 JOURNALS = '.*.written'
 
 
@@ -63,20 +64,24 @@ def _write(folder: Path, ids: Sequence[str], hashes: Mapping[str, str]) -> None:
     write_json(folder / RECORD, dict(sorted(hashes.items(), key=lambda item: (order.get(item[0], -1), item[0]))))
 
 
-def find_unrecorded(folder: Path, kind: Format, ids: Collection[str]) -> list[str]:
+def find_unrecorded(folder: Path, kind: Format, ids: Collection[str], needed: Collection[str] = ()) -> list[str]:
     """Return the ids with a file that is not what files.json says, or whose inputs inputs.json does not say.
 
-    There are none in a folder without args.json; ids without a main file do not count. An import names no images.
+    There are none in a folder without args.json; ids without a main file do not count. `needed` are the inputs by image
+    (default: images, and the folders that args.json names); an input without any hash does not count either: an import
+    names no images.
     """
-    images = read_inputs(folder).get('images')
-    if not read_args(folder).get('fingerprint'):
+    recorded, settings = read_inputs(folder), read_args(folder).get('fingerprint')
+    if not settings:
         return []
     written, found, finished = read_written(folder), set(), ids
     for position, ending in enumerate(kind.endings):
         now = {i: value for i, value in file_hashes({i: folder / f'{i}{ending}' for i in finished}).items() if value}
         found |= {i for i, value in now.items() if [value] != written.get(i, '').split(',')[position : position + 1]}
         finished = finished if position else list(now)
-    found |= {image_id for image_id in finished if images != {} and image_id not in (images or ())}
+    for name in needed or {'images', *(name for name in settings if name.partition('_')[0] in FOLDERS)}:
+        known = recorded.get(name)
+        found |= {image_id for image_id in finished if known != {} and image_id not in (known or ())}
     return [image_id for image_id in ids if image_id in found]
 
 
