@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser = flags.Parser(__doc__)
     parser.add_argument('page', metavar='PAGE', type=Path, help='page of tools.report')
     run = parser.groups['run and output']
-    run.add_argument('--ids', default='', help='ids whose cards are cut out, comma-separated')
+    run.add_argument('--ids', type=flags.names, default=[], help='ids whose cards are cut out, comma-separated')
     run.add_argument(
         '--hide', nargs='*', default=[], metavar='TEXT', help='leave out folders whose title contains this'
     )
@@ -72,7 +72,7 @@ def prepare(page, args):
         title = box.locator('..').text_content()
         if any(text in title for text in args.hide):
             box.uncheck()
-    missing = page.evaluate(KEEP_CARDS, flags.names(args.ids))
+    missing = page.evaluate(KEEP_CARDS, args.ids)
     if missing:
         raise UserError(f'--ids {missing[0]}: is not in the gallery of {args.page}: pass it to tools.report --ids too')
     return '#cards'

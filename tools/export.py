@@ -64,8 +64,10 @@ def parse_args(argv=None):
     add_recorded_data(parser)
     data = parser.groups['data']
     classes = 'names of the values 1, 2, ..., separated by commas, instead of --dataset, for the images of --data_dir'
-    data.add_argument('--classes', help=classes)
-    data.add_argument('--ids', default='', help='ids of the images, comma-separated (default: all in the folder)')
+    data.add_argument('--classes', type=flags.names, help=classes)
+    data.add_argument(
+        '--ids', type=flags.names, default=[], help='ids of the images, comma-separated (default: all in the folder)'
+    )
     parser.add_table(flags.WORKERS)
     run = parser.groups['run and output']
     run.add_argument('--format', required=True, choices=list(formats.FORMATS), help='format of the files')
@@ -106,7 +108,7 @@ def open_data(args, path: Path) -> Dataset:
         raise UserError('goes with --data_dir and without --dataset', option='classes')
     else:
         reading = Reading(args.window, args.plane).completed(record.get('options', {'plane': '1'}))
-        dataset = open_photographs(Path(args.data_dir), tuple(flags.names(args.classes)), reading)
+        dataset = open_photographs(Path(args.data_dir), tuple(args.classes), reading)
     check_classes(dataset, path, record)
     return dataset
 
@@ -117,11 +119,10 @@ def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:
     for domain in sorted(dataset.lists, key=lambda domain: domain == 'train_aug'):
         for image_id in dataset.ids(domain):
             lists.setdefault(image_id, domain)
-    chosen = flags.names(args.ids)
-    for image_id in chosen:
+    for image_id in args.ids:
         if image_id not in lists or not (path / f'{image_id}.png').is_file():
             raise UserError(f'{image_id}: is not an image of the data set with a label map in {path}', option='ids')
-    found = {image_id: lists[image_id] for image_id in chosen or lists if (path / f'{image_id}.png').is_file()}
+    found = {image_id: lists[image_id] for image_id in args.ids or lists if (path / f'{image_id}.png').is_file()}
     if not found:
         raise UserError(f'{path}: has no label map of an image of the data set "{dataset.name}": check --dataset')
     return found

@@ -52,7 +52,12 @@ def parse_args(argv=None):
     data.add_argument('--format', choices=list(formats.FORMATS), help='format of the file (default: recognised)')
     renamed = 'other names of classes in the file: OLD=NEW; NEW may also be background or ignore'
     data.add_argument('--rename', nargs='+', default=[], metavar='OLD=NEW', help=renamed)
-    data.add_argument('--ids', default='', help='ids of the images to take, comma-separated (default: all in the file)')
+    data.add_argument(
+        '--ids',
+        type=flags.names,
+        default=[],
+        help='ids of the images to take, comma-separated (default: all in the file)',
+    )
     before = 'what tools.export wrote: changes are counted against it (default: FOLDER, if it is such, or --dataset)'
     data.add_argument('--before', type=Path, metavar='FOLDER', help=before)
     parser.add_table(flags.WORKERS)
@@ -288,11 +293,10 @@ def main(args):
         raise UserError(f'{wrong!r} is not a class: {", ".join(dataset.class_names)}', option='rename')
     _, found = formats.read(args.source, (BACKGROUND, *dataset.class_names), args.format)
     ids = ids_of(dataset)
-    chosen = flags.names(args.ids)
-    unknown = next((image_id for image_id in chosen if image_id not in ids), None)
+    unknown = next((image_id for image_id in args.ids if image_id not in ids), None)
     if unknown is not None:
         raise UserError(f'{unknown}: is not an image of the data set', option='ids')
-    matched, problems = match(found, Images(dataset, ids), chosen)
+    matched, problems = match(found, Images(dataset, ids), args.ids)
     check_exported(args.before, before, dataset, matched)
     if args.labels_only:
         import_labels(args, dataset, matched, classes, problems, out)

@@ -94,7 +94,7 @@ def parse_args(argv=None):
     parser.add_table(options.SCALES, tile_flags.TILE, options.COMPUTING)
     quoted = 'with quotes around a name that contains one'
     classes = f'classes to find, separated by commas, {quoted} (default: those predicted, or the tags of --dataset)'
-    inference.add_argument('--classes', affects='input', help=f'classifier: {classes}')
+    inference.add_argument('--classes', type=flags.names, affects='input', help=f'classifier: {classes}')
     one = flags.real(0, 1)
     above = 'probability above which a class counts as present in a photograph (default: 0.5)'
     inference.add_argument('--class_threshold', type=one, help=f'classifier: {above}')
@@ -222,9 +222,9 @@ def chosen_labels(args, names):
     if args.classes is None:
         return None
     labels = np.zeros(len(names) - 1, np.float32)
-    for name in flags.names(args.classes) or ['']:
+    for name in args.classes:
         if name not in names[1:]:
-            raise UserError(f'--classes {args.classes}: {args.model} has no {name!r}, only {", ".join(names[1:])}')
+            raise UserError(f'--classes {name}: {args.model} has only {", ".join(names[1:])}')
         labels[names.index(name) - 1] = 1
     return labels
 
@@ -309,7 +309,7 @@ def main(args):
     writer = BackgroundWriter(workers, processes=True, receive=outcomes.receive)
     predict, device = load_networks(args, file, affinity)
 
-    masks_of = 'tags' if tagged else args.classes or 'predicted classes'
+    masks_of = 'tags' if tagged else ','.join(args.classes or ()) or 'predicted classes'
     inputs = {'model': file.sha256, **({'affinity': affinity.sha256} if affinity else {}), 'masks_of': masks_of}
     if tagged:
         inputs['labels'] = dict.fromkeys(images, '') | label_hashes(tags)

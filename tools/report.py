@@ -54,7 +54,9 @@ def parse_args(argv=None):
     run = parser.groups['run and output']
     how_many = 'images in the gallery: the worst, the middle and the best ones (0: all)'
     run.add_argument('--images', type=flags.integer(0), default=200, help=how_many)
-    run.add_argument('--ids', default='', help='ids that the gallery always contains, comma-separated')
+    run.add_argument(
+        '--ids', type=flags.names, default=[], help='ids that the gallery always contains, comma-separated'
+    )
     run.add_argument('--out', type=Path, default=formats.EXPERIMENTS / 'report.html', help='file to write')
     return parser.parse_args(argv)
 
@@ -88,7 +90,6 @@ def make_gallery(args, dataset, entries, steps, counts):
     sources = gallery.find_sources(entries, steps)
     scores = [gallery.score_images(*count) if count else {} for count in counts]
     domains = sorted({entry.domain for entry in entries})
-    wanted = flags.names(args.ids)
     chosen, total = [], 0
     for i, domain in enumerate(domains):
         # Choose by the scores of the last stage that was scored on this list.
@@ -96,9 +97,9 @@ def make_gallery(args, dataset, entries, steps, counts):
         ids = [image_id for image_id in list(last) or dataset.ids(domain) if dataset.image_path(image_id).is_file()]
         means = {image_id: score['all'] for image_id, score in last.items()}
         share = args.images and max(1, args.images // len(domains) + (i < args.images % len(domains)))
-        chosen += [(image_id, domain) for image_id in gallery.choose_ids(ids, means, share, wanted)]
+        chosen += [(image_id, domain) for image_id in gallery.choose_ids(ids, means, share, args.ids)]
         total += len(ids)
-    missing = set(wanted) - {image_id for image_id, _ in chosen}
+    missing = set(args.ids) - {image_id for image_id, _ in chosen}
     if missing:
         raise UserError(f'--ids {min(missing)}: is not in the lists {", ".join(domains)}')
     make = partial(gallery.make_card, dataset=dataset, sources=sources)

@@ -38,7 +38,9 @@ def parse_args(argv=None):
     add_recorded_data(parser)
     run = parser.groups['run and output']
     run.add_argument('--images', type=flags.integer(1), default=24, help='number of images: the first in the folder')
-    run.add_argument('--ids', default='', help='ids of the images, comma-separated, instead of --images')
+    run.add_argument(
+        '--ids', type=flags.names, default=[], help='ids of the images, comma-separated, instead of --images'
+    )
     run.add_argument('--out', type=Path, help='output folder (default: experiments/show/{name of the first folder})')
     run.add_argument('--font', type=Path, help="font file for class names in scripts that Pillow's own font lacks")
     return parser.parse_args(argv)
@@ -67,11 +69,10 @@ def choose_images(args, dataset, sources) -> dict[str, str]:
     for domain in sorted(dataset.lists, key=lambda domain: all(domain not in source.thresholds for source in sources)):
         for image_id in dataset.ids(domain):
             lists.setdefault(image_id, domain)
-    ids = flags.names(args.ids)
-    for image_id in ids:
+    for image_id in args.ids:
         if image_id not in lists or not panels.has_output(folder, image_id):
             raise UserError(f'--ids {image_id}: is not an image of the data set that {folder} has a file of')
-    ids = ids or [image_id for image_id in lists if panels.has_output(folder, image_id)][: args.images]
+    ids = args.ids or [image_id for image_id in lists if panels.has_output(folder, image_id)][: args.images]
     if not ids:
         raise UserError(f'{folder}: has no file of an image of the data set "{dataset.name}": check --dataset')
     return {image_id: lists[image_id] for image_id in ids}

@@ -222,9 +222,11 @@ def floats(text: str) -> list[float]:
 
 
 def names(text: str) -> list[str]:
-    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'."""
+    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'. None at all must not mean all."""
     cells = next(csv.reader([' '.join(text.splitlines())], skipinitialspace=True), [])
-    return [cell.strip() for cell in cells if cell.strip()]
+    if found := [cell.strip() for cell in cells if cell.strip()]:
+        return found
+    raise argparse.ArgumentTypeError(f'{text!r} contains no name')
 
 
 def folder_name(text: str) -> str:

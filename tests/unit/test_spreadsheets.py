@@ -12,7 +12,8 @@ from core import DataWarning, UserError
 from core.data.dataset import open_dataset
 from core.data.entries import look_alikes
 from core.data.images import MaskValues, find_file
-from support import draw_image
+from support import draw_image, fault_of
+from tools import show
 from util import flags
 
 NFC, NFD = (unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD'))
@@ -268,7 +269,6 @@ def test_a_class_called_ignore_is_not_void():
 @pytest.mark.parametrize(
     'text, names',
     [
-        ('', []),
         ('cat, dog,', ['cat', 'dog']),
         ('"cat, big",dog', ['cat, big', 'dog']),
         ('dog, "cat, big"', ['dog', 'cat, big']),
@@ -278,3 +278,8 @@ def test_a_class_called_ignore_is_not_void():
 )
 def test_names_in_flags_may_have_commas(text, names):
     assert flags.names(text) == names
+
+
+@pytest.mark.parametrize('text', ['', ' ', ',', '""'])
+def test_an_empty_list_of_names_does_not_mean_all(text, capsys):
+    assert fault_of(show, ['folder', '--ids', text], capsys).endswith(f'--ids: {text!r} contains no name')

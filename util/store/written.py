@@ -67,9 +67,8 @@ def _write(folder: Path, ids: Sequence[str], hashes: Mapping[str, str]) -> None:
 def find_unrecorded(folder: Path, kind: Format, ids: Collection[str], needed: Collection[str] = ()) -> list[str]:
     """Return the ids with a file that is not what files.json says, or whose inputs inputs.json does not say.
 
-    There are none in a folder without args.json; ids without a main file do not count. `needed` are the inputs by image
-    (default: images, and the folders that args.json names); an input without any hash does not count either: an import
-    names no images.
+    There are none in a folder without args.json. Ids without a main file and inputs without any hash do not count: an
+    import names no images. `needed`: inputs by image (default: images, and the folders that args.json names).
     """
     recorded, settings = read_inputs(folder), read_args(folder).get('fingerprint')
     if not settings:
@@ -80,8 +79,7 @@ def find_unrecorded(folder: Path, kind: Format, ids: Collection[str], needed: Co
         found |= {i for i, value in now.items() if [value] != written.get(i, '').split(',')[position : position + 1]}
         finished = finished if position else list(now)
     for name in needed or {'images', *(name for name in settings if name.partition('_')[0] in FOLDERS)}:
-        known = recorded.get(name)
-        found |= {image_id for image_id in finished if known != {} and image_id not in (known or ())}
+        found |= {i for i in finished if recorded.get(name) != {} and i not in recorded.get(name, ())}
     return [image_id for image_id in ids if image_id in found]
 
 
