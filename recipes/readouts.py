@@ -8,15 +8,18 @@ Writes  experiments/results/{name}@*.json and .npz, what the stages write on the
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl cl_pcl_re
     python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl --edges published
+    python3 -m recipes.readouts --data_dir VOC_ROOT --weights LITE0_FILE --until walks --losses cl --edges truth \\
+        --cam published mean truth
     python3 -m recipes.readouts --on drawn
 
 Stage 1 runs once for each loss and seed, each loss at its own learning rate; everything after it runs for each read-out
 of stage 2 (--cam): CAMs of train and val, and with --until the walk with an AffinityNet trained on their own labels,
-the pseudo-labels, and DeepLabv3+. With --edges published, which --cam has to contain, all read-outs walk along its
-edges. Prints a table for each stage and list: every read-out and loss, then the paired differences to L_cls of the same
-read-out, and to the published read-out of the same loss. A run that has a result is not repeated, and one that was
-stopped resumes. On an idle CPU core a training on photographs takes 14 minutes for cl and 23 with tiles,
-the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
+the pseudo-labels, and DeepLabv3+. With --edges published or truth, which --cam has to contain, all read-outs walk along
+its edges. The read-out truth is the masks (recipes/truth.py): it shows what is lost in the steps after it. Prints a
+table for each stage and list: every read-out and loss, then the paired differences to L_cls of the same read-out, and
+to the first read-out of the same loss. A run that has a result is not repeated, and one that was stopped resumes. On an
+idle CPU core a training on photographs takes 14 minutes for cl and 23 with tiles, the CAMs of a read-out and list 3
+minutes, a walk of a list 4 minutes.
 """
 
 import shlex
@@ -89,6 +92,7 @@ THRESHOLDS = {
     'published': ('0.30', '0.10', '0.35'),
     'positive': ('0.40', '0.15', '0.40'),
     'mean': ('0.35', '0.12', '0.40'),
+    'truth': ('0.40', '0.10', '0.40'),
 }
 
 
@@ -97,7 +101,7 @@ class Names(NamedTuple):
 
     classifier: str
     read_out: str
-    edges: str  # own or published: the read-out whose labels AffinityNet was trained on
+    edges: str  # own, published or truth: the read-out whose labels AffinityNet was trained on
     scales: str
     segmenter_scales: str
 
@@ -108,16 +112,18 @@ class Names(NamedTuple):
 
     @property
     def shared(self):
-        """A part of the names of what is made along the edges of the published read-out."""
-        return '@edges' if self.edges == 'published' and self.read_out != 'published' else ''
+        """A part of the names of what is made along the edges of another read-out."""
+        if self.edges in ('own', self.read_out):
+            return ''
+        return '@edges' if self.edges == 'published' else f'@edges={self.edges}'
 
     @property
     def affinity(self):
-        return f'{self.classifier}@published@aff' if self.shared else f'{self.chain}@aff'
+        return f'{self.classifier}@{self.edges}@aff' if self.shared else f'{self.chain}@aff'
 
     def cams(self, domain):
-        if self.read_out == 'mean':
-            return f'{self.classifier}@{domain}@mean'
+        if self.read_out in ('mean', 'truth'):
+            return f'{self.classifier}@{domain}@{self.read_out}'
         named = '' if self.read_out == 'published' else f'@cam={self.read_out}'
         return f'{self.classifier}@{domain}{named}@scale={self.scales}'
 
@@ -145,9 +151,10 @@ def parse_args(argv=None):
     losses = SETTINGS['drawn'].losses
     parser.groups['loss'].add_argument('--losses', nargs='+', choices=losses, default=list(losses), help='rows')
     inference = parser.groups['inference']
-    inference.add_argument('--cam', nargs='+', choices=READ_OUTS, default=list(READ_OUTS), help='read-outs of stage 2')
-    edges = 'AffinityNet of the walks: trained on labels of the same read-out, or of the published one'
-    inference.add_argument('--edges', choices=('own', 'published'), default='own', help=edges)
+    cams = 'read-outs of stage 2, or the masks as CAMs (truth; default: all read-outs)'
+    inference.add_argument('--cam', nargs='+', choices=(*READ_OUTS, 'truth'), default=list(READ_OUTS), help=cams)
+    edges = 'AffinityNet of the walks: trained on labels of the same read-out, of the published one, or of the masks'
+    inference.add_argument('--edges', choices=('own', 'published', 'truth'), default='own', help=edges)
     inference.add_argument('--until', choices=STAGES, default='cams', help='the last stage to run')
     run = parser.groups['run and output']
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
@@ -156,8 +163,8 @@ def parse_args(argv=None):
     run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--max_epoch 24'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args(argv)
-    if args.edges == 'published' and 'published' not in args.cam:
-        parser.error('--edges published: also needs published in --cam')
+    if args.edges not in ('own', *args.cam):
+        parser.error(f'--edges {args.edges}: also needs {args.edges} in --cam')
     if args.on == 'photographs' and not (args.data_dir and args.weights):
         parser.error('--on photographs: also needs --data_dir (a VOC root) and --weights (an ImageNet file)')
     setting = SETTINGS[args.on]
@@ -202,6 +209,10 @@ def follow(args, names, seed):
     # The mean of both read-outs needs no third pass through the network.
     both = [names._replace(read_out=read_out) for read_out in READ_OUTS[:2]]
     for domain in setting.domains:
+        if names.read_out == 'truth':
+            commands += [['-m', 'recipes.truth', *common, '--tag', names.classifier, '--domain', domain]]
+            commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
+            continue
         infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', domain]
         infer += ['--scales', setting.scales]
         for made in both if names.read_out == 'mean' else [names]:
@@ -214,7 +225,7 @@ def follow(args, names, seed):
         return commands
 
     # An AffinityNet on the labels of these CAMs, from the weights of the classifier on drawn scenes.
-    threshold, labelled = THRESHOLDS[names.read_out][2], 'published' if names.shared else names.read_out
+    threshold, labelled = THRESHOLDS[names.read_out][2], names.edges if names.shared else names.read_out
     foreground, background, _ = THRESHOLDS[labelled]
     cams, own = names._replace(read_out=labelled).cams('train'), f'experiments/models/{names.classifier}.pth'
     recipe = ['--seed', str(seed), '--momentum', '0.9', '--batch_size', '16']
@@ -251,7 +262,8 @@ def plan_runs(args):
     for seed in args.seeds:
         for loss in args.losses:
             tag = f'{args.name}@{loss}@seed={seed}'
-            after = [follow(args, names_of(args, loss, seed, read_out), seed) for read_out in args.cam]
+            cams = sorted(args.cam, key=lambda read_out: read_out != args.edges)  # all others need its AffinityNet
+            after = [follow(args, names_of(args, loss, seed, read_out), seed) for read_out in cams]
             runs[tag] = [train(args, loss, seed), *(command for commands in after for command in commands)]
     return runs
 

@@ -5,7 +5,8 @@ import shlex
 
 import pytest
 
-from recipes import readouts
+from core.cam import READ_OUTS
+from recipes import readouts, truth
 from support.results import write_result
 from tools import average_cams
 from util.store import formats
@@ -19,10 +20,14 @@ def dry_run(capsys, *flags: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize('on, edges', [*((on, 'own') for on in readouts.SETTINGS), ('photographs', 'published')])
+@pytest.mark.parametrize(
+    'on, edges', [*((on, 'own') for on in readouts.SETTINGS), ('photographs', 'published'), ('photographs', 'truth')]
+)
 def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys, on, edges):
     written, models, scored = set(), set(), set()
-    for first, *words in dry_run(capsys, '--on', on, '--until', 'predictions', '--seeds', '4', '--edges', edges):
+    cams = [*READ_OUTS, *(['truth'] if edges == 'truth' else [])]
+    line = ['--on', on, '--until', 'predictions', '--seeds', '4', '--edges', edges, '--cam', *cams]
+    for first, *words in dry_run(capsys, *line):
         name, words = (words[0], words[1:]) if first == '-m' else (first.removesuffix('.py'), words)
         args = importlib.import_module(name).parse_args(words)
         options = vars(args)
@@ -34,6 +39,7 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
         if name == 'tools.average_cams':
             assert {*args.cam_dirs} <= written
             kind = average_cams.MEAN
+        kind = truth.TRUTH if name == 'recipes.truth' else kind
         if kind:
             assert {options.get('tag'), options.get('model_name')} & models or name.startswith('make_')
             defaults = {action.dest: action.default for action in args.declared}
@@ -44,7 +50,7 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
             shown = {row[-1] for row in args.rows} | set(args.paired or ())
             assert {result.replace('seed=*', 'seed=4') for result in shown} <= scored
     # A classifier for each loss, and for each of its read-outs a segmentation network and, unless shared, AffinityNet.
-    assert len(models) == 3 + 9 + (9 if edges == 'own' else 3)
+    assert len(models) == 3 + 3 * len(cams) + (9 if edges == 'own' else 3)
 
 
 def test_finished_scores_are_not_repeated(in_tmp, capsys):
@@ -74,6 +80,7 @@ def test_differences_are_to_the_first_loss_and_the_first_read_out(in_tmp, capsys
         ('--losses cl_re', '--losses'),
         ("--more='--max_epoh 3'", '--max_epoh'),
         ('--edges published --cam mean', '--edges published: also needs published in --cam'),
+        ('--edges truth', '--edges truth: also needs truth in --cam'),
     ],
 )
 def test_wrong_flags_are_named(in_tmp, capsys, line, named):
