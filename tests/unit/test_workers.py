@@ -104,6 +104,16 @@ def test_killed_workers_are_named():
     assert script.explain(error.value) == line
 
 
+@pytest.mark.parametrize('which', [0, 1])
+def test_an_idle_worker_that_is_killed_is_noticed(which):
+    """One of the two holds the lock of the queue of tasks, for which the other one waits."""
+    with pytest.raises(BrokenExecutor), BackgroundWriter(2, processes=True) as writer:
+        [*writer.pool._processes.values()][which].kill()
+        while not writer.pool._broken:
+            time.sleep(0.01)
+        writer.submit(int)
+
+
 def write_half(path, text):
     path.write_text(str(half_of_even(text)))
 

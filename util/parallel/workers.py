@@ -110,7 +110,8 @@ class BackgroundWriter:
             self._wait()
 
     def _wait(self) -> None:
-        self.receive(self.waiting.popleft()[0].result())
+        self.receive(self.waiting[0][0].result())
+        self.waiting.popleft()
 
     def __enter__(self) -> 'BackgroundWriter':
         return self
@@ -120,6 +121,6 @@ class BackgroundWriter:
             while self.waiting and kind is None:
                 self._wait()
         finally:
-            if self.waiting and isinstance(self.pool, ProcessPoolExecutor):
+            if (self.waiting or kind) and isinstance(self.pool, ProcessPoolExecutor):  # one may have been killed
                 _end(self.pool)
             self.pool.shutdown(cancel_futures=True)

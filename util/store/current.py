@@ -121,8 +121,7 @@ class _Search:
         """Yield the changes: models, folders with other settings, and changes by image."""
         now = {}
         for name, path in output.models().items():
-            found = file_hashes({'': path})['']
-            if found and not output.fingerprint[name].startswith(found):
+            if (found := file_hashes({'': path})['']) and not output.fingerprint[name].startswith(found):
                 yield f'{path} changed'
         for name, path in output.folders().items():
             if path.is_dir() and digest(read_args(path).get('fingerprint', {})) != output.fingerprint[name]:
