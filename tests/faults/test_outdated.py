@@ -13,6 +13,7 @@ from PIL import Image
 
 import evaluate
 from core import UserError
+from core.data.dataset import open_dataset
 from core.models.weights import read_state_dict
 from support import chain
 from support.chain import AFFINITY_LABELS, CAMS, PREDICTIONS, PSEUDO, RANDOM_WALKS, commands, first
@@ -210,6 +211,18 @@ def test_files_of_a_folder_that_were_made_again(moved, capsys):
     record.write_text(json.dumps(content))
     text = line_of(moved, 'pseudo', capsys)
     assert text.startswith(f'experiments/predictions/{AFFINITY_LABELS}: maps of 12 images changed')
+
+
+def test_other_masks_date_a_model_only_if_they_selected_it(moved):
+    path = moved / 'SegmentationClass' / f'{open_dataset(moved / "dataset.json", moved).ids("train")[0]}.png'
+    with Image.open(path) as mask:
+        other = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    other.save(path)
+    assert 'scored masks of 1 image changed' in find_outdated([Path(MODEL)])
+    record = Path('experiments/data/cls.json')
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps({**content, 'options': {**content['options'], 'select': 'last'}}))
+    assert find_outdated([Path(MODEL)]) is None
 
 
 def test_a_finished_run_of_outdated_labels_is_not_finished(moved, capsys):

@@ -222,7 +222,7 @@ def test_a_run_goes_on_with_a_later_flag_at_its_default(in_tmp):
         record = args.record()
         with ExitStack() as stack:
             run = RunFiles('x', record, LabelMaps(), fingerprint(record, weights_file='none'), {})
-            state = run.claim(stack, overwrite=False)
+            state = run.claim(stack, overwrite=False, iterations=6)
             if save:
                 run.save({'iteration': 3, 'unscored': False})
         return state

@@ -5,6 +5,7 @@ import csv
 import errno
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -336,6 +337,70 @@ def test_geojson_of_a_picture_with_a_world_file(photographs):
     features = json.loads((folder / 'holiday/rex.geojson').read_text())['features']
     assert features[0]['geometry']['coordinates'][0][0][0] > 900
     np.testing.assert_array_equal(run_import(folder)[REX], label_maps()[REX])
+
+
+# What cannot be taken -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'kind, name, content, line',
+    [
+        (
+            'geojson',
+            'holiday/rex.geojson',
+            '{"type": "FeatureCollection", "features": "x"}',
+            '"features" is not a list of',
+        ),
+        ('geojson', 'holiday/rex.geojson', '{"type": "FeatureCollection"}', '"features" is not a list of features'),
+        (
+            'coco',
+            'annotations.json',
+            '{"images": [5], "annotations": [], "categories": []}',
+            '"images" is not an object',
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(photographs, capsys, kind, name, content, line):
+    folder = run_export(kind)
+    (folder / name).write_text(content)
+    end, _ = fault(folder, capsys)
+    assert f'{folder}/{name}: ' in end and line in end
+
+
+def test_json_files_of_something_else_are_counted(photographs, capsys):
+    folder = run_export('labelme', '--keep_ignored')
+    (folder / 'b c/tom 1.5.json').write_text('{"imagePath": "b c/tom 1.5.png"}')
+    assert set(run_import(folder)) == {REX}
+    assert f'warning: 1 files are not of the format labelme, and left out: {folder}/b c/' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('kind', ['keypointlabels', None])
+def test_results_of_label_studio_without_an_area(photographs, capsys, kind):
+    folder = exported('labelstudio', 'masks')
+    tasks = json.loads((folder / 'tasks.json').read_text())
+    results = tasks[0]['annotations'][0]['result']
+    results.append({'type': 'textarea', 'value': {'text': ['blurred']}})
+    save_json(folder / 'tasks.json', tasks)
+    assert len(run_import(folder)) == 2
+    for path in Path().glob('labels_imported.*'):
+        path.unlink()
+    shutil.rmtree('photos/labels_imported_masks')
+    results[0]['type'] = kind
+    save_json(folder / 'tasks.json', tasks)
+    _, lines = fault(folder, capsys)
+    assert [f"a result is of the type '{kind}': draw it with the brush or as a polygon" in line for line in lines] == [
+        True
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_of_its_image(photographs, capsys):
+    folder = run_export('yolo', '--shapes', 'polygons', '--keep_ignored')
+    path = next(path for path in (folder / 'labels').rglob('*.txt') if 'rex' in path.name)
+    path.unlink()
+    os.mkfifo(path)
+    _, lines = fault(folder, capsys)
+    assert lines == [f'{path}: cannot be read (Not a regular file)']
+    assert set(run_import(folder, '--skip')) == {TOM}
 
 
 # What is said and kept ----------------------------------------------------------------------------------------------

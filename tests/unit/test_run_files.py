@@ -15,16 +15,17 @@ from util.training.files import RunFiles
 DATASET = SimpleNamespace(image_path=lambda image_id: Path(f'{image_id}.jpg'))
 SETTINGS = {'lr': 0.1, 'labels': '1234', 'max_epoch': 2}
 CONTENTS = {'images': {'a': '11', 'b': '22'}}
+ITERATIONS = 6
 
 
-def files(tag: str = 'tag', contents: dict = CONTENTS, **settings) -> RunFiles:
-    record = Record({'tag': tag}, {'tag': 'result', 'wd': 'result'}, {'wd': 0.5})
+def files(tag: str = 'tag', contents: dict = CONTENTS, select: str = 'last', **settings) -> RunFiles:
+    record = Record({'tag': tag, 'select': select}, {'tag': 'result', 'wd': 'result'}, {'wd': 0.5})
     return RunFiles(tag, record, DATASET, {**SETTINGS, **settings}, contents)
 
 
 def claim(run_files: RunFiles, overwrite: bool = False) -> dict | None:
     with ExitStack() as stack:
-        return run_files.claim(stack, overwrite)
+        return run_files.claim(stack, overwrite, ITERATIONS)
 
 
 def write_all(tag: str = 'tag') -> list[Path]:
@@ -72,6 +73,23 @@ def test_checkpoint_of_other_inputs_is_refused(in_tmp, contents, line):
     files().save({'iteration': 3, 'unscored': False})
     with pytest.raises(UserError, match=f'^the run of .*/tag.pth: {line}: pass --overwrite to regenerate it'):
         claim(files(contents={'images': contents}))
+
+
+@pytest.mark.parametrize('masks', [{'a': '33'}, {'b': '11'}, {}])
+@pytest.mark.parametrize(
+    'iteration, unscored, select, is_refused',
+    [(6, False, 'last', False), (6, False, 'best', True), (6, True, 'last', True), (3, False, 'last', True)],
+)
+def test_other_masks_to_score_on_do_not_change_a_finished_last_epoch(
+    in_tmp, masks, iteration, unscored, select, is_refused
+):
+    files(contents={**CONTENTS, 'scored masks': {'a': '11'}}).save({'iteration': iteration, 'unscored': unscored})
+    again = files(contents={**CONTENTS, 'scored masks': masks}, select=select)
+    if not is_refused:
+        assert claim(again)['iteration'] == iteration
+        return
+    with pytest.raises(UserError, match='^the run of .*/tag.pth: scored masks of 1 image'):
+        claim(again)
 
 
 def test_run_without_progress_protects_nothing_but_its_models(in_tmp):

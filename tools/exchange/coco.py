@@ -13,6 +13,7 @@ SHAPES = ('masks', 'polygons')
 HAS_HOLES = False  # of polygons
 HAS_IGNORED = False
 BY_AREA = True  # no order is defined: smaller objects lie on larger ones
+LISTS = ('images', 'annotations', 'categories')
 
 
 def encode(picture: Picture, export: Export) -> dict:
@@ -54,11 +55,14 @@ def finish(entries: list[dict], export: Export) -> None:
 
 def is_content(content: object) -> bool:
     """Return whether JSON is COCO instances."""
-    return fits(content, {'images': [dict], 'annotations': [dict], 'categories': [dict]})
+    return fits(content, dict.fromkeys(LISTS, list))
 
 
 def read_file(path: Path, content: dict) -> list[Found]:
     """Return the images of a file. Raises ValueError."""
+    for what in LISTS:
+        if not fits(content[what], [dict]):
+            raise ValueError(f'an entry of "{what}" is not an object')
     for what in ('categories', 'images'):
         numbers = [str(entry.get('id')) for entry in content[what]]
         if len({*numbers}) < len(numbers):

@@ -1,5 +1,6 @@
 """The formats of labelling tools by name, and which of them a file or folder is."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,12 +81,18 @@ def read(path: Path, names: tuple[str, ...], chosen: str | None = None) -> tuple
 
 def _read_json(files: list[Path], chosen: str | None) -> tuple[str | None, list[Found]]:
     """Return the format of the first JSON file that is of one (None: of none), and the images of all its files."""
-    name, found = chosen, []
+    name, found, others = chosen, [], []
     for file in files:
         with _naming(file):
             content = load_json(file)
             name = name or next((other for other, module in JSON.items() if module.is_content(content)), None)
-            found += JSON[name].read_file(file, content) if name and JSON[name].is_content(content) else []
+            if name and JSON[name].is_content(content):
+                found += JSON[name].read_file(file, content)
+            else:
+                others.append(file)
+    if found and others:
+        shown = ', '.join(map(str, others[:3])) + (', ...' if len(others) > 3 else '')
+        print(f'warning: {len(others)} files are not of the format {name}, and left out: {shown}', file=sys.stderr)
     return name, found
 
 

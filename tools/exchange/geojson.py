@@ -55,12 +55,14 @@ def finish(entries: list[None], export: Export) -> None:
 
 def is_content(content: object) -> bool:
     """Return whether JSON is a collection of features."""
-    return fits(content, {'type': str, 'features': [dict]}) and content['type'] == 'FeatureCollection'
+    return isinstance(content, dict) and content.get('type') == 'FeatureCollection'
 
 
 def read_file(path: Path, content: dict) -> list[Found]:
     """Return the image of a file: the one that a feature names, otherwise the one that the file is named after."""
-    features = content['features']
+    features = content.get('features')
+    if not fits(features, [dict]):
+        raise ValueError('"features" is not a list of features')
     names = {name for feature in features if fits(name := _properties(feature).get('image'), str)}
     if len(names) > 1:
         raise ValueError(f'names {len(names)} images: a file must be of one')

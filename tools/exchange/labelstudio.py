@@ -29,6 +29,8 @@ HAS_IGNORED = False
 BY_AREA = False
 IMAGE = re.compile(r'\.(jpe?g|jfif|png|webp|bmp|gif|tiff?|avif|jp2|j2k)$', re.IGNORECASE)
 TAGS = ('choices', 'taxonomy')  # results about a whole image
+SHAPED = ('brushlabels', 'polygonlabels', 'rectanglelabels')
+WORDS = ('rating', 'textarea', 'number', 'datetime', 'pairwise', 'ranker', 'relation')  # results without an area
 
 
 def encode(picture: Picture, export: Export) -> dict:
@@ -123,8 +125,10 @@ def _load(results, size, _image):
 def _read_result(entry, size):
     """Yield the shapes of a result, one a label, at the size of the image."""
     kind, value = entry.get('type'), entry.get('value')
-    if kind not in ('brushlabels', 'polygonlabels', 'rectanglelabels', *TAGS) or not isinstance(value, dict):
+    if kind in WORDS:
         return
+    if kind not in (*SHAPED, *TAGS) or not isinstance(value, dict):
+        raise ValueError(f'a result is of the type {str(kind)[:20]!r}: draw it with the brush or as a polygon')
     labels = [label[-1] if isinstance(label, list) and label else label for label in value.get(kind) or []]
     if not fits(labels, [str]):
         raise ValueError(f'the labels of a result of the type {kind} are not names')

@@ -60,6 +60,8 @@ def load(entry: Found, dataset: Dataset, image_id: str) -> tuple[Content, tuple[
         return entry.load(size, dataset.image_path(image_id)), size
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f'{entry.where}: cannot be read ({error.strerror})') from None
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f'{entry.where}: {str(error).splitlines()[0]}') from None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from util.store.fingerprints import list_changes, read_args, read_inputs, read_run
+from util.store.fingerprints import list_changes, read_args, read_inputs, read_run, without_scores
 from util.store.formats import EXPERIMENTS, PREDICTIONS, RECORDED, model_path, run_path
 from util.store.hashes import digest, file_hashes, label_hashes, mask_hashes
 from util.store.written import describe, find_unrecorded, read_written
@@ -138,7 +138,9 @@ class _Search:
                 return
             if difference := dataset.reading.difference(output.fingerprint):
                 yield f'{difference} (pass the same to keep it)'
-            for name in sorted(output.inputs.keys() & {'images', 'labels', 'masks', 'scored images'} - now.keys()):
+            for name in sorted(
+                output.inputs.keys() & {'images', 'labels', 'masks', 'scored images', 'scored masks'} - now.keys()
+            ):
                 shown = now.get('images', {}) if name == 'scored images' else {}
                 now[name] = self.hashes(dataset, name, [i for i in output.inputs[name] if i not in shown])
         yield from list_changes(output.inputs, now, lambda i: (_path(dataset, 'images', i) or Path(i)).name)
@@ -180,7 +182,7 @@ class _Search:
         else:
             paths = {image_id: _path(dataset, name, image_id) for image_id in new}
             paths = {image_id: path for image_id, path in paths.items() if path is not None}
-            known |= mask_hashes(paths, dataset.mask_values) if name == 'masks' else file_hashes(paths)
+            known |= mask_hashes(paths, dataset.mask_values) if name.endswith('masks') else file_hashes(paths)
         return {image_id: known.get(image_id, '') for image_id in ids}
 
 
@@ -204,7 +206,10 @@ def read_model(path: Path, known: str = '') -> Output | None:
     found = file_hashes({'': path})[''] or known[:16]
     if not found or not record.get('models', {}).get(path.name, '').startswith(found):
         return None
-    return Output(path, _trainer(record), *(record.get(name, {}) for name in ('options', 'fingerprint', 'inputs')))
+    options, made_from, inputs = (record.get(name, {}) for name in ('options', 'fingerprint', 'inputs'))
+    if options.get('select') != 'best' and not path.name.endswith('.best.pth'):
+        inputs = without_scores(inputs)
+    return Output(path, _trainer(record), options, made_from, inputs)
 
 
 def _replaced_model_of(path: Path) -> str | None:
@@ -245,7 +250,7 @@ def _about(dataset: Dataset | None) -> tuple:
 def _path(dataset: Dataset | None, name: str, image_id: str) -> Path | None:
     """Return the path of a mask or image, None if the data set does not contain it."""
     try:
-        return dataset and (dataset.mask_path if name == 'masks' else dataset.image_path)(image_id)
+        return dataset and (dataset.mask_path if name.endswith('masks') else dataset.image_path)(image_id)
     except (UserError, KeyError):
         return None
 

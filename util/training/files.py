@@ -8,7 +8,7 @@ from core.data.dataset import Dataset
 from core.data.files import Some, fits
 from core.models.weights import read_torch
 from util.store.files import check_name, remove_leftovers
-from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint
+from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint, without_scores
 from util.store.formats import EXPERIMENTS, model_path, run_path
 from util.store.locks import locked
 from util.training.models import save_torch
@@ -35,7 +35,7 @@ class RunFiles:
         if self.tag.endswith(('.last', '.best')):
             raise UserError(f'--tag {self.tag}: .last and .best mark the other epoch of a run: choose another tag')
 
-    def claim(self, stack: ExitStack, overwrite: bool) -> dict | None:
+    def claim(self, stack: ExitStack, overwrite: bool, iterations: int) -> dict | None:
         """Lock the files, and with `overwrite` remove them; return the checkpoint to resume from, or None.
 
         Raises UserError naming the differences if the checkpoint has other options or inputs, or if models have no
@@ -48,9 +48,9 @@ class RunFiles:
             for path in [self.checkpoint, *self.models, EXPERIMENTS / 'logs' / f'{self.tag}.txt']:
                 path.unlink(missing_ok=True)
             shutil.rmtree(EXPERIMENTS / 'tensorboards' / self.tag, ignore_errors=True)
-        return self._read()
+        return self._read(iterations)
 
-    def _read(self) -> dict | None:
+    def _read(self, iterations: int) -> dict | None:
         """Return the checkpoint if it has progress. A run without progress and without a model may be replaced."""
         found = next((path for path in self.models if path.is_file()), None)
         if not self.checkpoint.is_file():
@@ -70,6 +70,8 @@ class RunFiles:
                 self.checkpoint.unlink()
             return None
         what = f'the run of {self.checkpoint}'
+        if iteration == iterations and not state['unscored'] and self.record.options.get('select') != 'best':
+            contents = without_scores(contents)  # other masks do not change the last epoch
         check_contents(what, contents, self.contents, lambda i: self.dataset.image_path(i).name)
         remedy = 'or another name'
         if found and old.get('max_epoch', 0) < self.fingerprint['max_epoch']:

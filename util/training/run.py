@@ -112,8 +112,7 @@ class Run:
             inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
         if scored:
             paths = {image_id: self.dataset.mask_path(image_id) for image_id in scored.ids}
-            masks = mask_hashes(paths, self.dataset.mask_values)
-            inputs['masks'] = {**inputs.get('masks', {}), **masks}  # perhaps it is trained on masks too
+            inputs['scored masks'] = mask_hashes(paths, self.dataset.mask_values)
             inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
         outdated = find_outdated([Path(str(record.options.get('weights')))], self.dataset)
         if outdated:
@@ -130,7 +129,7 @@ class Run:
     def __enter__(self) -> 'Run':
         self.files.check_names()
         with ExitStack() as stack:
-            state = processes.from_main(lambda: self.files.claim(stack, self.overwrite))
+            state = processes.from_main(lambda: self.files.claim(stack, self.overwrite, self.iterations))
             if state is not None:
                 self._load(state)
                 processes.from_main(self._restore_models)
