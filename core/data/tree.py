@@ -282,7 +282,7 @@ def read_class_folders(tree: Tree) -> Found:
     if not isinstance(nothing, list) or not all(isinstance(name, str) for name in nothing):
         raise UserError(f'{tree.path}: "negatives" must be a list of names of folders', option='dataset')
     nothing, rows, loose, met = {name.casefold() for name in nothing}, [], [], set()
-    masks = {re.sub('_mask$', '', str(file.with_suffix(''))): str(file) for file in tree.images(PurePosixPath(TRUTH))}
+    masks = _masks_of_classes(tree)
     for split, folder in tree.splits.items():
         for image in tree.images(folder):
             inner = image.parts[len(folder.parts) :]
@@ -306,8 +306,29 @@ def read_class_folders(tree: Tree) -> Found:
         raise UserError(f'{tree.path}: "negatives" names {missing[0]!r}, but no folder is called so', option='dataset')
     if loose:
         _warn(f'{tree.path}: images in no folder of a class are left out: {len(loose)} ({loose[0]}, ...)')
+    owners: dict[str, str] = {}
+    for row in rows:
+        if row.mask and row.mask in owners:
+            both = f'{owners[row.mask]} and {row.image}'
+            raise UserError(f'{tree.path}: {row.mask} may be the mask of {both}: rename one', option='dataset')
+        owners[row.mask] = row.image
+    unused = sorted({*masks.values()} - owners.keys())
+    if unused:
+        _warn(f'{tree.path}: masks of no image are left out: {len(unused)} ({unused[0]}, ...)')
     rows = _learn_from_test(tree, rows)
     return Found(rows, sorted({name for row in rows for name in row.classes or ()}))
+
+
+def _masks_of_classes(tree: Tree) -> dict[str, str]:
+    """Return the masks in ground_truth/ by their names without ending and _mask. Raises UserError for two of a name."""
+    masks: dict[str, str] = {}
+    for file in tree.images(PurePosixPath(TRUTH)):
+        name = re.sub('_mask$', '', str(file.with_suffix('')))
+        if name in masks:
+            both = f'{masks[name]} and {file}'
+            raise UserError(f'{tree.path}: {both} are masks of the same image: keep one', option='dataset')
+        masks[name] = str(file)
+    return masks
 
 
 def _learn_from_test(tree: Tree, rows: list[Row]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 
 import numpy as np
@@ -148,6 +149,25 @@ def test_mvtec_has_defects_and_masks_in_test_alone(tmp_path):
     Image.fromarray(np.full((44, 56), 37, np.uint8)).save(path / 'ground_truth/cat/000_mask.png')
     with pytest.raises(UserError, match='000_mask.png: contains 37, which is neither 0, nor 1 or 255 for its class'):
         dataset.read_mask('test__cat__000')
+
+
+def test_masks_that_belong_to_no_image_or_to_two(tmp_path):
+    path, _ = mvtec(tmp_path)
+    masks = path / 'ground_truth/cat'
+    (masks / '000_mask.png').rename(masks / 'O00_mask.png')
+    with pytest.warns(DataWarning) as caught:
+        dataset = open_dataset(path, '')
+    line = f'{path}: masks of no image are left out: 1 (ground_truth/cat/O00_mask.png, ...)'
+    assert line in [str(warning.message) for warning in caught]
+    assert len(dataset.ids_with_masks('train')) == 5
+    shutil.copy(masks / '001_mask.png', masks / '001.png')
+    with pytest.raises(UserError, match='001.png and ground_truth/cat/001_mask.png are masks of the same image'):
+        open_dataset(path, '')
+    (masks / '001.png').unlink()
+    draw_image(path / 'train/cat/001.png')
+    both = 'train/cat/001.png and test/cat/001.png'
+    with pytest.raises(UserError, match=f'ground_truth/cat/001_mask.png may be the mask of {both}: rename one'):
+        open_dataset(path, '')
 
 
 def test_test_folder_is_val_unless_there_is_one(tmp_path):
