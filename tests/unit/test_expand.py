@@ -87,7 +87,8 @@ def test_files_that_are_left_out_are_counted(here, capsys):
 
 
 def test_classes_with_commas_can_be_chosen():
-    args = predict.flags.Options(classes='dog,"cat, big"', model='m.pth')
+    args = predict.parse_args(['m.pth', 'a.jpg', '--classes', 'dog,"cat, big"'])
     assert predict.chosen_labels(args, ('background', 'cat, big', 'cow', 'dog')).tolist() == [1, 0, 1]
-    with pytest.raises(UserError, match="m.pth has no 'cat', only cat, big"):
-        predict.chosen_labels(predict.flags.Options(classes='cat, big', model='m.pth'), ('background', 'cat, big'))
+    args = predict.parse_args(['m.pth', 'a.jpg', '--classes', 'cat, big'])
+    with pytest.raises(UserError, match='--classes cat: m.pth has only cat, big'):
+        predict.chosen_labels(args, ('background', 'cat, big'))
