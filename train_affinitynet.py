@@ -89,6 +89,7 @@ def main(args):
     inputs = {'record': args.record(), 'weights': weights, 'labels': label_maps, **args.pick(options.RUNNING)}
     with Run(loader, network, optimizer, schedule, meta, **inputs) as run:
         for epoch in run.epochs():
+            some = None  # no batch is left in a run that was stopped while an epoch was scored
             for batch in run.batches():
                 # Label each pair by its two ends, and count the pairs of each kind in the whole batch.
                 pairs = affinity_labels(batch['masks'], path_index, dataset.num_classes)
@@ -103,8 +104,10 @@ def main(args):
                 run.step()
 
             # Score the edges if there are masks. The score selects nothing: the last epoch is kept.
-            edges = torch.sigmoid(logits[:, 0].detach().float())
-            grids = {'edges': draw_edges(dataset, 'affinity label', some, edges)}
+            grids = {}
+            if some is not None:
+                edges = torch.sigmoid(logits[:, 0].detach().float())
+                grids['edges'] = draw_edges(dataset, 'affinity label', some, edges)
             if score_set.ids:
                 scores, grids['scored edges'] = score_edges(network, score_loader, dataset, path_index)
                 title = f'epoch {epoch + 1}: pairs in {len(score_set)} masks of train'

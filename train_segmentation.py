@@ -95,6 +95,7 @@ def main(args):
     inputs = {'record': args.record(), 'weights': weights, **labels, **args.pick(options.RUNNING)}
     with Run(*trained, **inputs) as run:
         for _ in run.epochs():
+            some = None  # no batch is left in a run that was stopped while an epoch was scored
             for batch in run.batches():
                 # DeepLabv3+ predicts at full resolution, the other two networks at lower resolution.
                 labels = batch['masks'].long()
@@ -115,6 +116,8 @@ def main(args):
             if score_loader.dataset.ids:
                 miou, grid = score_predictions(network, score_loader, dataset)
                 run.end_epoch('val mIoU', miou, predictions=grid)
+            elif some is None:
+                run.end_epoch()
             else:
                 label_maps = {'pseudo-label': some['labels'], 'prediction': logits.argmax(1) + dataset.first_label}
                 run.end_epoch(predictions=draw.draw_rows(dataset, some, label_maps))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.data.dataset import open_dataset
 from support import chain, fault_of, without_seconds
 from support.chain import (
     ALL,
@@ -36,6 +37,7 @@ from support.programs import held, refusal
 from util.store.arrays import read_maps
 from util.store.fingerprints import read_args
 from util.training.models import BestAndLast
+from util.training.run import Run
 
 TRAINERS = chain.TAGS
 
@@ -115,6 +117,34 @@ def test_killed_after_the_first_model_and_before_its_checkpoint(demo, undisturbe
     assert (tmp_path / f'experiments/models/{name}.pth').is_file()
     finish(demo, name, tmp_path)
     assert contents(tmp_path) == contents(undisturbed[0])
+
+
+def be_stopped(run, *score, **pictures):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('name', [pytest.param('cls', marks=pytest.mark.slow), 'aff', 'seg'])
+def test_stopped_while_an_epoch_is_scored(demo, undisturbed, tmp_path, monkeypatch, name):
+    """Nothing of the last batch is left then."""
+    copy_without(undisturbed[0], tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, 'end_epoch', be_stopped)
+        again(demo, name)
+    finish(demo, name, tmp_path)
+    assert contents(tmp_path) == contents(undisturbed[0])
+
+
+def test_stopped_at_the_end_of_an_epoch_that_has_no_masks(copy, monkeypatch):
+    for image_id in open_dataset(copy / 'dataset.json', copy).ids('val'):
+        (copy / 'SegmentationClass' / f'{image_id}.png').unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, 'end_epoch', be_stopped)
+        again(copy, 'seg', '--overwrite')
+    model = Path('experiments/models/seg.pth')
+    assert not model.exists()
+    again(copy, 'seg')
+    assert model.is_file()
 
 
 def without_options(found: dict[str, bytes]) -> dict[str, bytes]:
