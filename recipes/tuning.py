@@ -33,7 +33,7 @@ from util.store import AFFINITY_LABEL, CAM, formats, open_folder, results
 from util.store.fingerprints import read_json
 from util.training import options
 
-# The defaults of the stages, and the values of recipes/own.sh for few photographs.
+# The defaults of the stages, and values that suit the published CAMs of 78 photographs (docs/results/few_images.md).
 COMPARED = {
     CAMS: (Setting(None, None, CAM_FLAGS['threshold']),),
     WALKS: (Setting(BETA, 'joint', PSEUDO_THRESHOLD), Setting(20, 'joint', 0.45)),
@@ -165,7 +165,7 @@ def tabulate_rules(counts: dict[str, Counts], num_classes: int) -> str:
         before = table(of_title.settings.index(compared))
         rules = {'defaults': of_title.settings.index(compared), **follow_rules(of_title, num_classes)}
         if title == WALKS:
-            rules['recipes/own.sh'] = of_title.settings.index(COMPARED[WALKS][1])
+            rules['78 photographs'] = of_title.settings.index(COMPARED[WALKS][1])
         for rule, index in rules.items():
             if title == CAMS and 'plain CAMs' in rule:
                 continue  # plain CAMs agree best with themselves

@@ -12,7 +12,7 @@ Writes  {out}, in one of these formats, and the masks that would come back uncha
         geotiff      {path of the image}.tif: class indices with the georeference of the image; classes.txt
         geojson      {path of the image}.geojson: polygons with holes, in pixels unless the image is georeferenced
 
-    python3 -m tools.export own@affinity@train@beta=20@exp_times=8@rw@crf=1 --format cvat --out cvat
+    python3 -m tools.export own@affinity@train@beta=40@exp_times=8@rw@crf=1 --format cvat --out cvat
     python3 -m tools.export experiments/predict/own --dataset labels.csv --data_dir photos --format coco --out coco
     python3 -m tools.export experiments/predict/own --classes cat,dog --data_dir photos --format labelme --out labelme
 

@@ -108,6 +108,7 @@ def test_steps_are_numbered(root, command, steps, variables):
 
 
 # Notes its words like PYTHON. Of tools.tune there is a choice, which -c prints an entry of.
+WALKED = 'own@train@cam=mean@scale=0.5,1.0,1.5,2.0'
 CHOICE = {'walk_flags': '--beta 30 --rw_normalization class', 'walk_dir': 'CHOSEN', 'threshold': 0.55}
 
 
@@ -134,19 +135,21 @@ def test_masks_choose_the_flags_of_the_walk(root, header, is_tuned):
     (walk,) = [line for line in asked if line.startswith('inference_rw.py')]
     (labels,) = [line for line in asked if line.startswith('make_pseudo_labels.py')]
     (trained,) = [line for line in asked if line.startswith('train_segmentation.py')]
-    tuned = [line for line in asked if line.startswith('-m tools.tune own ')]
+    cams = [line for line in asked if line.startswith('inference_classification.py')]
+    tuned = [line for line in asked if line.startswith(f'-m tools.tune {WALKED} ')]
     assert len(tuned) == is_tuned
     # So a CSV with masks resumes what one without them has begun.
     assert '--max_epoch 1500 ' in classifier and classifier.strip().endswith('--select last')
-    flags = CHOICE['walk_flags'] if is_tuned else '--beta 20'
-    folder = 'CHOSEN' if is_tuned else 'own@affinity@train@beta=20@exp_times=8@rw'
+    assert [line.partition('--tag ')[2].strip() for line in cams] == ['own', 'own --cam mean']
+    flags = CHOICE['walk_flags'] if is_tuned else '--beta 40'
+    folder = 'CHOSEN' if is_tuned else 'own@affinity@train@beta=40@exp_times=8@rw'
     threshold = 0.55 if is_tuned else 0.45
-    assert f' {flags} --threshold {threshold} --overwrite ' in masks
-    assert walk.strip().endswith(flags)
+    assert f' --cam mean {flags} --threshold {threshold} --overwrite ' in masks
+    assert walk.strip().endswith(f' --cam_dir {WALKED} {flags}')
     assert f' --experiment_name {folder} --threshold {threshold}' in labels
     assert f' --label_name {folder}@crf=1 ' in trained
     if is_tuned:
-        assert tuned[0].endswith('--model_name own@affinity --beta 20 --threshold 0.45')
+        assert tuned[0].endswith('--model_name own@affinity --beta 40 --threshold 0.45')
 
 
 def test_own_images_without_a_background_have_no_threshold(root):
@@ -160,7 +163,9 @@ def test_own_images_without_a_background_have_no_threshold(root):
     assert ended.returncode == 0, ended.stderr
     assert 'of 9, ' in ended.stdout
     asked = words(root)
-    assert not any('threshold' in line or 'tools.tune' in line for line in asked)
+    assert not any('threshold' in line or 'tools.tune' in line or '--cam mean' in line for line in asked)
+    (walk,) = [line for line in asked if line.startswith('inference_rw.py')]
+    assert walk.strip().endswith(' --cam_dir own@train@scale=0.5,1.0,1.5,2.0 --beta 20')
     (trained,) = [line for line in asked if line.startswith('train_affinitynet.py')]
     assert ' --label_name own@train@scale=0.5,1.0,1.5,2.0@aff_fg=0.40 ' in trained
 

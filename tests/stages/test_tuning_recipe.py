@@ -73,7 +73,7 @@ def test_a_finished_chain_is_measured_as_tools_tune_does(copy, capsys):
     assert gains == {(*pair, number) for pair in compared for number in '35'}
     by_rule = {row[1]: row for row in rows if row[0] == 'random walk' and len(row) == 6}
     assert len(by_rule) == 6
-    assert by_rule['recipes/own.sh'][2] == 'beta 20, joint, threshold 0.45'
+    assert by_rule['78 photographs'][2] == 'beta 20, joint, threshold 0.45'
     assert float(by_rule['all masks'][3]) == pytest.approx(tuned['miou_same_images'], abs=0.006)
     assert float(by_rule['defaults'][3]) == pytest.approx(tuned['compared_miou'], abs=0.006)
     assert by_rule['defaults'][4:] == ['+0.00', '+0.00 to +0.00']
