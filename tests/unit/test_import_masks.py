@@ -371,7 +371,9 @@ def test_json_files_of_something_else_are_counted(photographs, capsys):
     folder = run_export('labelme', '--keep_ignored')
     (folder / 'b c/tom 1.5.json').write_text('{"imagePath": "b c/tom 1.5.png"}')
     assert set(run_import(folder)) == {REX}
-    assert f'warning: 1 files are not of the format labelme, and left out: {folder}/b c/' in capsys.readouterr().err
+    assert (
+        f'warning: files that are not of the format labelme are left out: 1 ({folder}/b c/' in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize('kind', ['keypointlabels', None])

@@ -92,7 +92,9 @@ def _read_json(files: list[Path], chosen: str | None) -> tuple[str | None, list[
                 others.append(file)
     if found and others:
         shown = ', '.join(map(str, others[:3])) + (', ...' if len(others) > 3 else '')
-        print(f'warning: {len(others)} files are not of the format {name}, and left out: {shown}', file=sys.stderr)
+        print(
+            f'warning: files that are not of the format {name} are left out: {len(others)} ({shown})', file=sys.stderr
+        )
     return name, found
 
 
