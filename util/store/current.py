@@ -35,6 +35,7 @@ TRAINERS = {'Classifier': 'train_classification_with_puzzle.py', 'AffinityNet': 
 TOOLS = {'source': IMPORT, 'cam_dirs': AVERAGE}
 # The option that names an input folder, by the name of the input.
 FOLDERS = {'maps': 'experiment_name', 'cams': 'cam_dir', 'labels': 'label_name'}
+OF_DATA = {'images', 'labels', 'masks', 'scored images', 'scored masks'}  # inputs by image
 MODELS = {'model': 'model', 'affinity': 'affinity', 'weights_file': 'weights'}  # stages have a tag instead of a model
 
 
@@ -138,9 +139,7 @@ class _Search:
                 return
             if difference := dataset.reading.difference(output.fingerprint):
                 yield f'{difference} (pass the same to keep it)'
-            for name in sorted(
-                output.inputs.keys() & {'images', 'labels', 'masks', 'scored images', 'scored masks'} - now.keys()
-            ):
+            for name in sorted(output.inputs.keys() & OF_DATA - now.keys()):
                 shown = now.get('images', {}) if name == 'scored images' else {}
                 now[name] = self.hashes(dataset, name, [i for i in output.inputs[name] if i not in shown])
         yield from list_changes(output.inputs, now, lambda i: (_path(dataset, 'images', i) or Path(i)).name)
