@@ -125,10 +125,11 @@ def in_words(count, noun='error'):
     return f'{count} {noun}' if count == 1 else f'{count} {noun}s'
 
 
-def print_errors(domain, findings, total):
-    """Print a line for a list of `total` images, and the first errors of its findings; return the number of errors."""
-    errors = [error for finding in findings.values() for error in finding.errors]
-    print(f'{domain:10} {total:6} images: {in_words(len(errors)) if errors else "complete"}')
+def print_errors(domain, findings, new):
+    """Print a line for a list, and the first errors of the images that are new in it; return the number of errors."""
+    errors = [error for image_id in new for error in findings[image_id].errors]
+    others = 'no further errors' if any(finding.errors for finding in findings.values()) else 'complete'
+    print(f'{domain:10} {len(findings):6} images: {in_words(len(errors)) if errors else others}')
     for error in errors[:SHOWN]:
         print(f'  {error}')
     if len(errors) > SHOWN:
@@ -317,7 +318,7 @@ def check(dataset, num_workers, needs_masks=(), quick=False, image_size=512):
         new = [image_id for image_id in ids if image_id not in inspected]
         inspected |= zip(new, parallel_map(find, new, num_workers, domain), strict=True)
         lists[domain] = {image_id: inspected[image_id] for image_id in ids}
-        count += print_errors(domain, {image_id: inspected[image_id] for image_id in new}, len(ids))
+        count += print_errors(domain, lists[domain], new)
     if not quick:
         print_counts(dataset, lists)
         for line in list_warnings(dataset, lists, image_size):

@@ -152,7 +152,7 @@ def main(args):
     elif source.is_file():
         import_model(args, dataset)
     else:
-        raise UserError(f'{source}: no such file or folder')
+        raise UserError(f'{source}: {"is not a file or folder" if source.exists() else "no such file or folder"}')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from torchvision.datasets import VOCSegmentation
 
 from core import UserError
 from core.data.dataset import open_dataset
+from core.data.files import NotRegular, check_regular
 from tools.check_dataset import check
 from util import flags, script
 from util.store.files import make_folder
@@ -46,11 +47,12 @@ def fetch(out, tar):
     make_folder(out)
     try:
         if tar:
+            check_regular(tar)
             with tarfile.open(tar) as archive:
                 archive.extractall(out, filter='data')  # no member leaves the folder
         else:
             VOCSegmentation(str(out), year='2012', image_set='trainval', download=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
         raise UserError(f'--tar {tar}: {error.strerror}') from None
     except Exception as error:  # urllib, tarfile, zlib and torchvision raise different errors
         what = f'--tar {tar}: cannot be unpacked' if tar else 'VOC 2012 cannot be downloaded'

@@ -74,6 +74,7 @@ def test_all_errors_are_listed_at_once(photos, capsys):
     lines, error = check(photos, capsys)
     assert error == f'{photos}: 5 errors, listed above'
     text = '\n'.join(lines)
+    assert [line.partition('images: ')[2] for line in lines if line.startswith('train ')] == ['no further errors']
     for part in (
         'a.jpg: not a readable image',
         'b.jpg: no such image',

@@ -70,6 +70,7 @@ def test_every_ending_can_be_read(here, ending):
 def test_files_that_are_left_out_are_counted(here, capsys):
     for name in ('b.HEIC', 'c.heif', 'notes.txt', '.DS_Store', '._a.png', 'd.npz'):
         (here / 'photos' / name).touch()
+    os.mkfifo(here / 'photos' / 'pipe.jpg')
     assert ids('photos') == ['a']
     line = capsys.readouterr().err
     assert line.startswith('left out: ')
@@ -77,6 +78,7 @@ def test_files_that_are_left_out_are_counted(here, capsys):
         '2 HEIC, which cannot be read (convert them to JPEG) (photos/b.HEIC, ...)',
         '2 not named as photographs (photos/d.npz, ...)',
         '2 hidden (photos/.DS_Store, ...)',
+        '1 not files, but pipes or devices (photos/pipe.jpg)',
     ):
         assert part in line
     (here / 'photos' / 'a.png').unlink()

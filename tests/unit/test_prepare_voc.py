@@ -1,5 +1,6 @@
 """tools/prepare_voc.py: verifying a folder, naming what is missing or damaged, unpacking an archive."""
 
+import os
 import shutil
 import tarfile
 
@@ -58,10 +59,13 @@ def test_archive_is_unpacked_and_verified(root, tmp_path, capsys):
 
 def test_errors_are_one_line(tmp_path, capsys):
     (tmp_path / 'text.tar').write_text('not an archive')
+    os.mkfifo(tmp_path / 'pipe.tar')
     for line in (
         ['--check', str(tmp_path / 'nowhere')],
         ['--out', str(tmp_path / 'new'), '--tar', str(tmp_path / 'nowhere.tar')],
         ['--out', str(tmp_path / 'new'), '--tar', str(tmp_path / 'text.tar')],
+        ['--out', str(tmp_path / 'new'), '--tar', str(tmp_path / 'pipe.tar')],
+        ['--out', str(tmp_path / 'new'), '--tar', str(tmp_path)],
     ):
         assert line[-1] in fault_of(prepare_voc, line, capsys)
     for line in ([], ['--tar', 'x'], ['--out', 'a', '--check', 'b']):

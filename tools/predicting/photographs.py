@@ -26,6 +26,7 @@ HIDDEN = 'hidden'  # such as the files that macOS adds to archives
 OUTPUTS = 'in the folder of --out'
 HEIC = 'HEIC, which cannot be read (convert them to JPEG)'
 OTHERS = 'not named as photographs'
+SPECIAL = 'not files, but pipes or devices'
 BROKEN = 'links to nothing'
 CLOSED = 'folders that may not be read'
 LeftOut = dict[str, list[Path]]  # files and folders by the reason why they are left out
@@ -95,8 +96,10 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:
             left_out[BROKEN].append(path)
         elif path.suffix.lower() in UNREADABLE:
             left_out[HEIC].append(path)
-        elif path.suffix.lower() not in ENDINGS or not path.is_file():
+        elif path.suffix.lower() not in ENDINGS:
             left_out[OTHERS].append(path)
+        elif not path.is_file():
+            left_out[SPECIAL].append(path)
         else:
             photographs.append(path)
     if not photographs:
