@@ -355,7 +355,7 @@ def test_the_commands_of_the_page(in_tmp):
         assert words in commands
         commands = commands.replace(words, replacement)
     found = commands_of(f'```\n{commands}```')
-    assert len(found) == commands.count('python3 ') == 9
+    assert len(found) == commands.count('python3 ') == 10
     for module, words in found:
         run_stage(module_of(module), words)
     outputs = {path.name for path in (in_tmp / 'experiments/predict/own').iterdir() if path.name != '.lock'}
