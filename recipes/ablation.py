@@ -8,11 +8,12 @@ Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.
     python3 -m recipes.ablation
     python3 -m recipes.ablation --on photographs --data_dir VOC_ROOT --weights MOBILENET_V2_IMAGENET_FILE
 
-A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is not repeated, and
-one that was stopped resumes. The tables come at the end, from tools.summarize. Tables that compare with the default
-settings run those too. A run took 1.5 to 6 minutes on drawn scenes and 5 to 14 on photographs, on one core while other
-runs shared the machine. So all 57 runs on drawn scenes take about 2 hours on 2 cores (estimated). Each run has one
-thread unless OMP_NUM_THREADS is set: the number of threads changes the results.
+A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is only checked: other
+flags or data than it had are an error, so take another --name for them. One that was stopped resumes. The tables come
+at the end, from tools.summarize. Tables that compare with the default settings run those too. A run took 1.5 to 6
+minutes on drawn scenes and 5 to 14 on photographs, on one core while other runs shared the machine. So all 57 runs on
+drawn scenes take about 2 hours on 2 cores (estimated). Each run has one thread unless OMP_NUM_THREADS is set: the
+number of threads changes the results.
 
 To try something else in the same way, use --name, --architecture, --scales and --more, for instance
 
@@ -236,14 +237,17 @@ def find_result(setting, tag):
 
 
 def plan_runs(args, setting, tables, seeds):
-    """Return {tag: commands} of the runs without a result, seed by seed, so that every row has its first one early."""
+    """Return {tag: commands}, seed by seed, so that every row has its first result early.
+
+    Stages 1 and 2 of a finished run only check that it has the same flags and inputs; it is not scored again.
+    """
     runs = {}
     for seed in seeds:
         for rows in tables.values():
             for run, row in rows.values():
                 tag = f'{setting.name}@{run}@seed={seed}'
-                if not find_result(setting, tag).is_file():
-                    runs[tag] = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row), *args.more])
+                commands = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row), *args.more])
+                runs[tag] = commands[:-1] if find_result(setting, tag).is_file() else commands
     return runs
 
 

@@ -39,7 +39,7 @@ STAGES = ('cams', 'walks', 'labels', 'predictions')
 class Setting(NamedTuple):
     """What the runs on some data share: names, and flags of the trainers."""
 
-    dataset: str
+    dataset: str | None  # None: the one in the folder of the images
     architecture: str
     scales: str  # of stage 2
     domains: tuple[str, ...]  # lists that are scored
@@ -70,7 +70,7 @@ SETTINGS = {
         segmenter_scales='0.75',
     ),
     'drawn': Setting(
-        dataset=f'{DRAWN}/dataset.json',
+        dataset=None,
         architecture='resnest14_narrow',
         scales='0.5,1.0,1.5,2.0',
         domains=('train',),
@@ -182,7 +182,8 @@ def score(args, folder, domain, *more):
 
 def data_of(args):
     """Return the flags of the data."""
-    return ['--dataset', SETTINGS[args.on].dataset, '--data_dir', args.data_dir]
+    dataset = SETTINGS[args.on].dataset or f'{args.data_dir}/dataset.json'
+    return ['--dataset', dataset, '--data_dir', args.data_dir]
 
 
 def names_of(args, loss, seed, read_out):
