@@ -115,6 +115,8 @@ def read_map(path, name, maps, count):
     """Return maps (K, h, w) float32 in [0, 1]. Random-walk CAMs are sums, so they are divided by their maximum."""
     if maps.ndim != 3 or len(maps) != count or maps.dtype.kind != 'f':
         raise UserError(f'{path}: "{name}" {maps.dtype}{maps.shape} does not match {count + 1} keys')
+    if 0 in maps.shape[1:]:
+        raise UserError(f'{path}: "{name}" {maps.dtype}{maps.shape} has no pixels')
     maps = maps.astype(np.float32)
     lowest, highest = maps.min(initial=0), maps.max(initial=0)  # min and max propagate NaN
     if not (np.isfinite(lowest) and np.isfinite(highest)):

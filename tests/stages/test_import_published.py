@@ -327,6 +327,7 @@ FAULTS = [
     ({'keys': np.array([0, 1])}, '"cam" float32(2, 8, 11) does not match 2 keys'),
     ({'cam': np.zeros((8, 11), np.float32)}, '"cam" float32(8, 11) does not match 3 keys'),
     ({'hr_cam': np.zeros((2, 8, 11), int)}, '"hr_cam" int64(2, 8, 11) does not match 3 keys'),
+    ({'cam': np.zeros((2, 0, 11), np.float32)}, '"cam" float32(2, 0, 11) has no pixels'),
     ({'cam': torch.full((2, 8, 11), -0.1)}, '"cam" contains values outside 0 to 1'),
     ({'hr_cam': np.full((2, 8, 11), 1.01)}, '"hr_cam" contains values outside 0 to 1'),
     ({'hr_cam': np.full((2, 8, 11), NAN)}, '"hr_cam" contains non-finite values'),
