@@ -5,7 +5,8 @@
 # from the published read-out and walks from --cam mean with --beta 40, better than the published read-out with --beta 20 on 78
 # and 311 photographs, by 0.6 to 10.5 points (docs/results/photographs.md and few_images.md; other numbers were not tried).
 # It writes masks and overlays to experiments/predict/NAME. Measured with 78 photographs of VOC and 25 epochs: 20 minutes on
-# one CPU core. With 38 epochs, masks of 42.9 and 46.8 % mIoU (two seeds). Time grows with photographs times epochs. DEEPLAB=1 takes longer than the rest.
+# one CPU core; with 38 epochs: masks of 42.9 and 46.8 % mIoU (two seeds). Time grows with photographs times epochs. DEEPLAB=1
+# takes longer than the rest.
 # Optional variables, with their defaults:
 #   NAME=own              name of models and outputs
 #   NET=mobilenet_v2      backbone

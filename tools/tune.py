@@ -6,7 +6,7 @@ Writes  experiments/tune/{TAG}.json: the choice, its scores, and the commands to
         masks, and labels before and after
 
     python3 -m tools.tune own
-    python3 -m tools.tune own --beta 40 --threshold 0.45         with the gain over these settings
+    python3 -m tools.tune own --beta 20 --threshold 0.45         with the gain over these settings
     python3 -m tools.tune own --score_on more_masks              also scored on held-out masks
 
 The best settings have the highest mIoU on all masks. They are judged by images that did not choose them: each image is

@@ -222,7 +222,7 @@ def floats(text: str) -> list[float]:
 
 
 def names(text: str) -> list[str]:
-    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'. None at all must not mean all."""
+    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'. An empty list is an error."""
     cells = next(csv.reader([' '.join(text.splitlines())], skipinitialspace=True), [])
     if found := [cell.strip() for cell in cells if cell.strip()]:
         return found

@@ -320,7 +320,7 @@ def read_class_folders(tree: Tree) -> Found:
 
 
 def _masks_of_classes(tree: Tree) -> dict[str, str]:
-    """Return the masks in ground_truth/ by their names without ending and _mask. Raises UserError for two of a name."""
+    """Return the masks in ground_truth/ by name, without ending and _mask. Raises UserError if two have one name."""
     masks: dict[str, str] = {}
     for file in tree.images(PurePosixPath(TRUTH)):
         name = re.sub('_mask$', '', str(file.with_suffix('')))

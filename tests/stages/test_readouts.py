@@ -53,6 +53,11 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
     assert len(models) == 3 + 3 * len(cams) + (9 if edges == 'own' else 3)
 
 
+def test_drawn_scenes_of_another_folder_have_their_own_lists(in_tmp, capsys):
+    commands = [words for words in dry_run(capsys, '--on', 'drawn') if '--data_dir' in words]
+    assert {words[words.index('--dataset') + 1] for words in commands} == {'/data/VOC 2012/dataset.json'}
+
+
 def test_finished_scores_are_not_repeated(in_tmp, capsys):
     before = dry_run(capsys, '--seeds', '0', '--losses', 'cl', '--cam', 'positive')
     write_result('photographs@cl@seed=0@train@cam=positive@scale=0.5,1.0,1.5@train', 38)
