@@ -30,7 +30,7 @@ def draw_scenes(folder):
 
 def execute(command, started=None, **options):
     """Run a command with this interpreter. Raises UserError if it fails; `started` collects the processes."""
-    environment = {'OMP_NUM_THREADS': '1', **os.environ}
+    environment = {'OMP_NUM_THREADS': '1', **os.environ, 'PUZZLE_CAM_RECIPE': str(os.getpid())}
     process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL, env=environment, **options)
     if started is not None:
         started.append(process)

@@ -29,6 +29,7 @@ work with --crf_iteration 0 (. .venv/bin/activate)' >&2
     install --no-build-isolation -r requirements-crf.txt
 fi
 export PATH="$PWD/.venv/bin:$PATH"
+export PUZZLE_CAM_RECIPE=$$  # whose end, even by kill -9, ends the stage that runs
 # A stage runs in the background: bash would hear a signal only after the stage, or end and leave it running.
 python() {
     command python "$@" <&0 &

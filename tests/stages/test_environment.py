@@ -73,6 +73,17 @@ def test_everything_is_installed_once(root):
     assert words(root) == [f'{INSTALL} -r requirements-dev.txt', '-c import pydensecrf.densecrf']
 
 
+def test_stages_are_told_the_process_that_started_them(root):
+    program = root / '.venv/bin/python'
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho $PPID $PUZZLE_CAM_RECIPE')
+    program.chmod(0o755)
+    ended = run(root, 'source tools/environment.sh requirements.txt > /dev/null && python')
+    assert ended.returncode == 0, ended.stderr
+    parent, told = ended.stdout.split()
+    assert parent == told
+
+
 def test_a_dry_run_installs_nothing(root):
     ended = run(root, 'bash recipes/voc.sh 3', DRY_RUN='1', PATH=os.environ['PATH'])
     assert (ended.returncode, ended.stderr) == (0, '')

@@ -95,3 +95,21 @@ def test_a_signal_while_python_shuts_down_ends_it_silently(name):
     command = [sys.executable, '-c', LATE.format(name=name)]
     run = subprocess.run(command, env=subprocess_environment(), capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (-getattr(signal, name), 'done\n', '')
+
+
+FOLLOWER = "import time; from util import signals; signals.follow_launcher(); print('ready', flush=True); time.sleep(60)"
+PARENTS = {
+    'recipe': f'from recipes import runner; runner.execute(["-c", {FOLLOWER!r}])',
+    'torchrun': f'import os, subprocess, sys; subprocess.run([sys.executable, "-c", {FOLLOWER!r}])',
+}
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux tells a process that its parent died')
+@pytest.mark.parametrize('parent', PARENTS)
+def test_kill_of_the_launcher_ends_what_it_started(parent):
+    environment = subprocess_environment() | ({'TORCHELASTIC_RUN_ID': 'none'} if parent == 'torchrun' else {})
+    command = [sys.executable, '-c', PARENTS[parent]]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout.readline() == 'ready\n'
+        launcher.kill()
+        launcher.communicate(timeout=10)  # to the end of the stdout that the follower has inherited
