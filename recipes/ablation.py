@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core import UserError
-from recipes.runner import DRAWN, draw_command, draw_scenes, execute_runs, execute_summaries
+from recipes.runner import DRAWN, draw_command, draw_scenes, execute_every_run, execute_runs, execute_summaries
 from tools.reporting import find
 from util import flags, script
 from util.store import formats
@@ -210,23 +210,28 @@ def add_rates(rows, rates):
     return {f'{title}, lr {rate:g}': add_rate(row, rate) for title, row in rows.items() for rate in rates}
 
 
-def best_rate(args, setting, run):
-    """Return the learning rate at which the first seed of a run scores best. Raises UserError if none has a result."""
+def tag_of(setting, row, seed):
+    """Return the tag of a row (name of the run, flags of stage 1) with a seed."""
+    return f'{setting.name}@{row[0]}@seed={seed}'
+
+
+def best_rate(args, setting, row, failed):
+    """Return the learning rate at which the first seed of a row scores best. Raises UserError if all have failed."""
     scores = {}
     for rate in args.rates:
-        path = find_result(setting, f'{setting.name}@{run}@lr={rate:g}@seed={args.seeds[0]}')
-        if path.is_file():
-            scores[rate] = find.read(path)['miou']
+        tag = tag_of(setting, add_rate(row, rate), args.seeds[0])
+        if tag not in failed:
+            scores[rate] = find.read(find_result(setting, tag))['miou']
     if not scores:
-        raise UserError(f'{run}: no run at any of --rates succeeded: see the lines above')
+        raise UserError(f'{row[0]}: no run at any of --rates succeeded: see the lines above')
     return max(scores, key=scores.get)
 
 
-def choose_rates(args, setting, tables):
-    """Return tables with each row at its best learning rate, which its title then names."""
+def choose_rates(args, setting, tables, failed):
+    """Return tables with each row at its best learning rate, which its title then names; `failed` are tags of runs."""
     chosen = {}
     for name, rows in tables.items():
-        rates = {title: best_rate(args, setting, run) for title, (run, _) in rows.items()}
+        rates = {title: best_rate(args, setting, row, failed) for title, row in rows.items()}
         chosen[name] = {f'{title}, lr {rates[title]:g}': add_rate(row, rates[title]) for title, row in rows.items()}
     return chosen
 
@@ -244,9 +249,9 @@ def plan_runs(args, setting, tables, seeds):
     runs = {}
     for seed in seeds:
         for rows in tables.values():
-            for run, row in rows.values():
-                tag = f'{setting.name}@{run}@seed={seed}'
-                commands = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row), *args.more])
+            for row in rows.values():
+                tag = tag_of(setting, row, seed)
+                commands = build_commands(setting, tag, ['--seed', str(seed)], [*shlex.split(row[1]), *args.more])
                 runs[tag] = commands[:-1] if find_result(setting, tag).is_file() else commands
     return runs
 
@@ -319,16 +324,19 @@ def main(args):
         draw_scenes(Path(args.data_dir or DRAWN))
     else:
         combine_photographs(Path('experiments/photographs'))
-    failed = execute_runs(runs, args.jobs)
-    if args.rates:
-        failed += execute_summaries(summarize(args, setting, search, titles, args.seeds[0]))
-        tables = choose_rates(args, setting, tables)
-        failed += execute_runs(plan_runs(args, setting, tables, args.seeds), args.jobs)
+    if args.rates:  # where some may diverge
+        failed = execute_runs(runs, args.jobs)
+        tables = choose_rates(args, setting, tables, failed)
+        search = {
+            name: {title: row for title, row in rows.items() if tag_of(setting, row, args.seeds[0]) not in failed}
+            for name, rows in search.items()
+        }
+        execute_summaries(summarize(args, setting, search, titles, args.seeds[0]))
+        runs = plan_runs(args, setting, tables, args.seeds)
+    execute_every_run(runs, args.jobs)
 
     # Print the tables and draw the pictures.
-    failed += execute_summaries(summarize(args, setting, tables, titles))
-    if failed:
-        raise UserError('not everything succeeded: see the lines above')
+    execute_summaries(summarize(args, setting, tables, titles))
 
 
 if __name__ == '__main__':

@@ -53,12 +53,13 @@ def execute_run(tag, commands, started):
 
 
 def execute_runs(runs, jobs):
-    """Execute runs, `jobs` at a time; return the number that failed. Stop the stages if this program is stopped."""
+    """Execute runs, `jobs` at a time; return the tags of those that failed. Stop them if this program is stopped."""
     started = []
     with ThreadPoolExecutor(jobs) as pool:
         try:
             succeeded = pool.map(lambda tag: execute_run(tag, runs[tag], started), runs)
-            return sum(not success for success in script.progress(succeeded, 'runs', len(runs)))
+            ended = zip(runs, script.progress(succeeded, 'runs', len(runs)), strict=True)
+            return [tag for tag, success in ended if not success]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
@@ -66,14 +67,22 @@ def execute_runs(runs, jobs):
             raise
 
 
+def execute_every_run(runs, jobs):
+    """Execute runs. Raises UserError if one failed: a table would show what it left, which may be of other flags."""
+    failed = execute_runs(runs, jobs)
+    if failed:
+        raise UserError(f'{len(failed)} of {len(runs)} runs failed: see the lines above (no table is printed)')
+
+
 def execute_summaries(summaries):
-    """Print the tables and draw the pictures {title: command}; return the number that failed."""
-    failed = 0
+    """Print the tables and draw the pictures {title: command}. Raises UserError at the end if one failed."""
+    failed = False
     for title, command in summaries.items():
         print(f'\n{title}', flush=True)
         try:
             execute(command)
         except UserError as error:
-            failed += 1
+            failed = True
             print(error, file=sys.stderr, flush=True)
-    return failed
+    if failed:
+        raise UserError('not every table could be made: see the lines above')

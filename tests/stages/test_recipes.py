@@ -195,9 +195,10 @@ def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
         for tag, (train, *_) in runs.items():
             args = stage1.parse_args(train[1:])
             fake_result(tag, 60 - 100 * abs(args.lr - best[args.loss_option]))
-        return 0
+        return []
 
     monkeypatch.setattr(ablation, 'execute_runs', execute)
+    monkeypatch.setattr(ablation, 'execute_every_run', execute)
     monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
     commands = []
     monkeypatch.setattr(runner, 'execute', lambda command: commands.append(command))
@@ -218,8 +219,22 @@ def test_each_row_gets_its_best_rate(in_tmp, monkeypatch, capsys):
     assert rounds[2:] == rounds[:2]  # to check them
 
 
+def test_a_rate_that_fails_is_not_chosen_for_what_an_earlier_run_left(in_tmp, monkeypatch):
+    runs, commands = [], []
+    monkeypatch.setattr(ablation, 'execute_runs', lambda runs, jobs: ['ablation@cl@lr=0.02@seed=0'])
+    monkeypatch.setattr(ablation, 'execute_every_run', lambda planned, jobs: runs.extend(planned))
+    monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
+    monkeypatch.setattr(runner, 'execute', lambda command: commands.append(command))
+    for run in ('cl', 'cl_pcl_re'):
+        fake_result(f'ablation@{run}@lr=0.01@seed=0', 40)
+        fake_result(f'ablation@{run}@lr=0.02@seed=0', 60)
+    ablation.main(ablation.parse_args('--tables pair --seeds 0 --rates 0.01 0.02'.split()))
+    assert runs == ['ablation@cl@lr=0.01@seed=0', 'ablation@cl_pcl_re@lr=0.02@seed=0']
+    assert not any('@cl@lr=0.02' in word for command in commands for word in command)
+
+
 def test_a_row_without_any_result_is_named(in_tmp, monkeypatch):
-    monkeypatch.setattr(ablation, 'execute_runs', lambda runs, jobs: len(runs))
+    monkeypatch.setattr(ablation, 'execute_runs', lambda runs, jobs: list(runs))
     monkeypatch.setattr(ablation, 'draw_scenes', lambda folder: None)
     monkeypatch.setattr(runner, 'execute', lambda command: None)
     with pytest.raises(UserError, match='cl: no run at any of --rates succeeded'):
@@ -252,7 +267,7 @@ def stages_that(*codes: int) -> list[list[str]]:
 
 def test_a_failed_command_ends_its_run_only(in_tmp, capsys):
     runs = {'good': stages_that(0, 0, 0), 'bad': stages_that(0, 3, 0), 'other': stages_that(0)}
-    assert ablation.execute_runs(runs, jobs=2) == 1
+    assert runner.execute_runs(runs, jobs=2) == ['bad']
     logs = {tag: (in_tmp / 'experiments' / 'logs' / f'{tag}.out').read_text().splitlines() for tag in runs}
     assert logs == {'good': ['code 0'] * 3, 'bad': ['code 0', 'code 3'], 'other': ['code 0']}
     assert 'bad: -c failed: see experiments/logs/bad.out' in capsys.readouterr().err
@@ -296,6 +311,9 @@ def test_runs_and_tables(demo, in_tmp, monkeypatch, capfd):
     assert result.stat().st_mtime_ns == before
     result.unlink()
     (in_tmp / 'evaluate.py').unlink()
-    with pytest.raises(UserError, match='not everything succeeded'):
+    capfd.readouterr()
+    with pytest.raises(UserError, match='1 of 1 runs failed'):
         ablation.main(ablation.parse_args(line))
-    assert 'evaluate.py failed: see experiments/logs/ablation@cl@seed=0.out' in capfd.readouterr().err
+    out, err = capfd.readouterr()
+    assert 'evaluate.py failed: see experiments/logs/ablation@cl@seed=0.out' in err
+    assert 'Loss (paper' not in out

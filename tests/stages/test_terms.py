@@ -8,7 +8,7 @@ import pytest
 import evaluate
 import inference_classification
 from core import UserError
-from recipes import terms
+from recipes import runner, terms
 from support import folder_of
 from util.store import formats
 
@@ -60,8 +60,8 @@ def test_each_scale_is_scored_once(in_tmp, monkeypatch):
     write_run('cl@seed=0', [10, 20, 30])
     write_run('cl@seed=1', [10, 20, 30])
     planned, tables = [], []
-    monkeypatch.setattr(terms, 'execute_runs', lambda runs, jobs: planned.append(runs) or 0)
-    monkeypatch.setattr(terms, 'execute_summaries', lambda summaries: tables.append(summaries) or 0)
+    monkeypatch.setattr(terms, 'execute_every_run', lambda runs, jobs: planned.append(runs))
+    monkeypatch.setattr(terms, 'execute_summaries', lambda summaries: tables.append(summaries))
     words = ['L_cls | cl@seed=*', '--scales', '0.5,2.0']
     done = formats.result_path('cl@seed=1@train@scale=2.0@train', 'json')
     done.parent.mkdir(parents=True)
@@ -83,9 +83,9 @@ def test_each_scale_is_scored_once(in_tmp, monkeypatch):
 
 def test_a_failed_scale_is_an_error(in_tmp, monkeypatch):
     write_run('cl', [10, 20, 30])
-    monkeypatch.setattr(terms, 'execute_runs', lambda runs, jobs: 1)
-    monkeypatch.setattr(terms, 'execute_summaries', lambda summaries: 0)
-    with pytest.raises(UserError, match='not everything succeeded'):
+    monkeypatch.setattr(runner, 'execute_runs', lambda runs, jobs: ['cl@scales'])
+    monkeypatch.setattr(terms, 'execute_summaries', lambda summaries: pytest.fail('a table of a run that failed'))
+    with pytest.raises(UserError, match='1 of 1 runs failed'):
         terms.main(terms.parse_args(['L_cls | cl', '--scales', '1.0']))
 
 

@@ -97,7 +97,7 @@ def test_a_signal_while_python_shuts_down_ends_it_silently(name):
     assert (run.returncode, run.stdout, run.stderr) == (-getattr(signal, name), 'done\n', '')
 
 
-FOLLOWER = "import time; from util import signals; signals.follow_launcher(); print('ready', flush=True); time.sleep(60)"
+FOLLOWER = "import time; from util import signals; signals.follow_launcher(); print('ready', flush=True); time.sleep(9)"
 PARENTS = {
     'recipe': f'from recipes import runner; runner.execute(["-c", {FOLLOWER!r}])',
     'torchrun': f'import os, subprocess, sys; subprocess.run([sys.executable, "-c", {FOLLOWER!r}])',
@@ -112,4 +112,4 @@ def test_kill_of_the_launcher_ends_what_it_started(parent):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout.readline() == 'ready\n'
         launcher.kill()
-        launcher.communicate(timeout=10)  # to the end of the stdout that the follower has inherited
+        launcher.communicate(timeout=6)  # to the end of the stdout that the follower has inherited
