@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from core import UserError
-from util import script
+from util import script, signals
 from util.store import formats
 from util.store.files import make_folder, write_json
 
@@ -47,7 +47,8 @@ def execute_run(tag, commands, started):
             try:
                 execute(command, started, stdout=file, stderr=subprocess.STDOUT)
             except UserError as error:
-                print(f'{tag}: {error}: see {log}', file=sys.stderr, flush=True)
+                if not signals.received():  # which ends the commands that run
+                    print(f'{tag}: {error}: see {log}', file=sys.stderr, flush=True)
                 return False
     return True
 
@@ -64,6 +65,8 @@ def execute_runs(runs, jobs):
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
                 process.terminate()
+            if signals.received():
+                print('stopped; run the same command to go on', file=sys.stderr, flush=True)
             raise
 
 

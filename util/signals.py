@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: handled everywhere except inside a fork or while a lock changes hands.
+"""SIGINT, SIGTERM and SIGHUP: handled everywhere except inside a fork or while a lock changes hands.
 
 A signal raises SystemExit in the main thread, so that locks are left and workers ended. Where Python drops an exception
 (in __del__, in hooks), it is raised again a moment later.
@@ -13,24 +13,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MOMENT = 0.01  # seconds until an exception that Python has dropped is raised again
 _received = 0  # the last signal that has come
 _held = 0  # depth of nested `held`
 
 
 def listen() -> None:
-    """Let SIGINT and SIGTERM end this process from now on."""
+    """Let SIGNALS end this process from now on, but not SIGHUP if nohup has it ignored."""
     global _received
     _received = 0
     for number in SIGNALS:
-        signal.signal(number, _hear)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _hear)
     signal.signal(signal.SIGALRM, lambda *_: stop_if_asked())
 
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Let SIGINT and SIGTERM end this process inside. Outside, their actions are as before.
+    """Let SIGNALS end this process inside. Outside, their actions are as before.
 
     A program is outside while Python shuts down, where an exception would be printed and lost.
     """
@@ -100,11 +101,12 @@ def held_while_forking() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """Leave Ctrl-C and SIGTERM to the parent: terminals and schedulers signal every process of a command.
+    """Leave signals to the parent: terminals and schedulers signal every process of a command.
 
     A second SIGTERM ends this worker, so that the parent can stop one that hangs.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

@@ -86,7 +86,7 @@ def test_signals_at_random_moments(demo, undisturbed, tmp_path, name, count):
     seconds = time.monotonic() - begun
     for _ in range(count):
         shutil.rmtree(folder, ignore_errors=True)
-        number = moments.choice((signal.SIGTERM, signal.SIGINT))
+        number = moments.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
         status = stop(words, tmp_path, moments.uniform(0, seconds), number, log)
         text = log.read_text()
         if folder.exists():  # before, it may not be a program yet; -number: while Python shuts down

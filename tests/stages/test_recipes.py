@@ -7,7 +7,9 @@ import importlib
 import json
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +18,7 @@ import train_classification_with_puzzle as stage1
 from core import UserError
 from core.data.dataset import open_dataset
 from recipes import ablation, runner
-from support import REPOSITORY
+from support import REPOSITORY, subprocess_environment
 from support.programs import start_program
 from support.results import write_result
 
@@ -271,6 +273,23 @@ def test_a_failed_command_ends_its_run_only(in_tmp, capsys):
     logs = {tag: (in_tmp / 'experiments' / 'logs' / f'{tag}.out').read_text().splitlines() for tag in runs}
     assert logs == {'good': ['code 0'] * 3, 'bad': ['code 0', 'code 3'], 'other': ['code 0']}
     assert 'bad: -c failed: see experiments/logs/bad.out' in capsys.readouterr().err
+
+
+STOPPED = """
+import os, signal, sys
+from recipes import runner
+from util import script
+sleeper = 'import os, signal, time; os.kill(os.getppid(), signal.{name}); time.sleep(60)'
+script.run(lambda args: runner.execute_runs({{'tag': [['-c', sleeper]], 'next': []}}, 1), lambda: None)
+"""
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
+def test_a_recipe_that_is_stopped_says_so_alone(in_tmp, name):
+    command = [sys.executable, '-c', STOPPED.format(name=name)]
+    ended = subprocess.run(command, env=subprocess_environment(), capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 128 + getattr(signal, name), ended.stderr
+    assert ended.stderr == 'stopped; run the same command to go on\n'
 
 
 class Program:

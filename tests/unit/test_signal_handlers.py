@@ -74,6 +74,21 @@ def test_held_signals_are_raised_at_the_end():
     assert done == ['held']
 
 
+@pytest.mark.parametrize('action, status', [(signal.SIG_DFL, 129), (signal.SIG_IGN, None)])
+def test_a_closed_terminal_is_heard_unless_nohup_ignores_it(action, status):
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        with signals.heard():
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+        ended = None
+    except SystemExit as error:
+        ended = error.code
+    finally:
+        assert signal.signal(signal.SIGHUP, before) == action
+    assert ended == status
+
+
 def test_the_error_that_ends_a_held_part_stays():
     with pytest.raises(ZeroDivisionError), signals.held():
         os.kill(os.getpid(), signal.SIGINT)
