@@ -30,6 +30,7 @@ import numpy as np
 
 from core import IGNORE, UserError
 from core.data.dataset import Dataset
+from core.data.entries import parse_classes
 from core.data.pixels import Reading
 from tools.exchange import formats, objects
 from tools.exchange.matching import name_of
@@ -108,7 +109,8 @@ def open_data(args, path: Path) -> Dataset:
         raise UserError('goes with --data_dir and without --dataset', option='classes')
     else:
         reading = Reading(args.window, args.plane).completed(record.get('options', {'plane': '1'}))
-        dataset = open_photographs(Path(args.data_dir), tuple(args.classes), reading)
+        names = parse_classes(','.join(args.classes), args.classes, 'classes')
+        dataset = open_photographs(Path(args.data_dir), names, reading)
     check_classes(dataset, path, record)
     return dataset
 

@@ -288,6 +288,8 @@ def main(args):
     if args.empty == 'background' and not dataset.has_background:
         raise UserError(f'background: the data set "{dataset.name}" has none', option='empty')
     classes = Classes(dataset.class_names, parse_renamed(args.rename))
+    if len(classes.renamed) < len(args.rename):
+        raise UserError(f'{" ".join(args.rename)}: names a class twice before "="', option='rename')
     wrong = next((new for new in classes.renamed.values() if args.dataset and classes.find(new) is None), None)
     if wrong is not None:
         raise UserError(f'{wrong!r} is not a class: {", ".join(dataset.class_names)}', option='rename')

@@ -31,6 +31,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from core import IGNORE, UserError
@@ -301,8 +302,24 @@ def read_other_splits(output, names, split):
     return rows
 
 
+def check_new(output, rows, parts, pictures, root):
+    """Raise UserError if an image is in the rows of another split, where it would have another mask."""
+    known = {row[0]: row[-1] for row in rows}
+    for part in parts:
+        for picture in pictures[part.split]:
+            path = table_path(part, picture, root)
+            if path in known:
+                remedy = f'remove its rows of {known[path]}, or {output} to start over'
+                raise UserError(f'{output}: has {path} in {known[path]}, so it cannot be in {part.split} too: {remedy}')
+
+
+def table_path(part, picture, root):
+    """Return the path of an image in the table."""
+    return str(PurePosixPath(part.images.resolve().relative_to(root.resolve()).as_posix()) / picture.file_name)
+
+
 def write_mask(images, folder, indices, negatives, picture):
-    """Write the mask of a picture unless it exists, and return its classes.
+    """Write the mask of a picture unless it exists undamaged, and return its classes.
 
     Raises UserError if the image in the folder `images` is not of the size that the annotations say.
     """
@@ -321,12 +338,24 @@ def write_mask(images, folder, indices, negatives, picture):
             drawn.append((instance.area or pixels, instance, rle))
     drawn = [(instance, rle) for _, instance, rle in sorted(drawn, key=lambda entry: -entry[0])]
     path = mask_path(folder, picture)
-    if (drawn or negatives == 'keep') and not path.is_file():
+    if (drawn or negatives == 'keep') and not is_mask(path, picture.size):
         label = np.zeros(picture.size, np.uint8)
         for instance, rle in drawn:
             label[coco_mask.decode(rle) == 1] = indices[instance.category] if is_drawn(instance) else IGNORE
         write_bytes(path, encode_label_map(label, PALETTE))
     return sorted({indices[instance.category] for instance, _ in drawn})
+
+
+def is_mask(path, size):
+    """Return whether a file is an undamaged image of a size (h, w)."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            image.verify()
+            return image.size[::-1] == size
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that it cannot read
+        return False
 
 
 def is_drawn(instance):
@@ -358,6 +387,7 @@ def prepare(args, root, title, parts, output):
         raise UserError(f'{root / "annotations"}: train and val of {args.year} have different categories')
     names, indices = list(first.values()), {number: index for index, number in enumerate(first, 1)}
     rows = read_other_splits(output, names, parts[0].split) if args.annotations else []
+    check_new(output, rows, parts, pictures, root)
     sidecar = output.with_suffix('.json')
     claim_masks(sources, (output, sidecar), rows)
 
@@ -368,12 +398,11 @@ def prepare(args, root, title, parts, output):
         has_classes = any(is_drawn(instance) for picture in pictures[part.split] for instance in picture.instances)
         if not has_classes:
             print(f'{part.split}: no object has an outline, so {output.name} names no masks of this split')
-        folder = PurePosixPath(part.images.resolve().relative_to(root.resolve()).as_posix())
         for picture, classes in zip(pictures[part.split], found, strict=True):
             if classes or args.negatives == 'keep':
                 mask = mask_path(part.masks, picture).relative_to(root).as_posix() if has_classes else ''
                 tags = ';'.join(names[index - 1] for index in classes)
-                rows.append([str(folder / picture.file_name), tags, mask, part.split])
+                rows.append([table_path(part, picture, root), tags, mask, part.split])
 
     write_json(sidecar, {'name': title, 'classes': names})
     write_csv(output, rows)

@@ -222,11 +222,12 @@ def floats(text: str) -> list[float]:
 
 
 def names(text: str) -> list[str]:
-    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'. An empty list is an error."""
-    cells = next(csv.reader([' '.join(text.splitlines())], skipinitialspace=True), [])
-    if found := [cell.strip() for cell in cells if cell.strip()]:
-        return found
-    raise argparse.ArgumentTypeError(f'{text!r} contains no name')
+    """'cat,dog', with quotes around a name that contains a comma: '"cat, big",dog'. An empty name is an error."""
+    lines = text.splitlines()
+    found = [cell.strip() for line in lines for cell in next(csv.reader([line], skipinitialspace=True), [''])]
+    if len(lines) != 1 or '' in found:
+        raise argparse.ArgumentTypeError(f'{text!r} is not one line of names, separated by commas')
+    return found
 
 
 def folder_name(text: str) -> str:
@@ -278,7 +279,7 @@ READING = (
 )
 DATA = (*DATASET, Flag('data', '--data_dir', str, VOC_ROOT, LAYOUT, 'input'), *READING)
 NUM_WORKERS = 'extra processes that load images (in stages 3, 6 and 9: that compute); 0: none'
-WORKERS = (Flag('data', '--num_workers', integer(0), min(4, cpu_count()), NUM_WORKERS, 'speed'),)
+WORKERS = (Flag('data', '--num_workers', integer(0, 256), min(4, cpu_count()), NUM_WORKERS, 'speed'),)
 OVERWRITE = (
     Flag('run and output', '--overwrite', None, False, 'remove existing output of this name and start over', 'speed'),
 )

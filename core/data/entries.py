@@ -43,16 +43,19 @@ def read_sidecar(path: Path) -> dict:
     return read_json(sidecar) if os.path.lexists(sidecar) else {}
 
 
-def parse_classes(path: Path, classes: object) -> tuple[str, ...]:
-    """Return the names of the foreground classes. Raises UserError naming the file; warns of names that look alike."""
+def parse_classes(path: Path | str, classes: object, option: str = 'dataset') -> tuple[str, ...]:
+    """Return the names of the foreground classes. Raises UserError naming the file or the flag `option`.
+
+    Warns of names that look alike.
+    """
     are_names = isinstance(classes, list) and all(
         isinstance(name, str) and name not in ('', 'background') for name in classes
     )
     if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
-        raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background', option='dataset')
+        raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background', option=option)
     wrong = next(filter(has_control_characters, classes), None)
     if wrong is not None:
-        raise UserError(f'{path}: the class {wrong!r} contains control characters: rename it', option='dataset')
+        raise UserError(f'{path}: the class {wrong!r} contains control characters: rename it', option=option)
     for names in look_alikes(classes):
         shown = ' and '.join(map(ascii, names))
         warnings.warn(f'{path}: {shown} are different classes that look the same', DataWarning, stacklevel=2)

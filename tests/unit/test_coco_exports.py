@@ -96,6 +96,18 @@ def test_other_classes_in_another_split_are_refused(tmp_path, capsys):
     assert not (root / 'masks/val').exists()
 
 
+def test_images_of_another_split_are_refused(tmp_path, capsys):
+    """A table with an image in two splits would be refused by all programs."""
+    root, _ = kinds.roboflow_coco(tmp_path)
+    words = flags_of(root / 'train/_annotations.coco.json', root / 'train')
+    run_stage(prepare_coco, words)
+    before = (root / 'coco.csv').read_bytes()
+    line = fault_of(prepare_coco, [*words, '--split', 'val'], capsys)
+    assert f'{root}/coco.csv: has train/' in line and 'in train, so it cannot be in val too: remove its rows' in line
+    assert (root / 'coco.csv').read_bytes() == before
+    assert not (root / 'masks/val').exists()
+
+
 @pytest.mark.parametrize('make', [kinds.cvat_coco, kinds.label_studio_coco])
 def test_files_of_cvat_and_label_studio(tmp_path, make):
     file, images = make(tmp_path)

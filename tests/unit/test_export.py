@@ -345,6 +345,10 @@ def line(*more: str, kind='coco') -> list[str]:
     return ['masks', '--dataset', 'labels.csv', '--data_dir', 'photos', '--format', kind, '--out', 'out', *more]
 
 
+def named(classes: str) -> list[str]:
+    return ['masks', '--classes', classes, '--data_dir', 'photos', '--format', 'coco', '--out', 'out']
+
+
 @pytest.mark.parametrize(
     'words, said',
     [
@@ -356,6 +360,14 @@ def line(*more: str, kind='coco') -> list[str]:
         (line('--ids', 'bob'), '--ids bob: is not an image of the data set with a label map in masks'),
         (line('--shapes', 'polygons', kind='cvat'), '--shapes polygons: cvat has masks only'),
         (line('--classes', 'cat'), '--classes goes with --data_dir and without --dataset'),
+        (
+            named('background,x'),
+            '--classes background,x: "classes" must be 1 to 254 different names, without',
+        ),
+        (named('cat,cat'), '--classes cat,cat: "classes" must be 1 to 254 different names'),
+        (named(','.join(map(str, range(255)))), '"classes" must be 1 to 254 different names'),
+        (named('cat,,dog'), "'cat,,dog' is not one line of names, separated by commas"),
+        (named('cat\ndog'), "'cat\\ndog' is not one line of names, separated by commas"),
         (line('--simplify', '-1'), '--simplify'),
         (line(kind='docx'), "argument --format: invalid choice: 'docx'"),
     ],

@@ -183,6 +183,18 @@ def test_coco_of_a_resized_picture(photographs):
     np.testing.assert_array_equal(run_import(source)[REX], box(4, 4, 14, 20) + 2 * box(16, 0, 24, 32))
 
 
+def test_masks_of_cvat_with_all_classes_that_a_mask_can_have(photographs):
+    names = [f'c{i}' for i in range(1, 255)]
+    Path('labels.csv').write_text(f'# classes: {";".join(names)}\nimage,classes\nholiday/rex.jpg,c254\n')
+    for path in Path('masks').glob('*.png'):
+        path.unlink()
+    label = np.resize(np.arange(256, dtype=np.uint8), (H, W))
+    Image.fromarray(label).save(f'masks/{REX}.png')
+    words = ['masks', '--dataset', 'labels.csv', '--data_dir', 'photos', '--keep_ignored', '--num_workers', '0']
+    export.main(export.parse_args([*words, '--format', 'cvat', '--out', 'cvat']))
+    np.testing.assert_array_equal(run_import('cvat')[REX], label)
+
+
 def test_masks_of_cvat_with_its_own_colours(photographs):
     """As CVAT writes them: labels in its order with its colours, and only pictures with an object have masks."""
     Path('cvat/ImageSets/Segmentation').mkdir(parents=True)
@@ -520,9 +532,10 @@ def test_differences_at_borders_can_be_conversions(photographs, capsys):
     assert list(run_import('converted', '--before', 'out', '--changed_only', '--slack', '1')) == [TOM]
 
 
-@pytest.mark.parametrize('distance', [0, 1, 2, 5])
-def test_pixels_near_borders(distance, rng):
+@pytest.mark.parametrize('distance', [0, 1, 2, 5, 10**9])
+def test_pixels_near_borders(distance):
     label = np.zeros((20, 20), np.uint8)
+    assert not near_borders(label, distance).any()
     label[6:13, 4:15] = 1
     near = near_borders(label, distance)
     for y, x in np.ndindex(label.shape):
@@ -745,6 +758,7 @@ def test_names_that_may_be_several_images(photographs, capsys):
         (['masks', '--out', 'x.txt'], '--out x.txt: must end in .csv'),
         (['masks', '--before', 'nowhere'], '--before nowhere: no such folder'),
         (['masks', '--rename', 'a'], '--rename a: must be OLD=NEW'),
+        (['masks', '--rename', 'a=cat', 'a=dog'], '--rename a=cat a=dog: names a class twice before "="'),
         (['masks', '--rename', 'a=b'], "--rename 'b' is not a class: cat, dog"),
         (['masks', '--ids', 'bob'], '--ids bob: is not an image of the data set'),
         (['masks', '--empty', 'yes'], "invalid choice: 'yes'"),

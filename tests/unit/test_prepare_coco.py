@@ -168,6 +168,19 @@ def test_a_stopped_run_resumes(root, monkeypatch):
     assert (root / 'coco2017.csv').read_bytes() == resumed
 
 
+@pytest.mark.parametrize('damage', ['cut', 'text', 'size'])
+def test_a_damaged_mask_is_made_again(root, damage):
+    run_stage(prepare_coco, command(root))
+    path = root / 'masks2017/train/000000000001.png'
+    before = path.read_bytes()
+    if damage == 'size':
+        Image.new('P', (4, 4)).save(path)
+    else:
+        path.write_bytes(before[:-20] if damage == 'cut' else b'xx')
+    run_stage(prepare_coco, command(root))
+    assert path.read_bytes() == before
+
+
 def test_other_annotations_replace_the_masks_of_their_split(root, entries, monkeypatch):
     run_stage(prepare_coco, command(root))
     before = (root / 'masks2017' / 'val' / '000000000001.png').stat().st_mtime_ns

@@ -36,6 +36,14 @@ def test_parallel_map_keeps_the_order_and_raises_errors(num_workers):
         list(parallel_map(half_of_even, ['0', '2', '5', '4'], num_workers, 'x'))
 
 
+def test_there_are_no_more_workers_than_ids(monkeypatch):
+    counts, start = [], workers._start_pool
+    monkeypatch.setattr(workers, '_start_pool', lambda count, *rest: (counts.append(count), start(count, *rest))[1])
+    assert list(parallel_map(half_of_even, ['0', '4'], 200, 'x')) == [0, 2]
+    assert list(parallel_map(half_of_even, [], 200, 'x')) == []
+    assert counts == [2, 1]
+
+
 def test_a_signal_to_a_worker_that_has_just_been_forked_is_left_to_the_main_process(monkeypatch):
     signal_after_each_fork(monkeypatch)
     assert list(parallel_map(half_of_even, ['0', '4', '2'], 2, 'x')) == [0, 2, 1]

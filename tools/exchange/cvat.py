@@ -20,7 +20,7 @@ from core.data.files import read_text
 from core.data.images import read_image, read_label_map, sides_in_header
 from tools.exchange.objects import Picture
 from tools.exchange.png import split
-from tools.exchange.reading import Content, Found, check_pixels, check_size, list_files
+from tools.exchange.reading import Content, Found, Shape, check_pixels, check_size, list_files
 from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
@@ -113,16 +113,15 @@ def _load(file, colours, size, _image):
     image = read_image(file)
     check_size(image.size[::-1], size)
     values, where = np.unique(np.array(image).astype(np.int64) @ [1 << 16, 1 << 8, 1], return_inverse=True)
-    names = (BACKGROUND, *colours.values())
-    known = {**{colour: i for i, colour in enumerate(colours, 1)}, **({} if 0 in colours else {0: 0})}
-    wrong = [value for value in values.tolist() if value not in known]
-    if not wrong:
-        indices = np.array([known[value] for value in values.tolist()], np.uint8)
-        return split(indices[where].reshape(image.size[::-1]), names, size)
+    names = [{0: BACKGROUND, **colours}.get(value) for value in values.tolist()]
+    if None not in names:
+        where = where.reshape(image.size[::-1])
+        return Content(where.shape, [Shape(name, where == i) for i, name in enumerate(names) if name != BACKGROUND])
     try:
         label = read_label_map(file, len(colours) - 1)
     except UserError:
-        raise ValueError(f'contains the colour {_text(wrong[0])}, which {LABELS} does not name') from None
+        wrong = _text(values[names.index(None)])
+        raise ValueError(f'contains the colour {wrong}, which {LABELS} does not name') from None
     return split(label, tuple(colours.values()), size)
 
 

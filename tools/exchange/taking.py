@@ -124,11 +124,11 @@ def read_before(dataset, image_id, before, size):
 
 def near_borders(label: np.ndarray, distance: int) -> np.ndarray:
     """Return which pixels (h, w) are at most `distance` pixels from a border between two classes, or next to it."""
-    if not distance:
-        return np.zeros_like(label, bool)
     square = np.ones((3, 3), np.uint8)
-    borders = (cv2.dilate(label, square) != cv2.erode(label, square)).astype(np.uint8)  # a pixel on both sides
-    return cv2.dilate(borders, square, iterations=distance - 1) > 0
+    borders = cv2.dilate(label, square) != cv2.erode(label, square)  # a pixel on both sides
+    if not distance or not borders.any():
+        return np.zeros_like(label, bool)
+    return cv2.distanceTransform((~borders).astype(np.uint8), cv2.DIST_C, 3) <= distance - 1
 
 
 def take_labels(image_id, matched, dataset, classes, keep_empty) -> Result:

@@ -25,6 +25,7 @@ def parallel_map(
     if num_workers == 0:
         yield from map(function, progress(ids, description))
         return
+    num_workers = max(1, min(num_workers, len(ids)))
     with _start_pool(num_workers, function, method) as pool:
         try:
             # Hand out a few ids at a time, but single ids of a short list, so that no worker waits long for another.
