@@ -10,10 +10,10 @@ Writes  experiments/results/{name}@{run}@seed={seed}@train@scale={scales}@train.
 
 A run is stage 1 with the flags of a row, stage 2, and stage 9 on train. A run that has a result is only checked: other
 flags or data than it had are an error, so take another --name for them. One that was stopped resumes. The tables come
-at the end, from tools.summarize. Tables that compare with the default settings run those too. A run took 1.5 to 6
-minutes on drawn scenes and 5 to 14 on photographs, on one core while other runs shared the machine. So all 57 runs on
-drawn scenes take about 2 hours on 2 cores (estimated). Each run has one thread unless OMP_NUM_THREADS is set: the
-number of threads changes the results.
+at the end, from tools.summarize, over all seeds that have run under --name. Tables that compare with the default
+settings run those too. A run took 1.5 to 6 minutes on drawn scenes and 5 to 14 on photographs, on one core while other
+runs shared the machine. So all 57 runs on drawn scenes take about 2 hours on 2 cores (estimated). Each run has one
+thread unless OMP_NUM_THREADS is set: the number of threads changes the results.
 
 To try something else in the same way, use --name, --architecture, --scales and --more, for instance
 

@@ -17,9 +17,9 @@ of stage 2 (--cam): CAMs of train and val, and with --until the walk with an Aff
 the pseudo-labels, and DeepLabv3+. With --edges published or truth, which --cam has to contain, all read-outs walk along
 its edges. The read-out truth is the masks (recipes/truth.py): it shows what is lost in the steps after it. Prints a
 table for each stage and list: every read-out and loss, then the paired differences to L_cls of the same read-out, and
-to the first read-out of the same loss. A run that has a result is not repeated, and one that was stopped resumes. On an
-idle CPU core a training on photographs takes 14 minutes for cl and 23 with tiles, the CAMs of a read-out and list 3
-minutes, a walk of a list 4 minutes.
+to the first read-out of the same loss, over all seeds that have run under --name. A run that has a result is not
+repeated, and one that was stopped resumes. On an idle CPU core a training on photographs takes 14 minutes for cl and 23
+with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minutes.
 """
 
 import shlex

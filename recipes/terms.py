@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from core import UserError
 from recipes.runner import execute_every_run, execute_summaries
+from tools.reporting import provenance
 from util import flags, script
 from util.store import formats
 
@@ -61,6 +62,8 @@ def read_runs(tag):
             raise UserError(f'{path} is damaged, or not of stage 1 with masks') from None
     if not contents:
         raise UserError(f'{tag}: no such run in {DATA}; run train_classification_with_puzzle.py first')
+    settings = {name: provenance.common_settings(content.get('fingerprint', {})) for name, content in contents.items()}
+    provenance.check_equal(settings)
     return contents
 
 

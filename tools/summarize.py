@@ -9,8 +9,8 @@ Writes  nothing
     python3 -m tools.summarize --paired 'cl@seed=*@train' 'cl_pcl_re@seed=*@train'
 
 A row is NAME, TITLE | NAME or TITLE | NAME | PUBLISHED. NAME is the name of a result (without .json), its tag, its path
-or a part that no other name contains; * matches several runs, whose mean and standard deviation are printed. A NAME
-alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
+or a part that no other name contains; * matches several runs, whose mean and standard deviation are printed: they may
+differ in the seed alone. A NAME alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
 For maps, mIoU, its interval and Dice are two-fold: each half of the images is scored at the threshold that is best on
 the other half. The best mIoU, FP, FN and all that flags add are at the threshold that is best on the scored masks.
 --thresholds adds the mIoU at each background threshold, the best one in brackets. --objects adds the share of images
@@ -258,6 +258,7 @@ def pair_seeds(*pair):
     by_seed = []
     for runs in pair:
         find.check_mean(runs)
+        provenance.check_seeds(runs)
         seeds = {find.seed_of(result): result for result in runs}
         if len(seeds) < len(runs):
             raise UserError(f'--paired {runs[0]["name"]}: two runs have the same seed: use a narrower pattern')
@@ -295,6 +296,7 @@ def main(args):
     find.check_comparable(runs)
     for _, found, _ in rows:
         find.check_mean(found)
+        provenance.check_seeds(found)
 
     tables = [tabulate_rows(rows)] if rows else []
     if args.thresholds:

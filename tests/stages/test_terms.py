@@ -16,12 +16,12 @@ from util.store import formats
 LOSSES = [[1, 0.5], [2, 0.3], [3, 0.25], [4, 0.15], [5, 0.1], [6, 0.1]]
 
 
-def write_run(tag: str, scores: list[float], losses: list = LOSSES) -> None:
+def write_run(tag: str, scores: list[float], losses: list = LOSSES, **settings: object) -> None:
     path = Path('experiments/data') / f'{tag}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     curves = {'cl': losses, 'mIoU': [[2 * (i + 1), score] for i, score in enumerate(scores)]}
     options = {'dataset': 'set.json', 'data_dir': 'set'}
-    path.write_text(json.dumps({'options': options, 'curves': curves}))
+    path.write_text(json.dumps({'options': options, 'curves': curves, 'fingerprint': settings}))
 
 
 def run(words: list[str], capsys) -> dict[str, list[str]]:
@@ -91,6 +91,10 @@ def test_a_failed_scale_is_an_error(in_tmp, monkeypatch):
 
 def test_runs_that_cannot_be_compared_are_named(in_tmp):
     with pytest.raises(UserError, match=r'cl@seed=\*: no such run in experiments/data'):
+        terms.main(terms.parse_args(['L_cls | cl@seed=*']))
+    write_run('cl@seed=0', [10], seed=0, lr=0.1)
+    write_run('cl@seed=1', [10], seed=1, lr=0.3)
+    with pytest.raises(UserError, match='cl@seed=0 and cl@seed=1 cannot be in one row: lr is 0.1 and 0.3'):
         terms.main(terms.parse_args(['L_cls | cl@seed=*']))
     write_run('aff', [10], [])
     with pytest.raises(UserError, match=r'aff.json is damaged, or not of stage 1 with masks'):

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from core import UserError
 from support.made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
-from tools.reporting.provenance import read_run, trace
+from support.results import write_result
+from tools.reporting import find
+from tools.reporting.provenance import check_seeds, read_run, trace
 from util.store.files import write_json
-from util.store.formats import PREDICTIONS
+from util.store.formats import PREDICTIONS, run_path
 
 
 @pytest.fixture
@@ -64,3 +67,23 @@ def test_folders_that_name_one_another_end(in_tmp):
     for name, other in (('a@crf=1', 'b@crf=1'), ('b@crf=1', 'a@crf=1')):
         write_json(PREDICTIONS / name / 'args.json', {'options': {'experiment_name': other}})
     assert {step.name for step in trace({'a@crf=1': 'pseudo-label'})} == {'a@crf=1', 'b@crf=1'}
+
+
+def write_chain(tag: str, **settings: object) -> None:
+    """Write the records of a classifier and its CAMs, and a result of these."""
+    common = {'options': {'tag': tag}, 'fingerprint': {'tag': tag, 'model': 64 * tag[-1]}}
+    write_json(
+        run_path(tag), {'network': 'Classifier', 'curves': {}, **common, 'fingerprint': {'tag': tag, **settings}}
+    )
+    write_json(PREDICTIONS / f'{tag}@cams' / 'args.json', {'format': 'CAM', **common})
+    write_result(f'{tag}@cams@train', 50, folder=f'{tag}@cams')
+
+
+def test_runs_of_other_settings_have_no_mean(in_tmp):
+    write_chain('seed=0', seed=0, lr=0.1, tile=None)
+    write_chain('seed=1', seed=1, lr=0.1)
+    write_chain('seed=2', seed=2, lr=0.3)
+    check_seeds(find.find('seed=0') + find.find('seed=1'))
+    fault = 'seed=0@cams@train and seed=2@cams@train cannot be in one row: classifier: lr is 0.1 and 0.3'
+    with pytest.raises(UserError, match=fault):
+        check_seeds(find.find('seed=*'))

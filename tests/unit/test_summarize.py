@@ -507,7 +507,7 @@ def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
     result = {'fp': 20.0, 'fn': 20.0, 'dice': 70.0, 'images': 6, 'all_background_miou': 10.0, 'threshold': 0.3}
     result['sweep'] = {0.3: 60.0}
     results_of = {
-        name: [{**result, 'name': name, 'experiment_name': name, 'miou': miou, 'iou': iou}]
+        name: [{**result, 'name': name, 'experiment_name': name, 'format': 'CAM', 'miou': miou, 'iou': iou}]
         for name, miou in (('a', 60), ('b', 62))
     }
     monkeypatch.setattr(summarize.find, 'find', results_of.__getitem__)

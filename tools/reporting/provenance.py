@@ -3,6 +3,7 @@
 Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report forks.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ RUNS = {'Classifier': 'classifier', 'AffinityNet': 'AffinityNet'}  # by network
 SEGMENTER = 'segmentation network'  # any other
 FILES = ('weights', 'model', 'affinity')  # options that are model files
 KINDS = (*RUNS.values(), SEGMENTER)
+NAMES = ('seed', 'tag', 'experiment_name', 'cam_dir', 'label_name', 'model_name')  # what seeds may differ in
 
 
 class Step(NamedTuple):
@@ -30,6 +32,7 @@ class Step(NamedTuple):
     kind: str  # one of KINDS, or the title of a format
     name: str  # name of the folder, or tag of the run
     options: dict
+    settings: dict  # what the files depend on: options and inputs
     versions: dict
     seconds: float | None  # None: unknown
     curves: dict[str, list]  # [step, value] points by name; {} for a folder
@@ -57,8 +60,8 @@ def read_run(tag: str) -> Step | None:
     return Step(RUNS.get(record['network'], SEGMENTER), tag, *_common(record), record['curves'])
 
 
-def _common(record: dict) -> tuple[dict, dict, float | None]:
-    return record.get('options', {}), record.get('versions', {}), record.get('seconds')
+def _common(record: dict) -> tuple[dict, dict, dict, float | None]:
+    return *(record.get(name, {}) for name in ('options', 'fingerprint', 'versions')), record.get('seconds')
 
 
 def trace(folders: Mapping[str, str]) -> list[Step]:
@@ -87,9 +90,39 @@ def trace(folders: Mapping[str, str]) -> list[Step]:
     return list(steps.values())
 
 
+def check_seeds(results: Iterable[dict]) -> None:
+    """Raise UserError naming two results whose chains differ in more than the seed: their mean would mix settings."""
+    chains = {}
+    for result in results:
+        steps = trace({result['experiment_name']: result['format']})
+        chains[result['name']] = {
+            f'{step.kind}: {name}': value for step in steps for name, value in common_settings(step.settings).items()
+        }
+    check_equal(chains)
+
+
+def common_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return what the runs of several seeds have in common: neither names nor hashes of what they made."""
+    is_hash = re.compile('[0-9a-f]{64}').fullmatch
+    return {name: value for name, value in settings.items() if name not in NAMES and not is_hash(str(value))}
+
+
+def check_equal(settings: Mapping[str, Mapping[str, object]]) -> None:
+    """Raise UserError naming a run that has other settings than the first one; settings by name of the run."""
+    (first, expected), *others = settings.items()
+    for name, found in others:
+        for what in sorted(expected.keys() & found.keys()):
+            if found[what] != expected[what]:
+                values = ' and '.join(str(value)[:40] for value in (expected[what], found[what]))
+                raise UserError(f'{first} and {name} cannot be in one row: {what} is {values}; use a narrower pattern')
+
+
 def warn_if_outdated(outputs: Iterable[Path], results: Iterable[dict] = (), dataset: Dataset | None = None) -> None:
     """Print a warning if inputs of folders or model files have changed, or if folders have since they were scored."""
-    line = find_outdated(outputs, dataset)
+    try:
+        line = find_outdated(outputs, dataset)
+    except UserError as error:  # of a damaged record; what was scored is printed all the same
+        line = str(error)
     stale = next((result['name'] for result in results if find.is_stale(result)), None)
     if line is None and stale:
         line = f'{stale}: its folder has changed since it was scored; run evaluate.py again'
