@@ -51,10 +51,14 @@ def run_options(tag: str) -> Namespace:
     """Return the options of a run; newer options have their defaults. Raises UserError if they cannot be read."""
     path = run_path(tag)
     try:
-        options = json.loads(path.read_text())['options']
-        return Namespace(**{**vars(stage1_options(['--tag', tag])), **options})
+        record = json.loads(path.read_text())
+        options = Namespace(**{**vars(stage1_options(['--tag', tag])), **record['options']})
+        network = record['network']
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f'--tag {tag}: {path} is missing or damaged; run {SCRIPT} first') from None
+    if network != 'Classifier':
+        raise UserError(f'--tag {tag}: is not a run of {SCRIPT}')
+    return options
 
 
 def open_batches(run: Namespace, dataset, device: torch.device) -> DataLoader:

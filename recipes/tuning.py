@@ -79,7 +79,7 @@ def count(args) -> tuple[dict[str, Counts], int]:
     dataset = open_recorded(args, cam_dir, record)
     ids = dataset.ids_with_masks(args.domain, with_images=True)
     ids = tune.space(ids, args.images or len(ids))
-    model_name = args.model_name or tune.find_affinity_net(record['options'].get('tag'))
+    model_name = tune.find_affinity_net(args.model_name, record['options'].get('tag'))
     cams = open_folder(CAM, cam_dir, 'TAG', dataset, ids)
 
     def read_cams(image_id: str) -> np.ndarray:

@@ -114,11 +114,16 @@ def open_data(args, cam_dir: str, record: dict) -> Dataset:
     return dataset
 
 
-def find_affinity_net(tag: str | None) -> str | None:
-    """Return the tag of the AffinityNet that was trained on labels of a classifier's CAMs, None without one.
+def find_affinity_net(name: str | None, tag: str | None) -> str | None:
+    """Return the tag of the AffinityNet: a given one, or the one trained on labels of a classifier's CAMs, if any.
 
-    Raises UserError if there are several.
+    Raises UserError if there are several, or if the given one does not exist.
     """
+    if name:
+        path = formats.model_path(name)
+        if not path.is_file():
+            raise UserError(f'{path} not found; run train_affinitynet.py first', option='model_name')
+        return name
     found = []
     for path in sorted((formats.EXPERIMENTS / 'data').glob('[!.]*.json')):
         record = read_json(path, network=str, options=dict)
@@ -325,7 +330,7 @@ def main(args):
     masked = dataset.ids_with_masks(args.domain, with_images=True)
     ids = space(masked, args.images)
     rest = find_others(args, dataset, ids) if args.score_on else []
-    model_name = args.model_name or find_affinity_net(record['options'].get('tag'))
+    model_name = find_affinity_net(args.model_name, record['options'].get('tag'))
     compared = {CAMS: Setting(None, None, CAM_FLAGS['threshold'])}
     if model_name:
         compared[WALKS] = Setting(args.beta, args.rw_normalization, args.threshold)

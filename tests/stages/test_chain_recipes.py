@@ -48,6 +48,12 @@ def test_gradients_of_the_losses(experiments, capsys, end):
             assert found[name][:2] == pytest.approx([loss.item(), norm], rel=1e-2, abs=1e-4)
 
 
+def test_gradients_of_a_run_of_another_stage_are_refused(experiments, capsys):
+    for recipe in (gradients, precision):
+        with pytest.raises(UserError, match='--tag aff: is not a run of train_classification_with_puzzle.py'):
+            recipe.main(recipe.parse_args(['--tag', 'aff']))
+
+
 def test_gradients_of_a_missing_run_are_refused(in_tmp):
     with pytest.raises(UserError, match='--tag none: .*data/none.json is missing or damaged; run train_class'):
         gradients.main(gradients.parse_args(['--tag', 'none']))

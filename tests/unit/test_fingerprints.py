@@ -1,6 +1,7 @@
 """Fingerprints: equal exactly when options and inputs that affect the result are."""
 
 import json
+import re
 import subprocess
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -78,6 +79,13 @@ def test_every_difference_is_listed():
         'experiments/x exists with different settings (alpha: 4.0, requested 1.0; gone: 1, requested None; '
         'the model changed): pass --overwrite to regenerate it, or another name'
     )
+
+
+def test_long_names_are_shown_where_they_differ():
+    old, new = ({'label_name': f'own@affinity@train@beta=40@exp_times=8{end}@rw@crf=1'} for end in ('', '@class'))
+    shown = 'label_name: ...times=8@rw@crf=1, requested ...times=8@class@rw@crf=1'
+    with pytest.raises(UserError, match=re.escape(f'({shown})')):
+        check_fingerprint('x', old, new, {})
 
 
 def test_versions(monkeypatch):
@@ -221,7 +229,7 @@ def test_a_run_goes_on_with_a_later_flag_at_its_default(in_tmp):
     def claim(args: flags.Options, save: bool = False):
         record = args.record()
         with ExitStack() as stack:
-            run = RunFiles('x', record, LabelMaps(), fingerprint(record, weights_file='none'), {})
+            run = RunFiles('x', 'Classifier', record, LabelMaps(), fingerprint(record, weights_file='none'), {})
             state = run.claim(stack, overwrite=False, iterations=6)
             if save:
                 run.save({'iteration': 3, 'unscored': False})

@@ -352,7 +352,7 @@ def test_run_remembers_what_batchnorm_saw_if_it_trains(in_tmp, mode):
         run.save_interval = run.iteration = 1
         run.save()
     if mode == 'normal':
-        with pytest.raises(UserError, match=r'different settings \(norm_groups: 2, requested 4\)'):
+        with pytest.raises(UserError, match=r'parts of a batch that BatchNorm normalises .*: 2, requested 4\)'):
             start(options(micro_batches=4), mode).__enter__()
     with start(options(micro_batches=2 if mode == 'normal' else 4), mode) as run:
         assert run.iteration == 1

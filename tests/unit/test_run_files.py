@@ -9,7 +9,9 @@ import torch
 
 from core import UserError
 from support.programs import held, refusal
+from util.store.files import write_json
 from util.store.fingerprints import Record
+from util.store.formats import run_path
 from util.training.files import RunFiles
 
 DATASET = SimpleNamespace(image_path=lambda image_id: Path(f'{image_id}.jpg'))
@@ -20,7 +22,7 @@ ITERATIONS = 6
 
 def files(tag: str = 'tag', contents: dict = CONTENTS, select: str = 'last', **settings) -> RunFiles:
     record = Record({'tag': tag, 'select': select}, {'tag': 'result', 'wd': 'result'}, {'wd': 0.5})
-    return RunFiles(tag, record, DATASET, {**SETTINGS, **settings}, contents)
+    return RunFiles(tag, 'Classifier', record, DATASET, {**SETTINGS, **settings}, contents)
 
 
 def claim(run_files: RunFiles, overwrite: bool = False) -> dict | None:
@@ -103,6 +105,16 @@ def test_run_without_progress_protects_nothing_but_its_models(in_tmp):
     with pytest.raises(UserError, match='lr: 0.1, requested 0.2'):
         claim(files(lr=0.2))
     assert claim(files()) is None
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_run_of_another_stage_is_refused_and_kept(in_tmp, overwrite):
+    run = files()
+    run.save({'iteration': 3, 'unscored': False})
+    write_json(run_path('tag'), {'network': 'AffinityNet', 'options': {'tag': 'tag'}})
+    with pytest.raises(UserError, match='^--tag tag: is a run of train_affinitynet.py: choose another tag$'):
+        claim(run, overwrite)
+    assert run.checkpoint.is_file()
 
 
 @pytest.mark.parametrize('suffix', ['', '.last', '.best'])

@@ -11,7 +11,7 @@ from support import draw_image, fault_of, run_stage
 from tools import tune
 from util.store import formats
 from util.store.arrays import write_npz
-from util.store.files import write_json
+from util.store.files import write_bytes, write_json
 
 TUNED = Path('experiments/tune')
 SIZE = 16
@@ -187,6 +187,7 @@ def test_many_masks_are_evenly_spaced(in_tmp, capsys):
 
 def write_affinity_net(tag: str, labels: str) -> None:
     write_json(formats.run_path(tag), {'network': 'AffinityNet', 'options': {'label_name': labels}})
+    write_bytes(formats.model_path(tag), b'')
 
 
 def test_a_tag_means_its_own_cams_and_affinity_net(in_tmp):
@@ -209,6 +210,8 @@ def test_what_is_not_unique_is_an_error_that_lists_it(in_tmp, capsys):
     line = fault_of(tune, [folder], capsys)
     assert line.endswith('error: --model_name is needed: several were trained on CAMs of own: a, b')
     assert run(folder, '--model_name', 'b')['model_name'] == 'b'
+    line = fault_of(tune, [folder, '--model_name', 'c'], capsys)
+    assert line.endswith('error: --model_name experiments/models/c.pth not found; run train_affinitynet.py first')
 
 
 def test_unknown_tags_and_lists(in_tmp, capsys):

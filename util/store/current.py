@@ -186,10 +186,14 @@ class _Search:
 
 
 def read_folder(path: Path) -> Output | None:
-    """Return a folder with its record, None without one."""
+    """Return a folder with its record, None without one. Raises UserError if only args.json is lost or damaged."""
     record = read_args(path)
     kind, fingerprint = RECORDED.get(record.get('format')), record.get('fingerprint')
     if kind is None or not fingerprint:
+        rest = next((name for name in ('inputs.json', 'files.json') if (path / name).is_file()), None)
+        if rest:
+            remedy = f'write the folder again with --overwrite, or, if it is of another program, remove {rest} too'
+            raise UserError(f'{path}/args.json: is missing or damaged, so its inputs are unknown: {remedy}')
         return None
     options = record.get('options', {})
     script = next((tool for option, tool in TOOLS.items() if option in options), kind.script)
@@ -208,13 +212,13 @@ def read_model(path: Path, known: str = '') -> Output | None:
     options, made_from, inputs = (record.get(name, {}) for name in ('options', 'fingerprint', 'inputs'))
     if options.get('select') != 'best' and not path.name.endswith('.best.pth'):
         inputs = without_scores(inputs)
-    return Output(path, _trainer(record), options, made_from, inputs)
+    return Output(path, trainer(record), options, made_from, inputs)
 
 
 def _replaced_model_of(path: Path) -> str | None:
     """Return the script of a run whose record is not of the model file that has its name, None if there is none."""
     record = _read_run(path)
-    return _trainer(record) if record and path.is_file() and read_model(path) is None else None
+    return trainer(record) if record and path.is_file() and read_model(path) is None else None
 
 
 def _read_run(path: Path) -> dict:
@@ -229,7 +233,8 @@ def _read_run(path: Path) -> dict:
     return record
 
 
-def _trainer(record: dict) -> str:
+def trainer(record: dict) -> str:
+    """Return the stage that wrote the record of a training run."""
     return TRAINERS.get(record.get('network'), 'train_segmentation.py')
 
 

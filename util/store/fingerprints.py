@@ -30,6 +30,7 @@ RUN |= {'models': {str: str}}
 OF_HASHES = {'images': 'the list of images', 'maps': 'the folder of --experiment_name', 'model': 'the model'}
 OF_HASHES |= {'weights_file': 'the file of --weights', 'cams': 'the folder of --cam_dir', 'files': 'the .npy files'}
 OF_HASHES |= {'labels': 'the folder of --label_name'}
+GROUPS = 'parts of a batch that BatchNorm normalises (--bn_replicas, or processes without --sync_bn)'
 PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python', 'pillow', 'pydensecrf2', 'timm')
 
 
@@ -123,12 +124,13 @@ def _difference(name: str, old: object, new: object) -> str:
     """Return a difference in words: hashes would not say what has changed."""
     if all(isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value) for value in (old, new)):
         return f'{OF_HASHES.get(name, name)} changed'
-    return f'{name}: {_short(old)}, requested {_short(new)}'
-
-
-def _short(value) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f'{text[:12]}...'
+    old, new = str(old), str(new)
+    same = len(os.path.commonprefix((old, new)))
+    if same > 12 and max(len(old), len(new)) > 40:
+        old, new = (f'...{text[same - 8 :]}' for text in (old, new))
+    old, new = (text if len(text) <= 40 else f'{text[:12]}...' for text in (old, new))
+    shown = GROUPS if name == 'norm_groups' else name
+    return f'{shown}: {old}, requested {new}'
 
 
 def read_args(folder: Path) -> dict:

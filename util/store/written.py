@@ -24,8 +24,11 @@ def note(journal: Path, image_id: str, content: bytes, *beside: str) -> None:
     """Note the content that the main file of an image is about to get, and the hashes of the files beside it."""
     make_folder(journal.parent)
     hashes = [hashlib.sha256(content).hexdigest()[:16], *beside]
-    with journal.open('ab', buffering=0) as file:  # in one piece: processes of a command share the journal
-        file.write(f'{",".join(hashes)} {image_id}\n'.encode(errors='backslashreplace'))
+    try:
+        with journal.open('ab', buffering=0) as file:  # in one piece: processes of a command share the journal
+            file.write(f'{",".join(hashes)} {image_id}\n'.encode(errors='backslashreplace'))
+    except OSError as error:
+        raise OSError(error.errno, f'cannot be written: {error.strerror}', str(journal)) from None
 
 
 def read_written(folder: Path) -> dict[str, str]:

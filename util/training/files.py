@@ -7,8 +7,9 @@ from core import UserError
 from core.data.dataset import Dataset
 from core.data.files import Some, fits
 from core.models.weights import read_torch
+from util.store.current import trainer
 from util.store.files import check_name, remove_leftovers
-from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint, without_scores
+from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint, read_run, without_scores
 from util.store.formats import EXPERIMENTS, model_path, run_path
 from util.store.locks import locked
 from util.training.models import save_torch
@@ -22,8 +23,8 @@ class RunFiles:
     `fingerprint` and `contents` (hashes by input and image id) are what the run depends on.
     """
 
-    def __init__(self, tag: str, record: Record, dataset: Dataset, fingerprint: dict, contents: dict):
-        self.tag, self.record, self.dataset = tag, record, dataset
+    def __init__(self, tag: str, network: str, record: Record, dataset: Dataset, fingerprint: dict, contents: dict):
+        self.tag, self.network, self.record, self.dataset = tag, network, record, dataset
         self.fingerprint, self.contents = fingerprint, contents
         self.checkpoint = EXPERIMENTS / 'checkpoints' / f'{tag}.pth'
         self.models = [model_path(tag, suffix) for suffix in ('', '.last', '.best')]
@@ -38,11 +39,15 @@ class RunFiles:
     def claim(self, stack: ExitStack, overwrite: bool, iterations: int) -> dict | None:
         """Lock the files, and with `overwrite` remove them; return the checkpoint to resume from, or None.
 
-        Raises UserError naming the differences if the checkpoint has other options or inputs, or if models have no
-        checkpoint.
+        Raises UserError naming the differences if the checkpoint has other options or inputs, if models have no
+        checkpoint, or if it is a run of another stage.
         """
         lock = self.checkpoint.with_name(f'.{self.tag}.lock')
         stack.enter_context(locked(lock, f'the run {self.tag}'))
+        found = read_run(self.tag)
+        is_own = found.get('options', {}).get('tag') == self.tag  # a record that was copied is written again
+        if is_own and trainer(found) != trainer({'network': self.network}):
+            raise UserError(f'--tag {self.tag}: is a run of {trainer(found)}: choose another tag')
         remove_leftovers(self.checkpoint, *self.models, run_path(self.tag))
         if overwrite:
             for path in [self.checkpoint, *self.models, EXPERIMENTS / 'logs' / f'{self.tag}.txt']:

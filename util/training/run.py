@@ -44,7 +44,7 @@ class Run:
     random numbers. The checkpoint is written atomically every `save_interval` iterations, before an epoch is scored and
     after it.
 
-    SIGINT and SIGTERM wait for the end of the iteration, which is then saved; scoring is repeated instead. Raises
+    A signal waits for the end of the iteration, which is then saved; scoring is repeated instead. Raises
     UserError if the run was started with other options (`record`) or inputs (`weights`: the result of
     core.models.load_weights; the ids, images and labels of the loader; `inputs`: see
     util.store.folders.identify_inputs), or if its models exist without a checkpoint; `overwrite` removes all of it
@@ -93,7 +93,8 @@ class Run:
         self.models = BestAndLast(tag, select)
         self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # only fp16 needs one
         self.sources = [value for value in inputs.values() if isinstance(value, Folder)]
-        self.files = RunFiles(tag, record, self.dataset, *self._identify(record, scored, weights, inputs))
+        identity = self._identify(record, scored, weights, inputs)
+        self.files = RunFiles(tag, meta['network'], record, self.dataset, *identity)
 
         self.resumable = {
             'model': network.model,
