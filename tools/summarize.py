@@ -10,13 +10,13 @@ Writes  nothing
 
 A row is NAME, TITLE | NAME or TITLE | NAME | PUBLISHED. NAME is the name of a result (without .json), its tag, its path
 or a part that no other name contains; * matches several runs, whose mean and standard deviation are printed: they may
-differ in the seed alone. A NAME alone that is the tag of several results is a row for each. One run has the 95 % bootstrap interval over its images.
-For maps, mIoU, its interval and Dice are two-fold: each half of the images is scored at the threshold that is best on
-the other half. The best mIoU, FP, FN and all that flags add are at the threshold that is best on the scored masks.
---thresholds adds the mIoU at each background threshold, the best one in brackets. --objects adds the share of images
-without an object that have a false mask, and the IoU by the share of the image that an object covers. --paired prints
-B - A: with the 95 % interval of Student's t over the seeds that both have or, for one run each, the bootstrap interval
-over their images.
+differ in the seed alone. A NAME alone that is the tag of several results is a row for each. One run has the 95 %
+bootstrap interval over its images. For maps, mIoU, its interval and Dice are two-fold: each half of the images is
+scored at the threshold that is best on the other half. The best mIoU, FP, FN and all that flags add are at the
+threshold that is best on the scored masks. --thresholds adds the mIoU at each background threshold, the best one in
+brackets. --objects adds the share of images without an object that have a false mask, and the IoU by the share of the
+image that an object covers. --paired prints B - A: with the 95 % interval of Student's t over the seeds that both have
+or, for one run each, the bootstrap interval over their images.
 """
 
 import csv
