@@ -87,7 +87,7 @@ def main(args):
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'AffinityNet', 'backbone': args.architecture, 'mode': 'fix', 'radius': args.radius}
     inputs = {'record': args.record(), 'weights': weights, 'labels': label_maps, **args.pick(options.RUNNING)}
-    with Run(loader, network, optimizer, schedule, meta, **inputs) as run:
+    with Run(loader, network, optimizer, schedule, meta, score_set, **inputs) as run:
         for epoch in run.epochs():
             some = None  # no batch is left in a run that was stopped while an epoch was scored
             for batch in run.batches():

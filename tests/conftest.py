@@ -1,5 +1,7 @@
 """Where the fixtures come from: tests/support/fixtures.py."""
 
+import signal
+
 import pytest
 
 
@@ -8,5 +10,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
     With -n the workers do; the process that hands out the tests starts them seconds earlier without torch.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stages would ignore it too
     if not config.getoption('numprocesses', None):
         config.pluginmanager.import_plugin('support.fixtures')

@@ -165,10 +165,10 @@ def warn(image_ids: list[str], all_ids: Collection[str], what: str) -> None:
 
 
 def print_mask_count(dataset: Dataset, domain: str, masked: Collection[str], use: str = 'scored') -> None:
-    """Print how many images of a list are used if not all have a mask."""
+    """Print how many images of a list are used if these are not all: only images with a mask can be."""
     total = len(dataset.ids(domain)) if domain in dataset.lists else 0
     if masked and len(masked) < total:
-        print(f'{len(masked)} of {total} images of the list "{domain}" have masks; only these are {use}')
+        print(f'{len(masked)} of {total} images of the list "{domain}" are {use}: only images with masks can be')
 
 
 def _last_line(error: Exception) -> str:

@@ -469,7 +469,7 @@ def test_a_model_in_the_place_of_a_runs_own(moved, capsys, tag):
         predict.main(predict.parse_args([str(path), image, '--scales', '1.0', '--device', 'cpu']))
         assert f'warning: {expected}' in capsys.readouterr().err
     kept = path.read_bytes()
-    assert line_of(moved, tag, capsys).startswith(f'{path}: is not the model of this run: move it to another name')
+    assert line_of(moved, tag, capsys).startswith(f'{path}: is not the model of this run: move it away')
     assert path.read_bytes() == kept
     shutil.move(path, 'experiments/models/mine.pth')
     with pytest.raises(SystemExit):

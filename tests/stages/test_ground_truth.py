@@ -65,7 +65,9 @@ def test_only_images_with_a_mask_are_used(data, capsys):
         json.dumps({'classes': ['cat'], 'mask_values': {'0': 'background', '255': 'cat'}})
     )
     run_stage(train_segmentation, [*command(data, 'bound'), '--dataset', str(data / 'labels.csv')])
-    assert '3 of 5 images of the list "train_aug" have masks; only these are trained on' in capsys.readouterr().out
+    assert (
+        '3 of 5 images of the list "train_aug" are trained on: only images with masks can be' in capsys.readouterr().out
+    )
     record = json.loads(run_path('bound').read_text())
     assert len(record['inputs']['images']) == len(record['inputs']['masks']) == 3
 

@@ -191,7 +191,7 @@ def test_some_masks_are_scored_and_counted(copy, capsys):
         text = re.sub(rf'(?m)^({path},.*,)$', rf'\g<1>{path[:-4]}_mask.png', text)
     (copy / 'labels.csv').write_text(text)
     run('evaluate')
-    assert '2 of 20 images of the list "train" have masks; only these are scored' in capsys.readouterr().out
+    assert '2 of 20 images of the list "train" are scored: only images with masks can be' in capsys.readouterr().out
     result = json.loads((copy / f'experiments/results/{CAMS}@train.json').read_text())
     assert result['images'] == 2
     with pytest.raises(SystemExit):

@@ -296,7 +296,9 @@ def test_runs_remember_in_how_many_groups_batchnorm_saw_a_batch(demo, tmp_path, 
     for more, other, groups in (('', '--micro_batches 2', (1, 2)), ('--micro_batches 4', '--sync_bn', (4, 1))):
         line = line_of(demo, 'seg', '--mode normal --use_gn False --overwrite')
         assert train('seg', f'{line} {more}', 0).startswith('stopped at iteration 1 ')
-        found = r'different settings \(norm_groups: {}, requested {}\)'.format(*groups)
+        found = r'different settings \(parts of a batch that BatchNorm normalises [^:]*: {}, requested {}\)'.format(
+            *groups
+        )
         with pytest.raises(UserError, match=found):
             train('seg', f'{line.replace("--overwrite", "")} {other}')
     assert train('seg', line_of(demo, 'seg', '--overwrite'), 0).startswith('stopped at iteration 1 ')

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,6 +376,19 @@ def test_models_of_a_first_epoch_refuse_other_options(in_tmp, monkeypatch):
     with pytest.raises(UserError, match='lr: 0.1, requested 0.2'):
         train(options(lr=0.2))
     train(options())
+
+
+@pytest.mark.parametrize('iteration, suffix', [(1, '.last'), (4, '')])
+def test_a_model_of_another_run_is_refused_and_kept(in_tmp, iteration, suffix):
+    """Whether or not the run has a model of its name yet: the next epoch would replace it."""
+    train(options(tag='other', lr=0.2))
+    with pytest.raises(ZeroDivisionError):
+        train(options(save_interval=1), at(iteration, fail))
+    other, path = model_path('other', suffix), model_path('tag')
+    shutil.copy(other, path)
+    with pytest.raises(UserError, match=f'^{path}: is not the model of this run: move it away'):
+        train(options(save_interval=1))
+    assert path.read_bytes() == other.read_bytes()
 
 
 def test_models_without_a_checkpoint_are_refused(in_tmp):

@@ -93,12 +93,15 @@ class BestAndLast:
                 lost = f'the model of epoch {epoch}, the best one, and the checkpoint is of a later one'
                 raise UserError(f'{path}: is missing: it was {lost}: pass --overwrite to train again')
 
-    def check(self) -> None:
-        """Raise UserError if the place of a file has been taken by another one."""
+    def check(self, epoch: int, meta: dict) -> None:
+        """Raise UserError if the place of a file has been taken by another one.
+
+        A run that was killed may have left models of the epoch in progress (from 1) whose hashes it has not noted.
+        """
         for path in map(self.path, ('best', 'last')):
-            known = self.hashes.get(path.name)
-            if known and path.is_file() and not known.startswith(file_hashes({'': path})['']):
-                own = "move it to another name; the same command then writes the run's own one again"
+            found = file_hashes({'': path})['']
+            if found and not self.hashes.get(path.name, '').startswith(found) and not _is_of(path, epoch, meta):
+                own = "move it away; the same command writes the run's own one again if the checkpoint has it"
                 raise UserError(f'{path}: is not the model of this run: {own}')
 
     def state_dict(self) -> dict:
@@ -114,6 +117,15 @@ class BestAndLast:
         other = 'last' if self.select == 'best' else 'best'
         chosen = f'{self.path(self.select)}: {self.select} epoch {epochs[self.select]} (--select {self.select})'
         return f'{chosen}; {self.path(other)}: {other} epoch {epochs[other]}'
+
+
+def _is_of(path: Path, epoch: int, meta: dict) -> bool:
+    """Return whether a model file says that it is an epoch of a run with these metadata."""
+    try:
+        found = ModelFile(path).meta
+    except UserError:
+        return False
+    return all(found.get(name) == meta[name] for name in ('network', 'backbone')) and found.get('epoch') == epoch
 
 
 def load_for_inference(

@@ -135,7 +135,6 @@ class Run:
                 self._load(state)
                 processes.from_main(self._restore_models)
             if self.iteration == self.iterations and not self.unscored:
-                processes.from_main(self.models.check)
                 print(f'{self.files.checkpoint}: run already finished; pass --overwrite to start over')
                 processes.end()
                 raise SystemExit
@@ -170,6 +169,7 @@ class Run:
             print(f'{self.files.tag}: {network}, {images}, {length} iterations', file=sys.stderr, flush=True)
 
     def _restore_models(self) -> None:
+        self.models.check((self.iteration - self.unscored) // self.per_epoch + 1, self.meta)
         self.models.restore(self.network.model, self.iteration % self.per_epoch == 0 and not self.unscored, **self.meta)
         if read_run(self.files.tag).get('models', {}).keys() != self.models.hashes.keys():
             self._record()
