@@ -33,7 +33,15 @@ from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core import UserError
-from recipes.runner import DRAWN, draw_command, draw_scenes, execute_every_run, execute_runs, execute_summaries
+from recipes.runner import (
+    DRAWN,
+    draw_command,
+    draw_scenes,
+    execute_every_run,
+    execute_runs,
+    execute_summaries,
+    more_flags,
+)
 from tools.reporting import find
 from util import flags, script
 from util.store import formats
@@ -92,7 +100,7 @@ def parse_args(argv=None):
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
     name = 'first part of every tag (default: ablation for drawn, photographs for photographs)'
     run.add_argument('--name', type=flags.folder_name, help=name)
-    run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--mode fix'")
+    run.add_argument('--more', type=more_flags, default='', help="further flags of stage 1: --more='--mode fix'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args(argv)
     if args.on == 'photographs' and not (args.data_dir and args.weights):

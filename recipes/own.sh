@@ -18,7 +18,8 @@
 #   OVERWRITE=            --overwrite starts over, after tags or photographs have changed
 # If the CSV has a column "mask", ten masks or more choose beta, normalisation and threshold (tools.tune). Finished steps are
 # not repeated, except this one and the masks.
-CSV=$(realpath "${CSV:?the CSV of images and classes, or a folder per class}") D=$(realpath "${D:?the folder of photographs}")
+: "${CSV:?the CSV of images and classes, or a folder per class}" "${D:?the folder of photographs}"
+CSV=$(realpath "$CSV") || exit; D=$(realpath "$D") || exit
 [ -e "${W:-}" ] && W=$(realpath "$W")
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}

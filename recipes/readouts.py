@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core.cam import READ_OUTS
-from recipes.runner import DRAWN, draw_command, draw_scenes, execute_every_run, execute_summaries
+from recipes.runner import DRAWN, draw_command, draw_scenes, execute_every_run, execute_summaries, more_flags
 from util import flags, script
 from util.store import formats
 
@@ -159,7 +159,7 @@ def parse_args(argv=None):
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
     run.add_argument('--name', type=flags.folder_name, help='first part of every tag (default: photographs or drawn)')
-    run.add_argument('--more', type=shlex.split, default='', help="further flags of stage 1: --more='--max_epoch 24'")
+    run.add_argument('--more', type=more_flags, default='', help="further flags of stage 1: --more='--max_epoch 24'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args(argv)
     if args.edges not in ('own', *args.cam):

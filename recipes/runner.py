@@ -1,7 +1,9 @@
 """Functions of the recipes that run many trainings: draw the scenes, run side by side, print tables at the end."""
 
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,17 @@ from util.store import formats
 from util.store.files import make_folder, write_json
 
 DRAWN = 'experiments/demo'
+# Flags of stage 1 that recipes choose for each run, so that --more cannot have them.
+CHOSEN = ('--seed', '--tag', '--loss_option')
+
+
+def more_flags(text):
+    """Flags of stage 1 in one text, without those that the recipe chooses."""
+    words = shlex.split(text)
+    chosen = next((word for word in words if word.partition('=')[0] in CHOSEN), None)
+    if chosen:
+        raise argparse.ArgumentTypeError(f'{chosen} is chosen by the recipe')
+    return words
 
 
 def draw_command(folder):

@@ -118,6 +118,14 @@ def test_steps_are_numbered(root, command, steps, variables):
     assert headings == [(str(i), str(steps)) for i in range(1, steps + 1)]
 
 
+@pytest.mark.parametrize('given', [{}, {'CSV': '', 'D': '.'}, {'CSV': 'labels.csv'}])
+def test_without_a_data_set_nothing_starts(root, given):
+    (root / 'labels.csv').touch()
+    ended = run(root, 'bash recipes/own.sh', **given)
+    assert ended.returncode != 0 and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stdout == '' and not (root / '.venv').exists()
+
+
 # Notes its words like PYTHON. Of tools.tune there is a choice, which -c prints an entry of.
 WALKED = 'own@train@cam=mean@scale=0.5,1.0,1.5,2.0'
 CHOICE = {'walk_flags': '--beta 30 --rw_normalization class', 'walk_dir': 'CHOSEN', 'threshold': 0.55}

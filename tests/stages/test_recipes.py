@@ -17,7 +17,7 @@ import pytest
 import train_classification_with_puzzle as stage1
 from core import UserError
 from core.data.dataset import open_dataset
-from recipes import ablation, runner
+from recipes import ablation, readouts, runner
 from support import REPOSITORY, subprocess_environment
 from support.programs import start_program
 from support.results import write_result
@@ -273,6 +273,15 @@ def test_a_failed_command_ends_its_run_only(in_tmp, capsys):
     logs = {tag: (in_tmp / 'experiments' / 'logs' / f'{tag}.out').read_text().splitlines() for tag in runs}
     assert logs == {'good': ['code 0'] * 3, 'bad': ['code 0', 'code 3'], 'other': ['code 0']}
     assert 'bad: -c failed: see experiments/logs/bad.out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('recipe', [ablation, readouts])
+@pytest.mark.parametrize('more', ['--seed 5', '--lr 1 --loss_option=cl', '--tag x'])
+def test_what_a_recipe_chooses_is_no_further_flag(recipe, more, capsys):
+    with pytest.raises(SystemExit):
+        recipe.parse_args(['--on', 'drawn', f'--more={more}'])
+    flag = next(flag for flag in runner.CHOSEN if flag in more)
+    assert f'argument --more: {flag}' in capsys.readouterr().err
 
 
 STOPPED = """
