@@ -57,7 +57,7 @@ def parse_args(argv=None):
     step = flags.real(0.001, 1)
     inference.add_argument('--step_th', type=step, default=metrics.SWEEP['step'], help='step of the thresholds')
     crf = 'iterations of the dense CRF on the maps of each threshold, as in stage 6 (0: no CRF)'
-    inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0), default=0, help=crf)
+    inference.add_argument('--crf_iteration', '--iteration', type=flags.integer(0, 1000), default=0, help=crf)
     parser.groups['run and output'].add_argument('--csv', type=Path, help='table to write, one row per threshold')
     return parser.parse_args(argv)
 

@@ -36,13 +36,13 @@ KERNELS = (
 GT_PROB = 'confidence of the CRF in the label of a pixel (0 to 1); lower values let the CRF change more'
 ITERATIONS = 'iterations of the dense CRF (0: no CRF); both names work in every stage'
 LABELS = (  # stages 3 and 6
-    flags.Flag('inference', '--crf_iteration --iteration', flags.integer(0), 10, ITERATIONS),
+    flags.Flag('inference', '--crf_iteration --iteration', flags.integer(0, 1000), 10, ITERATIONS),
     flags.Flag('inference', '--gt_prob', flags.real(0.01, 0.99), 0.7, GT_PROB),
     *KERNELS,
     *tile_flags.TILE,
 )
 PREDICTIONS = (  # stage 8
-    flags.Flag('inference', '--iteration --crf_iteration', flags.integer(0), 10, ITERATIONS),
+    flags.Flag('inference', '--iteration --crf_iteration', flags.integer(0, 1000), 10, ITERATIONS),
     KERNELS[0],
     KERNELS[1]._replace(default='80,13,10'),
 )

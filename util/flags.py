@@ -209,7 +209,7 @@ def square(text: str) -> int:
 def scales(text: str) -> str:
     """'0.5,1.0', kept as typed because it is part of folder names; `floats` gives the numbers."""
     try:
-        good = all(0 < value <= 8 for value in floats(text))
+        good = text.isascii() and ' ' not in text and all(0 < value <= 8 for value in floats(text))
     except ValueError:
         good = False
     if not good:
@@ -231,9 +231,9 @@ def names(text: str) -> list[str]:
 
 
 def folder_name(text: str) -> str:
-    """A tag or the name of a folder under experiments/, not a path."""
-    if not text.isprintable() or not text or '/' in text or '\\' in text or text.startswith('.'):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a name (no slashes, no leading dot)')
+    """A tag or the name of a folder under experiments/, not a path; | and * have a meaning where results are named."""
+    if not text.isprintable() or not text or set(text) & set('/\\|*') or text.startswith('.') or text != text.strip():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a name (no /, \\, |, *, leading dot, or blanks at its ends)')
     return text
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import IGNORE, UserError, has_control_characters
 from core.data import exports, images, voc
-from core.data.entries import look_alikes, parse_background, parse_classes, parse_palette, read_json
+from core.data.entries import look_alikes, parse_background, parse_classes, parse_palette, read_json, warn_of_misspelled
 from core.data.lists import open_lists
 from core.data.pixels import Reading
 from core.data.source import Source
@@ -265,6 +265,7 @@ def open_dataset(path: str | Path, root: str | Path, window: str | None = None, 
     path, root = Path(path), Path(root)
     kind = open_tree if path.is_dir() else KINDS.get(path.suffix.lower(), _open_json)
     where, entries, source = kind(path, root)
+    warn_of_misspelled(where, entries)
     class_names = parse_classes(where, entries['classes'])
     has_background = parse_background(where, entries.get('background', True), class_names)
     palette = parse_palette(where, entries.get('palette'), 0 if has_background else 1)

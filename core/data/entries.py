@@ -3,7 +3,8 @@
 import os
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from core import IGNORE, DataWarning, UserError, has_control_characters
 from core.data import voc
 from core.data.files import load_json
 
+ENTRIES = {'name', 'classes', 'background', 'palette', 'mask_values', 'window', 'plane'}
+ENTRIES |= {'lists', 'images', 'masks', 'annotations', 'labels', 'negatives'}
 # Letters of the Cyrillic and Greek alphabets that look like Latin ones.
 LATIN = str.maketrans(
     '\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420'
@@ -43,13 +46,21 @@ def read_sidecar(path: Path) -> dict:
     return read_json(sidecar) if os.path.lexists(sidecar) else {}
 
 
+def warn_of_misspelled(path: Path, entries: Mapping[str, object]) -> None:
+    """Warn of an unknown entry whose name is similar to a known one, which would be missing."""
+    for name in entries.keys() - ENTRIES:
+        near = get_close_matches(name, ENTRIES - entries.keys(), 1, 0.8)
+        if near:
+            warnings.warn(f'{path}: {name!r} is not an entry: did you mean {near[0]!r}?', DataWarning, stacklevel=2)
+
+
 def parse_classes(path: Path | str, classes: object, option: str = 'dataset') -> tuple[str, ...]:
     """Return the names of the foreground classes. Raises UserError naming the file or the flag `option`.
 
     Warns of names that look alike.
     """
     are_names = isinstance(classes, list) and all(
-        isinstance(name, str) and name not in ('', 'background') for name in classes
+        isinstance(name, str) and name.casefold() not in ('', 'background') for name in classes
     )
     if not are_names or not 0 < len(classes) < IGNORE or len(set(classes)) < len(classes):
         raise UserError(f'{path}: "classes" must be 1 to 254 different names, without the background', option=option)

@@ -121,7 +121,7 @@ def _read_row(path: Path, line: int, cells: dict[str, str], classes: tuple[str, 
     image, mask = (cells.get(name, '').replace('\\', '/') for name in ('image', 'mask'))
     if root is not None and ADDRESS.match(image):
         image = find_named(root, image)
-    if 'background' in classes:
+    if any(name.casefold() == 'background' for name in classes):
         raise UserError(
             f'{where}: background is not a class: leave the cell of an image without objects empty', option='dataset'
         )

@@ -684,7 +684,7 @@ def test_class_names_that_the_font_lacks(here, monkeypatch, capsys):
         ),
         (f'{model("cls")} photos --affinity nowhere.pth', 'nowhere.pth: cannot be read'),
         (f'{model("cls")} photos --classes dog,cat', f'--classes cat: {model("cls")} has only bus, car,'),
-        (f'{model("cls")} photos --classes=', "argument --classes: '' contains no name"),
+        (f'{model("cls")} photos --classes=', "argument --classes: '' is not one line of names, separated by commas"),
         (f'{model("cls")} photos --beta 4', '--beta: has no effect without --affinity'),
         (f'{FAST} photos --classes dog', f'--classes: has no effect on Seg_Model of {model("small")}'),
         (f'{FAST} photos --affinity {model("aff")}', '--affinity: has no effect on Seg_Model'),

@@ -382,6 +382,8 @@ def test_predicted_masks_of_photographs(demo, in_tmp, capsys):
         ]
         names = [label['name'] for label in data['classes']]
         assert {names[index] for index in cards[0]['classes']} == {'cow', 'dog'}  # found by the filter of classes
+    predict_masks(demo, MODELS / 'own.pth', 'photos/val_00000.jpg --out plain')
+    assert len(data_of(make_page(in_tmp / 'r.html', 'plain'))['gallery']['cards']) == 1
     Path('photos/val_00001.jpg').unlink()
     assert len(data_of(make_page(in_tmp / 'r.html'))['gallery']['cards']) == 3
 

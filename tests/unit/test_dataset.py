@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from core import UserError
+from core import DataWarning, UserError
 from core.data import voc
 from core.data.dataset import open_dataset
 from core.data.images import encode_label_map
@@ -207,6 +207,14 @@ def test_any_json_gives_a_data_set_or_a_user_error(tmp_path, classes, lists, pal
 def test_one_id_per_line(tmp_path):
     dataset = write_list(tmp_path, 'a', 'my holiday (1)', ' b.c  ', '', 'twice b twice', 'é')
     assert dataset.ids('train') == ['a', 'my holiday (1)', 'b.c', 'twice b twice', 'é']
+
+
+def test_a_misspelled_entry_is_named(tmp_path):
+    write_list(tmp_path, 'a')
+    path = write_json(tmp_path, backgroud=False, made_with={})
+    with pytest.warns(DataWarning, match="'backgroud' is not an entry: did you mean 'background'") as found:
+        open_dataset(path, tmp_path)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize('content', ['a\r\nb c\r\n', '\ufeffa\nb c', 'a\n\n\nb c\n\n'])

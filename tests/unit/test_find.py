@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,6 +165,18 @@ def test_results_are_compared_by_what_is_asked_for(in_tmp):
         find.check_comparable(both)
     with pytest.raises(UserError, match='different data sets'):
         find.check_comparable(both, 'data sets')
+
+
+def test_damaged_results_among_several_can_be_skipped(in_tmp, capsys):
+    for name in 'ab':
+        write_result(f'{name}@train', 50)
+    Path('experiments/results/notes.json').write_text('{}')
+    assert [result['name'] for result in find.find('*', skip_damaged=True)] == ['a@train', 'b@train']
+    line = 'warning: experiments/results/notes.json: is not a valid result file; rerun evaluate.py\n'
+    assert capsys.readouterr().err == line
+    for name, skip in (('*', False), ('notes', True)):
+        with pytest.raises(UserError, match='notes.json: is not a valid result file'):
+            find.find(name, skip)
 
 
 def test_results_of_one_stage_have_a_mean(in_tmp):

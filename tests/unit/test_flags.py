@@ -27,7 +27,11 @@ from util.store.formats import FORMATS
             {'50,5,10': '50,5,10', '8,0.5,1': '8,0.5,1'},
             ['50,5', '0,5,1', '5,0,1', 'a,b,c', '1,2,nan', '1,nan,2'],
         ),
-        (flags.folder_name, {'A@b=0.5,1.0+': 'A@b=0.5,1.0+'}, ['', 'a/b', '..', '.x', 'a\\b', '/', 'a\nb', 'a\tb']),
+        (
+            flags.folder_name,
+            {'A@b=0.5,1.0+': 'A@b=0.5,1.0+'},
+            ['', 'a/b', '..', '.x', 'a\\b', '/', 'a\nb', 'a\tb', 'a|b', 'a*', ' a', 'a '],
+        ),
     ],
 )
 def test_types_of_flags(kind, good, bad):

@@ -111,6 +111,7 @@ def test_a_json_of_the_same_name_that_cannot_be_read_is_named(tmp_path, what):
         ('image,classes,split\na.jpg,x,training\n', "line 2: the split 'training' is not one of train, train_aug, "),
         ('image,classes\na.jpg,\n', 'no row names a class'),
         ('image,classes\na.jpg,background\n', 'line 2: background is not a class: leave the cell'),
+        ('image,classes\na.jpg,Background\n', 'line 2: background is not a class: leave the cell'),
         ('image,classes\n"a\nb.jpg",x\n', "line 2: 'a\\nb.jpg' contains control characters: rename the file"),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ class Entry(NamedTuple):
 def find_entries(rows: list[str]) -> list[Entry]:
     """Return the entries that the arguments mean, in the order of the stages. Raises UserError if there is none.
 
-    Without arguments, masks of photographs that are in no data set are left out if there is anything else.
+    Masks of photographs that are in no data set are left out if there is anything else, unless their path is given.
     """
     found = {}
     for row in rows or ['*']:
@@ -87,7 +87,7 @@ def find_entries(rows: list[str]) -> list[Entry]:
     if not found:
         raise UserError(f'{formats.EXPERIMENTS} contains neither results nor output folders; run the stages first')
     entries = sorted(found.values(), key=lambda entry: (stage_number(entry.kind), entry.domain, entry.folder))
-    if not rows:
+    if not any('/' in row for row in rows):
         entries = _without_photographs(entries)
     for what, value_of in (('data set', _dataset_of), ('list of classes', _classes_of)):
         folders = {value: entry.folder for entry in entries[::-1] if (value := value_of(entry))}
@@ -141,13 +141,14 @@ def _classes_of(entry: Entry) -> str | None:
 
 def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     """Return (folder, list, result or None) of the results and other output folders that match a name."""
-    predicted = list(_find_predicted(name))
-    if predicted and '/' in name:
+    is_path = '/' in name or (not (ROOT / name).is_dir() and Path(name, 'args.json').is_file())
+    predicted = list(_find_predicted(name, is_path))
+    if predicted and is_path:
         return predicted
     folders = sorted(path.name for path in formats.PREDICTIONS.glob('[!.]*') if path.is_dir())
     others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
     try:
-        scored = find.find(name)
+        scored = find.find(name, skip_damaged=True)
     except UserError:
         if not others and not predicted and name != '*':
             raise
@@ -162,12 +163,12 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     return found + predicted
 
 
-def _find_predicted(name: str) -> Iterator[tuple[str, str, None]]:
+def _find_predicted(name: str, is_path: bool) -> Iterator[tuple[str, str, None]]:
     """Yield the folders of tools.predict that match a name or a path, on each list of which they have a mask."""
-    named = [Path(name)] if '/' in name else sorted(ROOT.glob('[!.]*'))
+    named = [Path(name)] if is_path else sorted(ROOT.glob('[!.]*'))
     for path in named:
         record = read_args(path)
-        if record.get('format') != formats.PREDICTED.title or not ('/' in name or fnmatchcase(path.name, name)):
+        if record.get('format') != formats.PREDICTED.title or not (is_path or fnmatchcase(path.name, name)):
             continue
         options = record['options']
         if not fits(options, {'dataset': str, 'data_dir': str}):

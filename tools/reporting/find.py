@@ -1,6 +1,7 @@
 """The results of evaluate.py (util/store/results.py): reading them, finding them by name, and comparing them."""
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -186,8 +187,8 @@ def of_folder(name: str) -> list[dict]:
     return [result for result in map(read, paths) if result['experiment_name'] == name]
 
 
-def find(name: str) -> list[dict]:
-    """Return the results that match a name, in the order of their names.
+def find(name: str, skip_damaged: bool = False) -> list[dict]:
+    """Return the results that match a name, in the order of their names; of several, damaged ones may be skipped.
 
     It may be the path of a file, a full name, a pattern with *, a tag (the first parts of names) or a part of a single
     name; all characters but * are literal. Raises UserError with the nearest names if there is none.
@@ -212,7 +213,15 @@ def find(name: str) -> list[dict]:
         near = _nearest(name, names)
         hint = 'python3 -m tools.summarize lists all results' if names else 'run evaluate.py first'
         raise UserError(f'{FOLDER}/{name}.json not found; {f"did you mean {_some(near)}?" if near else hint}')
-    return [read(FOLDER / f'{other}.json') for other in found]
+    results = []
+    for other in found:
+        try:
+            results.append(read(FOLDER / f'{other}.json'))
+        except UserError as error:
+            if not skip_damaged or other == name:
+                raise
+            print(f'warning: {error}', file=sys.stderr)
+    return results
 
 
 def _some(names: list[str]) -> str:

@@ -7,7 +7,7 @@ from core.data.entries import read_json
 from core.image_scores import SIZES
 from core.intervals import difference_interval, score_interval
 from core.metrics import ERROR_SHARES, error_shares
-from tools.reporting import find
+from tools.reporting import find, provenance
 from tools.reporting.entries import stage_number
 from util import flags
 from util.store import results
@@ -64,6 +64,7 @@ def tabulate_means(entries):
         try:
             seeds = sorted({find.seed_of(result) for result in runs})
             find.check_comparable(runs)
+            provenance.check_seeds(runs)
         except UserError:
             continue
         if len(runs) < 2 or len(seeds) < len(runs):
