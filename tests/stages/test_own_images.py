@@ -198,7 +198,7 @@ def test_some_masks_are_scored_and_counted(copy, capsys):
         run('cls', '--select', 'last')  # as recipes/own.sh: masks that come later do not start over
     assert 'run already finished' in capsys.readouterr().out
     run('cls', '--tag', 'scored')
-    assert '2 of 20 images of the list "train" have masks' in capsys.readouterr().out
+    assert '2 of 20 images of the list "train" are scored' in capsys.readouterr().out
     assert (copy / 'experiments/models/scored.last.pth').is_file()
 
 
