@@ -233,9 +233,7 @@ def names(text: str) -> list[str]:
 def folder_name(text: str) -> str:
     """A tag or the name of a folder under experiments/, not a path; | and * have a meaning where results are named."""
     if not text.isprintable() or not text or set(text) & set('/\\|*') or text.startswith('.') or text != text.strip():
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a name (no slashes, | or *, no leading dot, no blanks at its ends)'
-        )
+        raise argparse.ArgumentTypeError(f'{text!r} is not a name (no slashes, |, *, leading dot or outer blanks)')
     return text
 
 
