@@ -60,7 +60,6 @@ def run(main: Callable[[Namespace], None], parse_args: Callable[[], Namespace]) 
     The line names what the user can fix (UserError, OSError, memory, devices), or the file with the traceback of a bug.
     However the script ends, none of the processes that it started keeps running.
     """
-    signals.follow_launcher()
     args = parse_args()
     if not launcher.is_main():
         sys.stdout = open(os.devnull, 'w')  # only the first process prints

@@ -4,7 +4,6 @@ A signal raises SystemExit in the main thread, so that locks are left and worker
 (in __del__, in hooks), it is raised again a moment later.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -67,13 +66,6 @@ def stop_if_asked() -> None:
     """Raise SystemExit if a signal has come, unless signals are held."""
     if _received and not _held:
         raise SystemExit(128 + _received)
-
-
-def follow_launcher() -> None:
-    """On Linux, get SIGTERM when torchrun or the recipe that started this process dies, even by kill -9."""
-    recipe = os.environ.get('PUZZLE_CAM_RECIPE')  # its process id; a program that is started by its stage has another
-    if sys.platform == 'linux' and ('TORCHELASTIC_RUN_ID' in os.environ or recipe == str(os.getppid())):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """What a program does before its other imports, which take a second: it comes first in every script.
 
 Ctrl-C ends a program silently, with the shell's status 130, until util.script.run hears it. An import that fails is one
-line. A stream that is closed, as cron may leave it, discards what is printed; otherwise the next file that is opened
-would get its number. In any other process, such as a notebook or a test, nothing happens.
+line. A stage ends with torchrun or the recipe that started it. A stream that is closed, as cron may leave it, discards
+what is printed; otherwise the next file that is opened would get its number. In any other process, such as a notebook
+or a test, nothing happens.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -27,7 +29,15 @@ def _report(kind: type[BaseException], error: BaseException, *trace) -> None:
     print(f'{sys.argv[0]}: error: a package cannot be imported ({reason}): {advice}', file=sys.stderr)
 
 
+def follow_launcher() -> None:
+    """On Linux, get SIGTERM when torchrun or the recipe that started this process dies, even by kill -9."""
+    recipe = os.environ.get('PUZZLE_CAM_RECIPE')  # its process id; a program that is started by its stage has another
+    if sys.platform == 'linux' and ('TORCHELASTIC_RUN_ID' in os.environ or recipe == str(os.getppid())):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 if _is_program():
+    follow_launcher()
     try:
         os.getcwd()
     except FileNotFoundError:

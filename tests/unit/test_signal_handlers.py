@@ -112,7 +112,7 @@ def test_a_signal_while_python_shuts_down_ends_it_silently(name):
     assert (run.returncode, run.stdout, run.stderr) == (-getattr(signal, name), 'done\n', '')
 
 
-FOLLOWER = "import time; from util import signals; signals.follow_launcher(); print('ready', flush=True); time.sleep(9)"
+FOLLOWER = "import time; from util import startup; startup.follow_launcher(); print('ready', flush=True); time.sleep(9)"
 PARENTS = {
     'recipe': f'from recipes import runner; runner.execute(["-c", {FOLLOWER!r}])',
     'torchrun': f'import os, subprocess, sys; subprocess.run([sys.executable, "-c", {FOLLOWER!r}])',
