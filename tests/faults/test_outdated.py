@@ -25,7 +25,7 @@ from util.store import results
 from util.store.arrays import write_npz
 from util.store.current import find_outdated
 from util.store.folders import Folder
-from util.store.hashes import file_hash
+from util.store.hashes import file_hash, mask_hashes
 from util.training.models import BestAndLast
 from util.training.run import Run
 
@@ -230,6 +230,13 @@ def test_other_masks_date_a_model_only_if_they_selected_it(moved):
     content = json.loads(record.read_text())
     record.write_text(json.dumps({**content, 'options': {**content['options'], 'select': 'last'}}))
     assert find_outdated([Path(MODEL)]) is None
+
+
+@pytest.mark.parametrize('tag', ['cls', 'aff'])
+def test_the_masks_that_epochs_are_scored_on_are_recorded(moved, tag):
+    recorded = json.loads(Path(f'experiments/data/{tag}.json').read_text())['inputs']
+    masks = mask_hashes({i: moved / f'SegmentationClass/{i}.png' for i in recorded['scored masks']}, None)
+    assert recorded['scored masks'] == masks and '' not in masks.values() and masks
 
 
 def test_a_finished_run_of_outdated_labels_is_not_finished(moved, capsys):
