@@ -183,12 +183,12 @@ def test_results_of_one_stage_have_a_mean(in_tmp):
     for name, more in (('a', {}), ('b', {}), ('c', {'format': 'prediction'}), ('d@dcrf=10', {'crf_iteration': 10})):
         write_result(f'{name}@train', 50, **more)
     a, b, c, d = (find.find(name)[0] for name in 'abcd')
-    find.check_mean([a, b])
+    find.check_stage([a, b])
     for other, what in ((c, 'prediction'), (d, 'CAM, --crf_iteration 10')):
         with pytest.raises(
             UserError, match=f'different stages cannot be in one row: a@train [(]CAM[)], .*@train [(]{what}[)]'
         ):
-            find.check_mean([a, other])
+            find.check_stage([a, other])
 
 
 # Finding ------------------------------------------------------------------------------------------------------------

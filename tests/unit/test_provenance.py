@@ -9,7 +9,9 @@ from core import UserError
 from support.made_outputs import AFFINITY, CAM, LABELS, PREDICTIONS_ON_VAL, WALK
 from support.results import write_result
 from tools.reporting import find
-from tools.reporting.provenance import check_seeds, read_run, trace
+from tools.reporting.entries import Entry
+from tools.reporting.provenance import check_mean, read_run, trace
+from tools.reporting.tables import tabulate_means
 from util.store.files import write_json
 from util.store.formats import PREDICTIONS, run_path
 
@@ -83,7 +85,22 @@ def test_runs_of_other_settings_have_no_mean(in_tmp):
     write_chain('seed=0', seed=0, lr=0.1, tile=None)
     write_chain('seed=1', seed=1, lr=0.1)
     write_chain('seed=2', seed=2, lr=0.3)
-    check_seeds(find.find('seed=0') + find.find('seed=1'))
+    check_mean(find.find('seed=0') + find.find('seed=1'))
     fault = 'seed=0@cams@train and seed=2@cams@train cannot be in one row: classifier: lr is 0.1 and 0.3'
     with pytest.raises(UserError, match=fault):
-        check_seeds(find.find('seed=*'))
+        check_mean(find.find('seed=*'))
+
+
+def test_report_names_the_runs_that_have_no_mean(in_tmp, capsys):
+    for seed, rate in enumerate((0.1, 0.1, 0.3)):
+        write_chain(f'seed={seed}', seed=seed, lr=rate)
+    results = find.find('seed=*')
+    entries = [
+        Entry(result['name'], result['experiment_name'], 'CAM', 'train', result, pattern='seed=*') for result in results
+    ]
+    (row,) = tabulate_means(entries[:2])
+    assert row['seeds'] == '0, 1'
+    assert capsys.readouterr().err == ''
+    assert tabulate_means(entries) == []
+    fault = 'seed=0@cams@train and seed=2@cams@train cannot be in one row: classifier: lr is 0.1 and 0.3'
+    assert capsys.readouterr().err == f'warning: no mean: {fault}; use a narrower pattern\n'

@@ -512,7 +512,7 @@ def test_details_of_a_pair_need_no_rows(monkeypatch, capsys):
     }
     monkeypatch.setattr(summarize.find, 'find', results_of.__getitem__)
     monkeypatch.setattr(summarize.find, 'check_comparable', lambda runs: None)
-    monkeypatch.setattr(summarize.find, 'check_mean', lambda runs: None)
+    monkeypatch.setattr(summarize.provenance, 'check_mean', lambda runs: None)
     monkeypatch.setattr(summarize.find, 'read_counts', lambda result, two_fold: None)
     monkeypatch.setattr(summarize, 'tabulate_paired', lambda names: [['pair', *names], ['', '', '']])
     found = tables(capsys, '--paired', 'a', 'b', '--classes')

@@ -152,8 +152,8 @@ def check_comparable(results: Sequence[dict], *properties: str) -> None:
         _check_same(results, COMPARED[what], f'different {what} cannot be in one table', 'print a table of each')
 
 
-def check_mean(results: Sequence[dict]) -> None:
-    """Raise UserError naming two results of different stages, whose mean would be meaningless."""
+def check_stage(results: Sequence[dict]) -> None:
+    """Raise UserError naming two results of different stages."""
     _check_same(results, _stage_of, 'outputs of different stages cannot be in one row', 'use a narrower pattern')
 
 

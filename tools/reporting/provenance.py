@@ -5,7 +5,7 @@ Reads args.json of folders and data/{tag}.json of runs. No torch: tools.report f
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,8 +90,9 @@ def trace(folders: Mapping[str, str]) -> list[Step]:
     return list(steps.values())
 
 
-def check_seeds(results: Iterable[dict]) -> None:
-    """Raise UserError naming two results whose chains differ in more than the seed: their mean would mix settings."""
+def check_mean(results: Sequence[dict]) -> None:
+    """Raise UserError naming two results whose mean would mix stages, or settings other than the seed."""
+    find.check_stage(results)
     chains = {}
     for result in results:
         steps = trace({result['experiment_name']: result['format']})
