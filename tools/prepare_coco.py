@@ -133,7 +133,8 @@ def read_annotations(path, image_folder):
     def compact(entry):
         if 'image_id' in entry:
             try:
-                instances[entry['image_id']].append(read_instance(entry))
+                instance = read_instance(entry)
+                instances[entry['image_id']].append(instance)
             except (TypeError, ValueError, OverflowError) as error:
                 raise UserError(f'{path}: annotation {str(entry.get("id"))[:40]}: {first_line(error)}') from None
             return None
@@ -172,7 +173,7 @@ def read_instance(entry):
     if not is_id(entry['image_id']) or not is_id(entry['category_id']):
         raise ValueError('"image_id" and "category_id" must be integers or texts')
     area, is_crowd, shape = entry.get('area') or 0, entry.get('iscrowd') or 0, entry.get('segmentation')
-    if is_crowd not in (0, 1) or not math.isfinite(area):
+    if is_crowd not in (0, 1) or not isinstance(area, int | float) or not abs(area) < math.inf:
         raise ValueError('"iscrowd" must be 0 or 1 and "area" a number')
     shape = read_polygons(shape or []) if isinstance(shape, list | None) else read_rle(shape)
     if shape:

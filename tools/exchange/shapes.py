@@ -17,11 +17,19 @@ STEP_LIMIT = 2**25
 COMPRESSED_COUNTS = re.compile('([P-o]{0,6}[0-O])+')
 
 
+def _to_numbers(values):
+    """Return the values as float64, a single NaN if they are not numbers."""
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.full(1, np.nan)
+
+
 def read_polygons(polygons):
     """Return the coordinates of each polygon as bytes. Fewer than three points have no area."""
     shape, points = [], 0
     for polygon in polygons:
-        coordinates = np.array(polygon, np.float64)
+        coordinates = _to_numbers(polygon)
         # NaN fails the comparison too.
         if coordinates.ndim != 1 or coordinates.size % 2 or not (np.abs(coordinates) <= COORDINATE_LIMIT).all():
             raise ValueError('a polygon must be a list x1, y1, x2, y2, ... of finite numbers')
@@ -35,7 +43,7 @@ def read_polygons(polygons):
 
 def read_box(box):
     """Return the pixels that [x, y, width, height] touches as a polygon; None is the whole image."""
-    numbers = np.array(box or WHOLE_IMAGE, np.float64)
+    numbers = _to_numbers(box or WHOLE_IMAGE)
     if numbers.shape != (4,) or not (np.abs(numbers) <= COORDINATE_LIMIT).all() or numbers[2:].min() < 0:
         raise ValueError('"bbox" must be [x, y, width, height]')
     x, y, width, height = numbers
