@@ -149,7 +149,7 @@ def main(args):
     # Train, resuming from the last checkpoint if there is one.
     meta = {'network': 'Classifier', 'backbone': args.architecture, 'mode': args.mode}
     terms, compared = args.loss_option.split('_'), (args.level, args.re_loss, args.re_loss_option)
-    trained = train_loader, network, optimizer, schedule, meta, mask_loader.dataset
+    trained = train_loader, network, optimizer, schedule, meta, mask_loader.dataset, tag_loader.dataset
     with Run(*trained, record=args.record(), weights=weights, **args.pick(options.RUNNING)) as run:
         for epoch in run.epochs():
             for batch in run.batches():

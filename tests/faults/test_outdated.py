@@ -25,7 +25,7 @@ from util.store import results
 from util.store.arrays import write_npz
 from util.store.current import find_outdated
 from util.store.folders import Folder
-from util.store.hashes import file_hash, mask_hashes
+from util.store.hashes import file_hash, label_hashes, mask_hashes
 from util.training.models import BestAndLast
 from util.training.run import Run
 
@@ -237,6 +237,16 @@ def test_the_masks_that_epochs_are_scored_on_are_recorded(moved, tag):
     recorded = json.loads(Path(f'experiments/data/{tag}.json').read_text())['inputs']
     masks = mask_hashes({i: moved / f'SegmentationClass/{i}.png' for i in recorded['scored masks']}, None)
     assert recorded['scored masks'] == masks and '' not in masks.values() and masks
+
+
+def test_the_tags_that_epochs_are_scored_on_are_recorded_and_date_no_model(moved):
+    dataset = open_dataset(moved / 'dataset.json', moved)
+    tags = label_hashes({i: dataset.read_labels(i) for i in dataset.ids('val')})
+    recorded = json.loads(Path('experiments/data/cls.json').read_text())['inputs']
+    assert recorded['validation labels'] == tags and tags
+    assert recorded['validation images'].keys() == tags.keys()
+    relabel(moved, dataset.ids('val')[0])
+    assert find_outdated([Path(MODEL)]) is None
 
 
 def test_a_finished_run_of_outdated_labels_is_not_finished(moved, capsys):

@@ -94,6 +94,17 @@ def test_other_masks_to_score_on_do_not_change_a_finished_last_epoch(
         claim(again)
 
 
+@pytest.mark.parametrize('labels', [{'a': '2'}, {'b': '1'}, {}])
+def test_other_labels_to_score_on_stop_only_an_unfinished_run(in_tmp, labels):
+    old, new = ({**CONTENTS, 'validation labels': found} for found in ({'a': '1'}, labels))
+    for iteration, unscored in ((3, False), (6, True)):
+        files(contents=old).save({'iteration': iteration, 'unscored': unscored})
+        with pytest.raises(UserError, match='^the run of .*/tag.pth: validation labels of 1 image'):
+            claim(files(contents=new))
+    files(contents=old, select='best').save({'iteration': 6, 'unscored': False})
+    assert claim(files(contents=new, select='best'))['iteration'] == 6
+
+
 def test_run_without_progress_protects_nothing_but_its_models(in_tmp):
     files().save({'iteration': 0, 'unscored': False})
     assert claim(files()) is None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from core import UserError
 from core.data.dataset import Dataset, open_dataset
-from util.store.fingerprints import list_changes, read_args, read_inputs, read_run, without_scores
+from util.store.fingerprints import list_changes, read_args, read_inputs, read_run, without
 from util.store.formats import EXPERIMENTS, PREDICTIONS, RECORDED, model_path, run_path
 from util.store.hashes import digest, file_hashes, label_hashes, mask_hashes
 from util.store.written import describe, find_unrecorded, read_written
@@ -211,7 +211,7 @@ def read_model(path: Path, known: str = '') -> Output | None:
         return None
     options, made_from, inputs = (record.get(name, {}) for name in ('options', 'fingerprint', 'inputs'))
     if options.get('select') != 'best' and not path.name.endswith('.best.pth'):
-        inputs = without_scores(inputs)
+        inputs = without(inputs, 'scored ')
     return Output(path, trainer(record), options, made_from, inputs)
 
 

@@ -84,7 +84,7 @@ def check_fingerprint(
 def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[str], str]) -> None:
     """Raise UserError naming what changed since an output was written: hashes by input ('labels') and image id."""
     changes = list_changes(old, new, file_name)
-    for name in [name for name in ('images', 'masks', 'scored masks') if name in old]:
+    for name in [name for name in ('images', 'masks', 'scored masks', 'validation labels') if name in old]:
         before, now = old[name].keys(), new.get(name, {}).keys()
         for verb, ids in (('added', now - before), ('removed', before - now)):
             if ids:
@@ -93,9 +93,9 @@ def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[
         raise UserError(f'{what}: {"; ".join(changes)}: pass --overwrite to regenerate it, or another name')
 
 
-def without_scores(inputs: dict) -> dict:
-    """Return inputs by name without the images and masks that epochs were scored on."""
-    return {name: hashes for name, hashes in inputs.items() if not name.startswith('scored ')}
+def without(inputs: dict, kind: str) -> dict:
+    """Return inputs by name without those of a kind, such as the images and masks of 'scored '."""
+    return {name: hashes for name, hashes in inputs.items() if not name.startswith(kind)}
 
 
 def list_changes(old: dict, new: dict, file_name: Callable[[str], str]) -> list[str]:

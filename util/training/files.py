@@ -6,15 +6,30 @@ from contextlib import ExitStack
 from core import UserError
 from core.data.dataset import Dataset
 from core.data.files import Some, fits
+from core.data.torch_datasets import ImageDataset
 from core.models.weights import read_torch
 from util.store.current import trainer
 from util.store.files import check_name, remove_leftovers
-from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint, read_run, without_scores
+from util.store.fingerprints import HASHES, Record, check_contents, check_fingerprint, read_run, without
 from util.store.formats import EXPERIMENTS, model_path, run_path
+from util.store.hashes import file_hashes, label_hashes, mask_hashes
 from util.store.locks import locked
 from util.training.models import save_torch
 
 RESUMED = {'fingerprint': Some({'max_epoch': int}), 'contents': HASHES, 'iteration': int, 'unscored': bool}
+
+
+def scored_hashes(scored: ImageDataset | None, tagged: ImageDataset | None) -> dict[str, dict[str, str]]:
+    """Return the hashes of what epochs are scored on, masks and image-level labels, by name and image id."""
+    hashes = {}
+    if scored:
+        paths = {image_id: scored.dataset.mask_path(image_id) for image_id in scored.ids}
+        hashes['scored masks'] = mask_hashes(paths, scored.dataset.mask_values)
+        hashes['scored images'] = file_hashes({i: scored.dataset.image_path(i) for i in scored.ids})
+    if tagged:
+        hashes['validation labels'] = label_hashes(dict(zip(tagged.ids, tagged.labels, strict=True)))
+        hashes['validation images'] = file_hashes({i: tagged.dataset.image_path(i) for i in tagged.ids})
+    return hashes
 
 
 class RunFiles:
@@ -60,8 +75,8 @@ class RunFiles:
         found = next((path for path in self.models if path.is_file()), None)
         if not self.checkpoint.is_file():
             if found:
-                without = f'{found} exists without {self.checkpoint}'
-                raise UserError(f'--tag {self.tag}: {without}: pass --overwrite to train again')
+                fault = f'{found} exists without {self.checkpoint}'
+                raise UserError(f'--tag {self.tag}: {fault}: pass --overwrite to train again')
             return None
         try:
             state = read_torch(self.checkpoint)
@@ -75,8 +90,10 @@ class RunFiles:
                 self.checkpoint.unlink()
             return None
         what = f'the run of {self.checkpoint}'
-        if iteration == iterations and not state['unscored'] and self.record.options.get('select') != 'best':
-            contents = without_scores(contents)  # other masks do not change the last epoch
+        if iteration == iterations and not state['unscored']:
+            contents = without(contents, 'validation ')  # their scores choose nothing
+            if self.record.options.get('select') != 'best':
+                contents = without(contents, 'scored ')  # other masks do not change the last epoch
         check_contents(what, contents, self.contents, lambda i: self.dataset.image_path(i).name)
         remedy = 'or another name'
         if found and old.get('max_epoch', 0) < self.fingerprint['max_epoch']:

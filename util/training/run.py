@@ -25,8 +25,8 @@ from util.script import print_mask_count, progress
 from util.store.current import find_outdated
 from util.store.fingerprints import Record, fingerprint, read_run
 from util.store.folders import Folder, identify_inputs
-from util.store.hashes import digest, file_hashes, label_hashes, list_hash, mask_hashes
-from util.training.files import RunFiles
+from util.store.hashes import digest, label_hashes, list_hash
+from util.training.files import RunFiles, scored_hashes
 from util.training.log import Log
 from util.training.models import BestAndLast, check_finite
 
@@ -52,7 +52,7 @@ class Run:
     input folder is written again meanwhile, UserError is raised, and what was learned since the last checkpoint is not
     saved. `meta` (network, backbone, mode, ...) is written to the model files, with the size of the crops, the classes,
     their colours and the reading of images. `scored` are the samples on whose masks epochs are scored; if there are
-    none, `select` becomes 'last'.
+    none, `select` becomes 'last'. `tagged` are those on whose image-level labels epochs are scored.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Run:
         schedule: PolynomialLR,
         meta: dict,
         scored: ImageDataset | None = None,
+        tagged: ImageDataset | None = None,
         *,
         tag: str,
         record: Record,
@@ -93,7 +94,7 @@ class Run:
         self.models = BestAndLast(tag, select)
         self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # only fp16 needs one
         self.sources = [value for value in inputs.values() if isinstance(value, Folder)]
-        identity = self._identify(record, scored, weights, inputs)
+        identity = self._identify(record, weights, inputs | scored_hashes(scored, tagged))
         self.files = RunFiles(tag, meta['network'], record, self.dataset, *identity)
 
         self.resumable = {
@@ -106,15 +107,11 @@ class Run:
         if self.scaler.is_enabled():
             self.resumable['scaler'] = self.scaler
 
-    def _identify(self, record: Record, scored: ImageDataset | None, weights: str, inputs: dict) -> tuple[dict, dict]:
+    def _identify(self, record: Record, weights: str, inputs: dict) -> tuple[dict, dict]:
         """Return the fingerprint, and the hashes of the inputs by name and image id; the same in all processes."""
         ids, labels = self.loader.dataset.ids, self.loader.dataset.labels
         if labels is not None:
             inputs['labels'] = label_hashes(dict(zip(ids, labels, strict=True)))
-        if scored:
-            paths = {image_id: self.dataset.mask_path(image_id) for image_id in scored.ids}
-            inputs['scored masks'] = mask_hashes(paths, self.dataset.mask_values)
-            inputs['scored images'] = file_hashes({i: self.dataset.image_path(i) for i in scored.ids})
         outdated = find_outdated([Path(str(record.options.get('weights')))], self.dataset)
         if outdated:
             raise UserError(outdated)
