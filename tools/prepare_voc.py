@@ -10,16 +10,19 @@ Writes  {out}/VOCdevkit/VOC2012
 """
 
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from torchvision.datasets import VOCSegmentation
+from torchvision.datasets.utils import download_url
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from core import UserError
 from core.data.dataset import open_dataset
 from core.data.files import NotRegular, check_regular
 from tools.check_dataset import check
+from tools.exchange.writing import staged_folder
 from util import flags, script
-from util.store.files import make_folder
+
+ARCHIVE = DATASET_YEAR_DICT['2012']
 
 
 def parse_args(argv=None):
@@ -40,27 +43,38 @@ def parse_args(argv=None):
 
 
 def fetch(out, tar):
-    """Download VOC 2012 through torchvision, or unpack a local archive; return its root."""
-    root = out / 'VOCdevkit' / 'VOC2012'
+    """Download the archive of VOC 2012 if none is given, unpack it and return its root."""
+    root = out / ARCHIVE['base_dir']
     if root.exists():
         raise UserError(f'--out {out}: {root} already exists: verify it with --check, or delete it')
-    make_folder(out)
-    try:
-        if tar:
+    if tar is None:
+        tar = out / ARCHIVE['filename']
+        try:
+            download_url(ARCHIVE['url'], out, tar.name, ARCHIVE['md5'])  # none if the file is complete
+        except Exception as error:  # urllib and torchvision raise different errors
+            hint = f'download {tar.name} elsewhere and pass it as --tar'
+            raise UserError(f'VOC 2012 cannot be downloaded ({str(error).splitlines()[0]}): {hint}') from None
+    with staged_folder(root, '--out') as staged:
+        try:
             check_regular(tar)
-            with tarfile.open(tar) as archive:
-                archive.extractall(out, filter='data')  # no member leaves the folder
-        else:
-            VOCSegmentation(str(out), year='2012', image_set='trainval', download=True)
-    except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
-        raise UserError(f'--tar {tar}: {error.strerror}') from None
-    except Exception as error:  # urllib, tarfile, zlib and torchvision raise different errors
-        what = f'--tar {tar}: cannot be unpacked' if tar else 'VOC 2012 cannot be downloaded'
-        hint = '' if tar else ': download VOCtrainval_11-May-2012.tar elsewhere and pass it as --tar'
-        raise UserError(f'{what} ({str(error).splitlines()[0]}){hint}') from None
-    if not (root / 'JPEGImages').is_dir():
-        raise UserError(f'{tar or out}: contains no VOCdevkit/VOC2012/JPEGImages: is it the archive of VOC 2012?')
+            unpack(tar, staged)
+        except (FileNotFoundError, IsADirectoryError, NotRegular) as error:
+            raise UserError(f'--tar {tar}: {error.strerror}') from None
+        except Exception as error:  # tarfile and zlib raise different errors
+            raise UserError(f'--tar {tar}: cannot be unpacked ({str(error).splitlines()[0]})') from None
+        if not (staged / 'JPEGImages').is_dir():
+            raise UserError(f'{tar}: contains no {ARCHIVE["base_dir"]}/JPEGImages: is it the archive of VOC 2012?')
     return root
+
+
+def unpack(tar, folder):
+    """Unpack the part of an archive that is VOC 2012, and nothing else, into a folder."""
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            if path.is_relative_to(ARCHIVE['base_dir']):
+                member.name = str(path.relative_to(ARCHIVE['base_dir']))
+                archive.extract(member, folder, filter='data')  # no member leaves the folder
 
 
 def main(args):

@@ -98,10 +98,42 @@ def test_archive_of_something_else(tmp_path, capsys):
     assert 'contains no VOCdevkit/VOC2012/JPEGImages' in fault_of(prepare_voc, line, capsys)
 
 
+def test_only_voc_of_an_archive_is_unpacked(root, tmp_path, capsys):
+    """A wrong archive overwrites nothing beside VOC, and one that is cut off can be followed by a good one."""
+    out = tmp_path / 'new'
+    (out / 'repo').mkdir(parents=True)
+    (out / 'repo' / 'notes').write_text('precious')
+    (tmp_path / 'notes').write_text('other')
+    whole, cut, other = (tmp_path / f'{name}.tar' for name in ('whole', 'cut', 'other'))
+    with tarfile.open(other, 'w') as archive:
+        archive.add(tmp_path / 'notes', 'repo/notes')
+    with tarfile.open(whole, 'w') as archive:
+        archive.add(tmp_path / 'notes', 'repo/notes')
+        archive.add(root, './VOCdevkit/VOC2012')
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for tar, said in ((other, 'contains no VOCdevkit/VOC2012/JPEGImages'), (cut, 'cut.tar: cannot be unpacked')):
+        assert said in fault_of(prepare_voc, ['--out', str(out), '--tar', str(tar)], capsys)
+        assert [path.name for path in out.rglob('*') if path.is_file()] == ['notes']
+    run_stage(prepare_voc, ['--dataset', str(root / 'dataset.json'), '--out', str(out), '--tar', str(whole)])
+    assert {path.name for path in out.iterdir()} == {'repo', 'VOCdevkit'}
+    assert (out / 'repo' / 'notes').read_text() == 'precious'
+
+
+def test_downloaded_archive_is_unpacked(root, tmp_path, monkeypatch, capsys):
+    def download(url, folder, name, md5):
+        with tarfile.open(folder / name, 'w') as archive:
+            archive.add(root, 'VOCdevkit/VOC2012')
+
+    monkeypatch.setattr(prepare_voc, 'download_url', download)
+    (tmp_path / 'new').mkdir()
+    run_stage(prepare_voc, ['--dataset', str(root / 'dataset.json'), '--out', str(tmp_path / 'new')])
+    assert ': no errors' in capsys.readouterr().out
+
+
 def test_archive_cannot_write_outside_the_folder(tmp_path, capsys):
     (tmp_path / 'file').write_text('text')
     with tarfile.open(tmp_path / 'evil.tar', 'w') as archive:
-        archive.add(tmp_path / 'file', '../escaped')
+        archive.add(tmp_path / 'file', 'VOCdevkit/VOC2012/../../escaped')
     line = ['--out', str(tmp_path / 'new'), '--tar', str(tmp_path / 'evil.tar')]
     assert 'evil.tar: cannot be unpacked' in fault_of(prepare_voc, line, capsys)
     assert not (tmp_path / 'escaped').exists()
@@ -111,7 +143,7 @@ def test_download_without_network(tmp_path, monkeypatch, capsys):
     def offline(*args, **kwargs):
         raise OSError('no network')
 
-    monkeypatch.setattr(prepare_voc, 'VOCSegmentation', offline)
+    monkeypatch.setattr(prepare_voc, 'download_url', offline)
     text = fault_of(prepare_voc, ['--out', str(tmp_path / 'new')], capsys)
     assert 'VOC 2012 cannot be downloaded (no network): download VOCtrainval_11-May-2012.tar elsewhere' in text
 
