@@ -73,6 +73,9 @@ def open_table(path: Path, root: Path) -> tuple[Path, dict, Rows]:
     rows, fixed = read_table(path, root)
     classes = fixed if fixed is not None else sorted({name for row in rows for name in row.classes or ()})
     source, more = Rows.of(path, root, rows), read_sidecar(path)
+    if fixed is not None and more.get('classes', fixed) != fixed:
+        other = path.with_suffix('.json')
+        raise UserError(f'{path}: has other classes, or another order, than "classes" in {other}', option='dataset')
     if fixed is None and 'classes' not in more:
         for name in [name for name in classes if ',' in name]:
             remedy = f"join classes by ';', or confirm the name in a first line '{FIXED} ...'"

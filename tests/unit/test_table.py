@@ -136,6 +136,16 @@ def test_quotes_line_ends_and_byte_order_mark_of_spreadsheets(tmp_path):
     assert dataset.image_path('sub__b') == tmp_path / 'sub/b.jpg'
 
 
+@pytest.mark.parametrize('text', ['# classes: dog;cat\nimage,classes\na.jpg,dog\n', 'image,dog,cat\na.jpg,1,0\n'])
+def test_classes_of_the_file_and_of_the_json_beside_it_must_agree(tmp_path, text):
+    path = write_csv(tmp_path, text)
+    (tmp_path / 'labels.json').write_text('{"classes": ["cat", "dog"]}')
+    with pytest.raises(UserError, match='labels.csv: has other classes, or another order, than "classes" in .*json'):
+        open_dataset(path, tmp_path)
+    (tmp_path / 'labels.json').write_text('{"classes": ["dog", "cat"]}')
+    assert open_dataset(path, tmp_path).class_names == ('dog', 'cat')
+
+
 def test_as_many_classes_as_a_mask_can_have(tmp_path):
     names = [f'c{i:03d}' for i in range(255)]
     text = 'image,classes\n' + ''.join(f'{name}.jpg,{name}\n' for name in names)
