@@ -145,8 +145,9 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
     predicted = list(_find_predicted(name, is_path))
     if predicted and is_path:
         return predicted
-    folders = sorted(path.name for path in formats.PREDICTIONS.glob('[!.]*') if path.is_dir())
+    folders = [path.name for path in find.list_folder(formats.PREDICTIONS) if path.is_dir()]
     others = [folder for folder in folders if name in ('*', folder) or folder.startswith(f'{name}@')]
+    find.list_folder(find.FOLDER)  # no results are not the same as results that may not be read
     try:
         scored = find.find(name, skip_damaged=True)
     except UserError:
@@ -165,7 +166,7 @@ def find_outputs(name: str) -> list[tuple[str, str, dict | None]]:
 
 def _find_predicted(name: str, is_path: bool) -> Iterator[tuple[str, str, None]]:
     """Yield the folders of tools.predict that match a name or a path, on each list of which they have a mask."""
-    named = [Path(name)] if is_path else sorted(ROOT.glob('[!.]*'))
+    named = [Path(name)] if is_path else find.list_folder(ROOT)
     for path in named:
         record = read_args(path)
         if record.get('format') != formats.PREDICTED.title or not (is_path or fnmatchcase(path.name, name)):

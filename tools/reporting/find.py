@@ -1,5 +1,6 @@
 """The results of evaluate.py (util/store/results.py): reading them, finding them by name, and comparing them."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ def read(path: Path) -> dict:
             raise ValueError
         sweep = {row['threshold']: float(row['miou']) for row in content['thresholds']}
         threshold = None if content['threshold'] is None else float(content['threshold'])
+    except PermissionError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     except (OSError, ValueError, OverflowError, KeyError):
         raise UserError(f'{path}: is not a valid result file; rerun evaluate.py') from None
     named = result_name(content['experiment_name'], content['domain'], content['crf_iteration'])
@@ -175,15 +178,32 @@ def _check_same(results: Sequence[dict], value_of: Callable[[dict], object], fau
 
 def list_paths() -> list[Path]:
     """Return the JSON files of all results, newest first. Raises UserError if there is none."""
-    paths = sorted(FOLDER.glob('[!.]*.json'), key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    paths = sorted(_all_paths(), key=lambda path: (-path.stat().st_mtime_ns, path.name))
     if not paths:
         raise UserError(f'{FOLDER} contains no results; run evaluate.py first')
     return paths
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder by name, without hidden files; [] if there is none.
+
+    Raises UserError if it may not be read, where Path.glob finds nothing.
+    """
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith('.')]
+    except PermissionError as error:
+        raise UserError(f'{folder}: cannot be read ({error.strerror})') from None
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _all_paths() -> list[Path]:
+    return [path for path in list_folder(FOLDER) if path.suffix == '.json']
+
+
 def of_folder(name: str) -> list[dict]:
     """Return the results of an output folder, on all lists."""
-    paths = sorted(path for path in FOLDER.glob('[!.]*.json') if path.name.startswith(f'{name}@'))
+    paths = (path for path in _all_paths() if path.name.startswith(f'{name}@'))
     return [result for result in map(read, paths) if result['experiment_name'] == name]
 
 
@@ -200,7 +220,7 @@ def find(name: str, skip_damaged: bool = False) -> list[dict]:
             raise UserError(f'{name}: no such file')
         return [read(Path(name))]
     name = name.removesuffix('.json')
-    names = sorted(path.stem for path in FOLDER.glob('[!.]*.json'))
+    names = [path.stem for path in _all_paths()]
     pattern = '.*'.join(map(re.escape, name.split('*')))
     found = [other for other in names if re.fullmatch(pattern, other)]
     if not found and '*' not in name and name:

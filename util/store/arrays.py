@@ -107,6 +107,8 @@ def read_arrays(path: Path, *names: str, check: Callable[..., None] | None = Non
             return [_read_array(archive, name) for name in names]
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
+    except PermissionError as error:
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file raises in NumPy

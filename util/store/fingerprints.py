@@ -94,7 +94,7 @@ def check_contents(what: Path | str, old: dict, new: dict, file_name: Callable[[
 
 
 def without(inputs: dict, kind: str) -> dict:
-    """Return inputs by name without those of a kind, such as the images and masks of 'scored '."""
+    """Return inputs by name without a kind of them: 'scored ' is the images and masks that epochs were scored on."""
     return {name: hashes for name, hashes in inputs.items() if not name.startswith(kind)}
 
 
@@ -152,12 +152,15 @@ def read_run(tag: str) -> dict:
 def read_json(path: Path, **expected: object) -> dict:
     """Return the object in a JSON file; {} if there is none, it is damaged, or an entry is not of its expected type.
 
-    The same file is parsed only once: do not change what it returns. Raises UserError for a FIFO or device.
+    The same file is parsed only once: do not change what it returns. Raises UserError for a FIFO, a device, or
+    a file that may not be read.
     """
     check_not_special(path)
     try:
         status = path.stat()
         content = _parse(os.path.abspath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    except PermissionError as error:  # what it says is unknown, not nothing
+        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
     except (OSError, ValueError):
         return {}
     return content if fits(content, Some(expected)) else {}
