@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from core import IGNORE, UserError
+from core import IGNORE, UserError, printable
 from core.data.dataset import Dataset
 from core.data.entries import parse_classes
 from core.data.pixels import Reading
@@ -116,7 +116,10 @@ def open_data(args, path: Path) -> Dataset:
 
 
 def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:
-    """Return the ids of the images that have a label map, with the first list of the data set that has them."""
+    """Return the ids of the images that have a label map, with the first list of the data set that has them.
+
+    Prints how many PNG files of the folder are of no image, unless --ids names the images.
+    """
     lists: dict[str, str] = {}
     for domain in sorted(dataset.lists, key=lambda domain: domain == 'train_aug'):
         for image_id in dataset.ids(domain):
@@ -127,6 +130,11 @@ def choose_images(args, dataset: Dataset, path: Path) -> dict[str, str]:
     found = {image_id: lists[image_id] for image_id in args.ids or lists if (path / f'{image_id}.png').is_file()}
     if not found:
         raise UserError(f'{path}: has no label map of an image of the data set "{dataset.name}": check --dataset')
+    named = {f'{image_id}{ending}' for image_id in lists for ending in ('.png', '_overlay.png')}
+    others = sorted(file.name for file in path.iterdir() if file.suffix.lower() == '.png' and file.name not in named)
+    if others and not args.ids:
+        first = ', '.join(map(printable, others[:3])) + (', ...' if len(others) > 3 else '')
+        print(f'left out: {len(others)} PNG files of no image of the data set ({first})', file=sys.stderr)
     return found
 
 

@@ -55,6 +55,17 @@ def test_coco_as_pycocotools_reads_it(photographs, capsys):
     assert '60 ignored pixels (255) became background (--keep_ignored keeps them)' in printed
 
 
+def test_masks_of_no_image_are_counted(photographs, capsys):
+    run_export('coco')
+    assert 'left out' not in capsys.readouterr().err
+    for name in ('rex2.png', 'TOM.PNG', f'{REX}_overlay.png', '.hidden.txt'):
+        Path('masks', name).write_bytes(Path(f'masks/{REX}.png').read_bytes())
+    run_export('coco', out='again')
+    assert 'left out: 2 PNG files of no image of the data set (TOM.PNG, rex2.png)\n' in capsys.readouterr().err
+    run_export('coco', '--ids', REX, out='one')
+    assert 'left out' not in capsys.readouterr().err
+
+
 def test_polygons_of_coco_fill_holes_and_say_so(photographs, capsys):
     coco = COCO(run_export('coco', '--shapes', 'polygons') / 'annotations.json')
     assert '1 of 7 objects have holes, which these polygons fill: --shapes masks keeps them' in capsys.readouterr().err
