@@ -50,7 +50,8 @@ def read_sheet(path: Path, keys: tuple[str, ...]) -> Sheet:
 
 def _decode(path: Path, content: bytes) -> str:
     """Return a text in UTF-8. Raises UserError naming the encoding that it seems to have instead."""
-    if content[:2] in (b'\xff\xfe', b'\xfe\xff') or b'\0' in content[:200]:
+    start = content[:200]
+    if start[:2] in (b'\xff\xfe', b'\xfe\xff') or 4 * start.count(0) > len(start):
         what = 'UTF-16 ("Unicode text" of a spreadsheet)'
     else:
         try:

@@ -170,6 +170,11 @@ def test_other_encodings_are_named(tmp_path, encoding, what):
         open_dataset(tmp_path / 'labels.csv', tmp_path)
 
 
+def test_a_zero_byte_is_not_another_encoding(tmp_path):
+    with pytest.raises(UserError, match='line 3: .*x00.* contains control characters'):
+        open_text(tmp_path, 'image,classes\na.jpg,dog\nb.jpg,c\0at\n')
+
+
 def test_commas_in_names_are_warned_of_unless_confirmed(tmp_path):
     rows = 'image,classes\na.jpg,"dog, cat"\nb.jpg,cat\n'
     with pytest.warns(DataWarning, match="'dog, cat' is a single class: join classes by ';', or confirm the name"):
