@@ -1,6 +1,7 @@
 """The files of a training run, claimed by one process, and its checkpoint, rejected if it belongs to another run."""
 
 import shutil
+from collections.abc import Collection
 from contextlib import ExitStack
 
 from core import UserError
@@ -19,16 +20,22 @@ from util.training.models import save_torch
 RESUMED = {'fingerprint': Some({'max_epoch': int}), 'contents': HASHES, 'iteration': int, 'unscored': bool}
 
 
-def scored_hashes(scored: ImageDataset | None, tagged: ImageDataset | None) -> dict[str, dict[str, str]]:
-    """Return the hashes of what epochs are scored on, masks and image-level labels, by name and image id."""
+def scored_hashes(
+    trained: Collection[str], scored: ImageDataset | None, tagged: ImageDataset | None
+) -> dict[str, dict[str, str]]:
+    """Return the hashes of what epochs are scored on, masks and image-level labels, by name and image id.
+
+    Labels of images that are `trained` on are inputs already.
+    """
     hashes = {}
     if scored:
         paths = {image_id: scored.dataset.mask_path(image_id) for image_id in scored.ids}
         hashes['scored masks'] = mask_hashes(paths, scored.dataset.mask_values)
         hashes['scored images'] = file_hashes({i: scored.dataset.image_path(i) for i in scored.ids})
     if tagged:
-        hashes['validation labels'] = label_hashes(dict(zip(tagged.ids, tagged.labels, strict=True)))
-        hashes['validation images'] = file_hashes({i: tagged.dataset.image_path(i) for i in tagged.ids})
+        labels = {i: label for i, label in zip(tagged.ids, tagged.labels, strict=True) if i not in trained}
+        hashes['validation labels'] = label_hashes(labels)
+        hashes['validation images'] = file_hashes({i: tagged.dataset.image_path(i) for i in labels})
     return hashes
 
 

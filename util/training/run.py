@@ -94,7 +94,8 @@ class Run:
         self.models = BestAndLast(tag, select)
         self.scaler = GradScaler(network.device.type, enabled=network.precision == 'fp16')  # only fp16 needs one
         self.sources = [value for value in inputs.values() if isinstance(value, Folder)]
-        identity = self._identify(record, weights, inputs | scored_hashes(scored, tagged))
+        inputs |= scored_hashes({*loader.dataset.ids}, scored, tagged)
+        identity = self._identify(record, weights, inputs)
         self.files = RunFiles(tag, meta['network'], record, self.dataset, *identity)
 
         self.resumable = {
