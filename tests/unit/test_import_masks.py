@@ -702,6 +702,30 @@ def test_two_entries_of_an_id(photographs, capsys, what):
     assert f'c.json: two entries of "{what}" have the same "id"' in line
 
 
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        ({'category_id': [1]}, '"image_id" and "category_id" of an annotation must be integers or texts'),
+        ({'image_id': {}}, '"image_id" and "category_id" of an annotation must be integers or texts'),
+        ({'segmentation': 5}, '"segmentation" must be a list of polygons, or RLE'),
+    ],
+)
+def test_coco_of_other_types(photographs, capsys, change, said):
+    source = coco(('holiday/rex.jpg', (H, W), 1, SQUARE))
+    content = json.loads(source.read_text())
+    content['annotations'][0] |= change
+    line, before = fault(save_json('c.json', content), capsys)
+    assert said in '\n'.join([line, *before])
+
+
+def test_classes_of_one_colour(photographs, capsys):
+    """Their objects could not be told apart."""
+    run_export('cvat')
+    Path('out/labelmap.txt').write_text('background:0,0,0::\ncat:250,50,83::\ndog:250,50,83::\n')
+    line, _ = fault('out', capsys)
+    assert "labelmap.txt: 'cat' and 'dog' have the same colour 250,50,83" in line
+
+
 def test_a_table_that_cannot_be_written_leaves_nothing(photographs, capsys, monkeypatch):
     def fail(path, content):
         raise OSError(errno.ENOSPC, 'No space left on device', str(path))

@@ -72,6 +72,8 @@ def read_file(path: Path, content: dict) -> list[Found]:
         raise ValueError('a category lacks its "name"')
     annotations: dict = {}
     for annotation in content['annotations']:
+        if not fits(annotation, {'image_id': (int, str), 'category_id': (int, str)}):
+            raise ValueError('"image_id" and "category_id" of an annotation must be integers or texts')
         annotations.setdefault(annotation.get('image_id'), []).append(annotation)
     found = []
     for image in content['images']:
@@ -97,6 +99,8 @@ def _load(height, width, entries, names, size, _image):
             check_size(tuple(map(int, rle['size'])), size)
             shapes.append(Shape(label, rle))
             continue
+        if not isinstance(shape, list | None):
+            raise ValueError('"segmentation" must be a list of polygons, or RLE')
         polygons = read_polygons(shape or [])
         box = None if entry.get('bbox') is None else Box(read_box(entry['bbox']))
         shapes.append(Shape(label, Polygons(polygons) if polygons else box))

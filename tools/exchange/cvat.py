@@ -101,7 +101,9 @@ def _read_labels(path):
         if not re.fullmatch(r'\s*\d{1,3}\s*(,\s*\d{1,3}\s*){2}', colour) or max(map(int, colour.split(','))) > 255:
             raise ValueError(f'{path.name}: {colour[:40]!r} is not a colour r,g,b')
         red, green, blue = map(int, colour.split(','))
-        colours.setdefault(red << 16 | green << 8 | blue, name.strip())
+        other = colours.setdefault(red << 16 | green << 8 | blue, name.strip())
+        if other != name.strip():
+            raise ValueError(f'{path.name}: {other[:40]!r} and {name.strip()[:40]!r} have the same colour {colour}')
     if not colours:
         raise ValueError(f'{path.name}: names no class')
     return colours
