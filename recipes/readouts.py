@@ -208,17 +208,19 @@ def follow(args, names, seed):
     commands = []
     # The mean of both read-outs needs no third pass through the network.
     both = [names._replace(read_out=read_out) for read_out in READ_OUTS[:2]]
-    for domain in setting.domains:
+    # AffinityNet and DeepLabv3+ learn from train_aug; its folders are the folders of train.
+    lists = {domain: 'train_aug' if domain == 'train' and last else domain for domain in setting.domains}
+    for domain, made_for in lists.items():
         if names.read_out == 'truth':
-            commands += [['-m', 'recipes.truth', *common, '--tag', names.classifier, '--domain', domain]]
+            commands += [['-m', 'recipes.truth', *common, '--tag', names.classifier, '--domain', made_for]]
             commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
             continue
-        infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', domain]
+        infer = ['inference_classification.py', *common, '--tag', names.classifier, '--domain', made_for]
         infer += ['--scales', setting.scales]
         for made in both if names.read_out == 'mean' else [names]:
             commands += [[*infer, '--cam', made.read_out]]
         if names.read_out == 'mean':
-            average = ['-m', 'tools.average_cams', *common, '--tag', names.classifier, '--domain', domain]
+            average = ['-m', 'tools.average_cams', *common, '--tag', names.classifier, '--domain', made_for]
             commands += [[*average, '--cam_dirs', *(made.cams(domain) for made in both)]]
         commands += score(args, names.cams(domain), domain, '--max_th', '0.8')
     if last == 0:
@@ -236,13 +238,13 @@ def follow(args, names, seed):
         [*labels, '--fg_threshold', foreground, '--bg_threshold', background],
         [*affinity, '--label_name', f'{cams}@aff_fg={foreground}_bg={background}', '--tag', names.affinity],
     ]
-    for domain in setting.domains:
+    for domain, made_for in lists.items():
         walk = ['inference_rw.py', *common, '--model_name', names.affinity, '--cam_dir', names.cams(domain)]
         walk += ['--variant', names.read_out] if names.shared else []
-        commands += [[*walk, '--image_size', setting.walk_size, '--domain', domain]]
+        commands += [[*walk, '--image_size', setting.walk_size, '--domain', made_for]]
         commands += score(args, names.walks(domain), domain, '--max_th', '0.8')
         if last > 1:
-            make = ['make_pseudo_labels.py', *common, '--experiment_name', names.walks(domain), '--domain', domain]
+            make = ['make_pseudo_labels.py', *common, '--experiment_name', names.walks(domain), '--domain', made_for]
             commands += [[*make, '--threshold', threshold], *score(args, f'{names.walks(domain)}@crf=1', domain)]
     if last > 2:
         tag = ['--tag', f'{names.chain}@seg']

@@ -24,7 +24,7 @@ def dry_run(capsys, *flags: str) -> list[list[str]]:
     'on, edges', [*((on, 'own') for on in readouts.SETTINGS), ('photographs', 'published'), ('photographs', 'truth')]
 )
 def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, capsys, on, edges):
-    written, models, scored = set(), set(), set()
+    written, models, scored = {}, set(), set()  # written: the list of each folder
     cams = [*READ_OUTS, *(['truth'] if edges == 'truth' else [])]
     line = ['--on', on, '--until', 'predictions', '--seeds', '4', '--edges', edges, '--cam', *cams]
     for first, *words in dry_run(capsys, *line):
@@ -33,17 +33,19 @@ def test_every_command_is_accepted_and_reads_what_an_earlier_one_writes(in_tmp, 
         options = vars(args)
         for option in ('cam_dir', 'experiment_name', 'label_name'):
             assert options.get(option) in {None, *written}
+            if options.get(option) and options.get('domain', 'train_aug') == 'train_aug':
+                assert written[options[option]] == 'train_aug', 'train may be only a part of it'
         if name.startswith('train_'):
             models.add(args.tag)
         kind = next((kind for kind in formats.FORMATS.values() if kind.script == first), None)
         if name == 'tools.average_cams':
-            assert {*args.cam_dirs} <= written
+            assert {*args.cam_dirs} <= written.keys()
             kind = average_cams.MEAN
         kind = truth.TRUTH if name == 'recipes.truth' else kind
         if kind:
             assert {options.get('tag'), options.get('model_name')} & models or name.startswith('make_')
             defaults = {action.dest: action.default for action in args.declared}
-            written.add(formats.folder_name(kind, options, defaults))
+            written[formats.folder_name(kind, options, defaults)] = options['domain']
         if name == 'evaluate':
             scored.add(f'{args.experiment_name}@{args.domain}')
         if name == 'tools.summarize':
