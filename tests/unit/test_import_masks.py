@@ -718,6 +718,14 @@ def test_coco_of_other_types(photographs, capsys, change, said):
     assert said in '\n'.join([line, *before])
 
 
+def test_objects_outside_the_image_are_a_problem(photographs, capsys):
+    """Such as GeoJSON in degrees of a picture in metres: not a picture without objects."""
+    outside = [[500, 500, 600, 500, 600, 600]]
+    source = coco(('holiday/rex.jpg', (H, W), 1, outside), ('empty.jpg', (16, 16), 3, SQUARE), categories=NAMES)
+    _, before = fault(source, capsys)
+    assert before == ['c.json: image 0: none of its objects covers a pixel of the image: check their coordinates']
+
+
 def test_classes_of_one_colour(photographs, capsys):
     """Their objects could not be told apart."""
     run_export('cvat')

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from core.data.files import fits
+from core.data.files import Some, fits
 from tools.exchange.objects import Picture
 from tools.exchange.reading import Box, Content, Found, Polygons, Shape, check_size, read_size
 from tools.exchange.shapes import read_box, read_polygons, read_rle
@@ -72,7 +72,7 @@ def read_file(path: Path, content: dict) -> list[Found]:
         raise ValueError('a category lacks its "name"')
     annotations: dict = {}
     for annotation in content['annotations']:
-        if not fits(annotation, {'image_id': (int, str), 'category_id': (int, str)}):
+        if not fits(annotation, Some({'image_id': (int, str), 'category_id': (int, str)})):
             raise ValueError('"image_id" and "category_id" of an annotation must be integers or texts')
         annotations.setdefault(annotation.get('image_id'), []).append(annotation)
     found = []

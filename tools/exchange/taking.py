@@ -76,6 +76,8 @@ def take_mask(image_id, matched, dataset, classes, out, before, keep_empty, chan
             labels = (shape.label for shape, index in zip(content.shapes, indices, strict=True) if index is None)
             return Result(unknown=tuple(labels))
         label = compose(content, indices, size)
+        if any(indices) and not label.any():
+            raise ValueError('none of its objects covers a pixel of the image: check their coordinates')
         if not dataset.has_background:  # what is in no object, nobody has labelled
             label[label == 0] = IGNORE
         old = read_before(dataset, image_id, before, size)
