@@ -31,6 +31,7 @@ from core.metrics import ERROR_SHARES
 from tools.reporting import charts, find, gallery, panels, provenance, tables
 from tools.reporting.entries import (
     add_recorded_data,
+    check_classes,
     find_entries,
     name_entries,
     open_photographs,
@@ -185,6 +186,8 @@ def main(args):
         dataset = open_photographs(entries)
     else:
         dataset = open_recorded(args, entries[0].folder, *records)
+        for entry in entries:
+            check_classes(dataset, entry.path, read_args(entry.path) or entry.scores.get('made_with') or {})
     entries = name_entries([entry.on_list_of(dataset) for entry in entries])
     counts, two_fold = (
         [find.read_counts(entry.result, of_folds) if entry.result else None for entry in entries]

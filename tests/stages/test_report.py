@@ -20,6 +20,7 @@ from tools.reporting.entries import find_entries
 from tools.reporting.gallery import choose_ids
 from tools.reporting.provenance import read_run
 from util import script
+from util.store.files import write_json
 from util.store.formats import PREDICTIONS
 from util.training.models import save_model
 
@@ -97,6 +98,24 @@ def test_only_a_page_of_this_program_is_replaced(here, tmp_path):
     out.write_text('<!doctype html>\n<html lang="en">\n<title>notes</title>')
     with pytest.raises(UserError, match='--out .*r.html: exists, and this program has not written it: remove it or'):
         make_page(out, LABELS)
+
+
+@pytest.mark.parametrize('is_deleted', [False, True])
+@pytest.mark.parametrize('change', [lambda names: names[::-1], lambda names: [*names, 'zebra']])
+def test_outputs_of_other_classes_are_refused(here, in_tmp, change, is_deleted):
+    """One class's IoU would stand under the name of another one."""
+    shutil.copytree(here / 'experiments', 'experiments')
+    (result,) = find.of_folder(CAM)
+    made_with, options = result['made_with'], result['made_with']['options']
+    content = json.loads(Path(options['dataset']).read_text())
+    made_with['fingerprint'] = {'classes': content['classes']}
+    write_json(PREDICTIONS / CAM / 'args.json', {**made_with, 'format': 'CAM'})
+    write_json(result['path'], {**json.loads(result['path'].read_text()), 'made_with': made_with})
+    if is_deleted:
+        shutil.rmtree(PREDICTIONS / CAM)
+    Path('other.json').write_text(json.dumps({**content, 'classes': change(content['classes'])}))
+    with pytest.raises(UserError, match=f'{CAM}: its labels are of .*: pass the data set that it was made with'):
+        make_page(in_tmp / 'r.html', CAM, '--dataset', 'other.json', '--data_dir', options['data_dir'])
 
 
 def test_label_maps_alone_have_no_best_threshold(here, tmp_path):
