@@ -45,6 +45,9 @@ def parse_args(argv=None):
     for row in args.rows:
         if len(row) != 2 or not all(row):
             parser.error(f'{" | ".join(row)!r} is not TITLE | TAG')
+    titles = [title for title, _ in args.rows]
+    if len({*titles}) < len(titles):
+        parser.error(f'two rows are called {max(titles, key=titles.count)!r}')
     return args
 
 
@@ -65,6 +68,15 @@ def read_runs(tag):
     settings = {name: provenance.common_settings(content.get('fingerprint', {})) for name, content in contents.items()}
     provenance.check_equal(settings)
     return contents
+
+
+def check_masks(rows):
+    """Raise UserError naming two runs of any rows whose CAMs were scored on different masks."""
+    masks = [(tag, run.get('inputs', {}).get('scored masks')) for runs in rows.values() for tag, run in runs.items()]
+    (first, expected), *others = masks
+    other = next((tag for tag, found in others if found != expected), None)
+    if other:
+        raise UserError(f'{first} and {other} cannot be in one table: their CAMs were scored on different masks')
 
 
 # At equal classification loss ---------------------------------------------------------------------------------------
@@ -147,6 +159,7 @@ def plan_tables(rows, scales):
 
 def main(args):
     rows = {title: read_runs(tag) for title, tag in args.rows}
+    check_masks(rows)
     print(tabulate(tabulate_levels(rows, args.levels), 'firstrow', tablefmt='pipe', disable_numparse=True))
     if args.scales:
         scales = args.scales.split(',')

@@ -49,6 +49,18 @@ def test_scores_at_equal_loss(in_tmp, capsys):
     }
 
 
+def test_rows_that_cannot_be_compared(in_tmp, capsys):
+    for tag, masks in (('a', {'x': '11'}), ('b', {'x': '22'})):
+        write_run(tag, [10, 20, 30])
+        path = Path(f'experiments/data/{tag}.json')
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'inputs': {'scored masks': masks}}))
+    with pytest.raises(UserError, match='a and b cannot be in one table: their CAMs were scored on different masks'):
+        run(['one | a', 'two | b'], capsys)
+    with pytest.raises(SystemExit):
+        terms.parse_args(['one | a', 'one | b'])
+    assert "two rows are called 'one'" in capsys.readouterr().err
+
+
 def test_the_first_time_a_level_is_reached_counts():
     assert terms.score_at([0.4, 0.2, 0.3, 0.1], [10, 20, 90, 40], 0.25) == pytest.approx(17.5)
     assert terms.score_at([0.4, 0.4], [10, 20], 0.4) == 10
