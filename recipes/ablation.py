@@ -98,7 +98,7 @@ def parse_args(argv=None):
     rates = 'learning rates of stage 1 to choose from for each row, by the masks of train (default: one for all)'
     run.add_argument('--rates', nargs='+', type=flags.real(0), metavar='RATE', help=rates)
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
-    name = 'first part of every tag (default: ablation for drawn, photographs for photographs)'
+    name = 'first part of every tag (default: ablation, or ablation_photographs)'
     run.add_argument('--name', type=flags.folder_name, help=name)
     run.add_argument('--more', type=more_flags, default='', help="further flags of stage 1: --more='--mode fix'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
@@ -142,7 +142,7 @@ def photographs_setting(args):
     sizes = '--image_size 256 --min_image_size 224 --max_image_size 384'
     epochs = 8
     return Setting(
-        name=args.name or 'photographs',
+        name=args.name or 'ablation_photographs',
         architecture=args.architecture or 'mobilenet_v2',
         scales=args.scales or '0.5,1.0',
         epochs=epochs,

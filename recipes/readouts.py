@@ -23,12 +23,13 @@ with tiles, the CAMs of a read-out and list 3 minutes, a walk of a list 4 minute
 """
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import train_classification_with_puzzle as stage1
 from core.cam import READ_OUTS
-from recipes.runner import DRAWN, draw_command, draw_scenes, execute_every_run, execute_summaries, more_flags
+from recipes.runner import CHOSEN, DRAWN, draw_command, draw_scenes, execute_every_run, execute_summaries, more_flags
 from util import flags, script
 from util.store import formats
 
@@ -159,13 +160,15 @@ def parse_args(argv=None):
     run.add_argument('--seeds', nargs='+', type=flags.integer(0), default=[0, 1, 2], help='random seeds')
     run.add_argument('--jobs', type=flags.integer(1), default=2, help='runs at once, a core each')
     run.add_argument('--name', type=flags.folder_name, help='first part of every tag (default: photographs or drawn)')
-    run.add_argument('--more', type=more_flags, default='', help="further flags of stage 1: --more='--max_epoch 24'")
+    more = partial(more_flags, chosen=(*CHOSEN, '--dataset', '--data_dir'))  # the data of all stages are the same
+    run.add_argument('--more', type=more, default='', help="further flags of stage 1: --more='--max_epoch 24'")
     run.add_argument('--dry_run', action='store_true', help='print the commands instead of running them')
     args = parser.parse_args(argv)
     if args.edges not in ('own', *args.cam):
         parser.error(f'--edges {args.edges}: also needs {args.edges} in --cam')
     if args.on == 'photographs' and not (args.data_dir and args.weights):
         parser.error('--on photographs: also needs --data_dir (a VOC root) and --weights (an ImageNet file)')
+    args.losses, args.cam = list(dict.fromkeys(args.losses)), list(dict.fromkeys(args.cam))
     setting = SETTINGS[args.on]
     args.name, args.data_dir = args.name or args.on, args.data_dir or DRAWN
     args.architecture, args.weights = args.architecture or setting.architecture, args.weights or 'none'

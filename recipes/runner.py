@@ -18,12 +18,15 @@ DRAWN = 'experiments/demo'
 CHOSEN = ('--seed', '--tag', '--loss_option')
 
 
-def more_flags(text):
+def more_flags(text, chosen=CHOSEN):
     """Flags of stage 1 in one text, without those that the recipe chooses."""
-    words = shlex.split(text)
-    chosen = next((word for word in words if word.partition('=')[0] in CHOSEN), None)
-    if chosen:
-        raise argparse.ArgumentTypeError(f'{chosen} is chosen by the recipe')
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r}: {error}') from None
+    taken = next((word for word in words if word.partition('=')[0] in chosen), None)
+    if taken:
+        raise argparse.ArgumentTypeError(f'{taken} is chosen by the recipe')
     return words
 
 

@@ -86,6 +86,9 @@ def test_differences_are_to_the_first_loss_and_the_first_read_out(in_tmp, capsys
     [
         ('--losses cl_re', '--losses'),
         ("--more='--max_epoh 3'", '--max_epoh'),
+        ("--more='--dataset other.json'", 'argument --more: --dataset is chosen by the recipe'),
+        ("--more='--data_dir=x'", 'argument --more: --data_dir=x is chosen by the recipe'),
+        ("--more '--tag \"x'", "argument --more: '--tag \"x': No closing quotation"),
         ('--edges published --cam mean', '--edges published: also needs published in --cam'),
         ('--edges truth', '--edges truth: also needs truth in --cam'),
     ],

@@ -5,6 +5,7 @@ recipes/gradients.py, precision.py and rounding.py are tested in test_chain_reci
 
 import importlib
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -120,10 +121,10 @@ def test_photographs(in_tmp, capsys):
         '--select last --seed 3 --tag'
     )
     train = ['python3', 'train_classification_with_puzzle.py', *data, *recipe.split()]
-    assert words[0] == [*train, 'photographs@cl@seed=3', '--loss_option', 'cl']
+    assert words[0] == [*train, 'ablation_photographs@cl@seed=3', '--loss_option', 'cl']
     other = '--loss_option cl --dataset experiments/photographs/both.json --max_epoch 4'
-    assert words[12] == [*train, 'photographs@images=632_cl@seed=3', *other.split()]
-    assert words[14][-1] == 'photographs@images=632_cl@seed=3@train@scale=0.5,1.0'
+    assert words[12] == [*train, 'ablation_photographs@images=632_cl@seed=3', *other.split()]
+    assert words[14][-1] == 'ablation_photographs@images=632_cl@seed=3@train@scale=0.5,1.0'
     assert len(words) == 6 * 3 + 2 + 1
 
 
@@ -282,6 +283,14 @@ def test_what_a_recipe_chooses_is_no_further_flag(recipe, more, capsys):
         recipe.parse_args(['--on', 'drawn', f'--more={more}'])
     flag = next(flag for flag in runner.CHOSEN if flag in more)
     assert f'argument --more: {flag}' in capsys.readouterr().err
+
+
+def test_recipes_do_not_share_the_tags_of_their_runs(capsys):
+    tags = []
+    for recipe in (ablation, readouts):
+        recipe.main(recipe.parse_args('--on photographs --data_dir voc --weights w.pth --dry_run'.split()))
+        tags.append(set(re.findall(r'--tag (\S+)', capsys.readouterr().out)))
+    assert tags[0] and tags[1] and tags[0].isdisjoint(tags[1])
 
 
 STOPPED = """
