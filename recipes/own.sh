@@ -24,17 +24,18 @@ CSV=$(realpath "$CSV") || exit; D=$(realpath "$D") || exit
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
 # Files of a folder, or lines of a CSV for any line ending. A line of classes, which an import adds, changes no epochs.
-PHOTOGRAPHS=$(if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV" | grep -v '^"*#'; fi | grep -c .) || PHOTOGRAPHS=1
+PHOTOGRAPHS=$(exec 2> /dev/null  # errors of the data set are shown below
+    if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV" | grep -v '^"*#'; fi | grep -c .) || PHOTOGRAPHS=1
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")
 TRAIN=("${DATA[@]}" --architecture "$NET" --weights "$W" --batch_size 16 --momentum 0.9 $SIZES --max_epoch "$EPOCHS" $OVERWRITE)
 CAM=$NAME@train@scale=0.5,1.0,1.5,2.0
 STEPS=$([ -z "${DEEPLAB:-}" ] && echo 6 || echo 9)
-MASKS=$([ -d "$CSV" ] || grep -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # in the header, after a line of classes
+MASKS=$([ -d "$CSV" ] || grep -s -m 1 -v '^#' "$CSV" | grep -iw mask) || MASKS=  # in the header, after a line of classes
 # 1 if the data set has no background: its classes compete with one another instead of with a threshold.
 COVERED=$(python -c 'import sys; from core.data.dataset import open_dataset as o; print("" if o(*sys.argv[1:]).has_background else 1)' \
-    "$CSV" "$D" 2>/dev/null) || COVERED=  # errors of the data set are shown below
+    "$CSV" "$D" 2>/dev/null) || COVERED=
 if [ -n "$COVERED" ]; then  # the settings that have been tried without a background
     MASKS='' LABELS=$CAM@aff_fg=0.40 READ_OUT=published WALKED=$CAM BETA=20
 else

@@ -31,6 +31,7 @@ case $TABLE in
     3) NETS=${NETS:-resnest101 resnest269} LOSSES=${LOSSES:-cl_pcl_re} SEEDS=${SEEDS:-0} UNTIL=prediction ;;
     *) echo 'usage: bash recipes/voc.sh 1|2|3 (Table 1, 2 or 3 of the paper)' >&2 && exit 2 ;;
 esac
+HAS_DRY_RUN=1
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 D=${D:-../VOCdevkit/VOC2012} DATASET=${DATASET:-data/voc2012.json} DOMAIN=${DOMAIN:-train_aug} NAME=${NAME:-voc}
 W=${W:-imagenet} SCALES=${SCALES:-0.5,1.0,1.5,2.0} GPUS=${GPUS:-1} CPUS=${CPUS:-8} TFLOPS=${TFLOPS:-10}

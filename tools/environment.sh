@@ -1,10 +1,15 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
 # (requirements-crf.txt), and puts .venv on the PATH. Installed packages are not changed. Then, with STEPS set,
-# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN set nothing is installed.
+# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN, which needs HAS_DRY_RUN,
+# nothing is installed.
 # A script that gets a signal ends the stage that runs, and waits for it: a trainer saves first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -z "${DRY_RUN:-}" ] || return 0
+if [ -n "${DRY_RUN:-}" ]; then
+    [ -z "${HAS_DRY_RUN:-}" ] || return 0
+    echo "DRY_RUN: $0 cannot print its commands: leave the variable out" >&2
+    exit 1
+fi
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
     echo "$("$PYTHON" --version) is too old: Python 3.10 or newer is needed (PYTHON=/path/to/python3 chooses one)" >&2

@@ -21,6 +21,7 @@
 # The flags of the stages are the paper's. Paths are relative to the top of the repository. All nodes must see this folder,
 # .venv and the images. When the chain is submitted again, finished steps report so and exit. What the jobs print is in
 # experiments/slurm/.
+HAS_DRY_RUN=1
 source "$(dirname "$0")/../../tools/environment.sh" requirements.txt
 : "${D:?the folder of the data set}"
 DATASET=${DATASET:-data/voc2012.json} DOMAIN=${DOMAIN:-train_aug} NAME=${NAME:-VOC} NET=${NET:-resnest101} W=${W:-imagenet}

@@ -99,6 +99,13 @@ def test_without_a_compiler_all_but_the_crf_is_installed(root):
     assert not (root.parent / 'has_crf').exists()
 
 
+def make_environment(root):
+    """Let the environment be there, with the stand-in for Python."""
+    (root / '.venv/bin').mkdir(parents=True)
+    shutil.copy(root.parent / 'bin' / 'python', root / '.venv/bin/python')
+    (root.parent / 'has_crf').touch()
+
+
 @pytest.mark.parametrize(
     'command, steps, variables',
     [
@@ -108,14 +115,26 @@ def test_without_a_compiler_all_but_the_crf_is_installed(root):
     ],
 )
 def test_steps_are_numbered(root, command, steps, variables):
-    (root / '.venv/bin').mkdir(parents=True)
-    shutil.copy(root.parent / 'bin' / 'python', root / '.venv/bin/python')
-    (root.parent / 'has_crf').touch()
+    make_environment(root)
     (root / 'labels.csv').write_text('image,classes\na.jpg,dog\n')
     ended = run(root, command, CSV='labels.csv', D='.', **variables)
     assert ended.returncode == 0, ended.stderr
     headings = re.findall(r'^== step (\d+) of (\d+), \d+:\d\d so far: \S', ended.stdout, re.MULTILINE)
     assert headings == [(str(i), str(steps)) for i in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize('command', ['tools/quickstart.sh', 'recipes/own.sh'])
+def test_a_script_without_a_dry_run_says_so(root, command):
+    ended = run(root, f'bash {command}', CSV='.', D='.', DRY_RUN='1')
+    line = f'DRY_RUN: {command} cannot print its commands: leave the variable out\n'
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, '', line)
+
+
+def test_a_missing_data_set_is_left_to_the_first_stage(root):
+    """The script itself also reads the CSV, to count its photographs: its shell says nothing."""
+    make_environment(root)
+    ended = run(root, 'bash recipes/own.sh', CSV='nowhere.csv', D='.')
+    assert 'nowhere' not in ended.stderr
 
 
 @pytest.mark.parametrize('given', [{}, {'CSV': '', 'D': '.'}, {'CSV': 'labels.csv'}])
