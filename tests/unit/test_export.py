@@ -13,9 +13,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from core import UserError
 from core.data import voc
 from support import fault_of
-from support.labelling import EMPTY, FILES, NAMES, REX, SIZES, TOM, label_maps, make_photographs, run_export
+from support.labelling import EMPTY, FILES, NAMES, REX, SIZES, TOM, label_maps, make_photographs, run_export, run_import
 from tools import export
 from tools.exchange import georeference
 from util.store.arrays import write_npz
@@ -245,6 +246,21 @@ def test_geojson_of_a_geotiff(on_the_ground):
     assert content['crs']['properties']['name'] == 'urn:ogc:def:crs:EPSG::32633'
     (ring,) = content['features'][0]['geometry']['coordinates']
     assert sorted(map(tuple, ring[:-1])) == [(1005, 1996), (1005, 1998), (1010, 1996), (1010, 1998)]
+
+
+@pytest.mark.parametrize('name', ['urn:ogc:def:crs:OGC:1.3:CRS84', 'urn:ogc:def:crs:EPSG::4326', 'EPSG:4326'])
+def test_geojson_of_another_reference_system_is_a_problem(on_the_ground, capsys, name):
+    """As QGIS saves it, in degrees: the objects would lie elsewhere, or nowhere."""
+    path = run_export('geojson') / 'map.geojson'
+    assert set(np.unique(run_import('out')['map'])) == {0, 1}
+    content = json.loads(path.read_text())
+    content['crs']['properties']['name'] = name
+    path.write_text(json.dumps(content))
+    Path('labels_imported.csv').unlink()
+    with pytest.raises(UserError):
+        run_import('out', '--out', 'other.csv')
+    line = 'out/map.geojson: its coordinates are in EPSG:4326, the image in EPSG:32633: save it in the latter'
+    assert line in capsys.readouterr().err
 
 
 def test_geotiff_of_a_geotiff(on_the_ground):

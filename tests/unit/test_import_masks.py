@@ -734,6 +734,21 @@ def test_classes_of_one_colour(photographs, capsys):
     assert "labelmap.txt: 'cat' and 'dog' have the same colour 250,50,83" in line
 
 
+@pytest.mark.parametrize(
+    'kind, name, old, new, line',
+    [
+        ('cvat', 'labelmap.txt', 'dog:', 'cat:', "labelmap.txt: names 'cat' twice"),
+        ('png', 'classes.txt', 'dog', 'cat', "classes.txt: names 'cat' twice"),
+        ('yolo', 'data.yaml', 'dog', 'cat', "data.yaml: names 'cat' twice"),
+    ],
+)
+def test_a_class_that_is_named_twice(photographs, capsys, kind, name, old, new, line):
+    """The objects of one of the two would have the other's class."""
+    path = run_export(kind) / name
+    path.write_text(path.read_text().replace(old, new))
+    assert line in fault('out', capsys)[0]
+
+
 def test_a_table_that_cannot_be_written_leaves_nothing(photographs, capsys, monkeypatch):
     def fail(path, content):
         raise OSError(errno.ENOSPC, 'No space left on device', str(path))

@@ -15,6 +15,16 @@ def images(in_tmp) -> Images:
     return Images(dataset, dataset.ids('train'))
 
 
+def images_in(folder, *names: str) -> Images:
+    """Return the images of photos/ with copies of one of them under more names."""
+    for name in names:
+        path = folder / 'photos' / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((folder / 'photos/empty.jpg').read_bytes())
+    dataset = open_photographs(folder / 'photos', ('cat',))
+    return Images(dataset, dataset.ids('train'))
+
+
 @pytest.mark.parametrize(
     'name, image_id',
     [
@@ -42,31 +52,36 @@ def images(in_tmp) -> Images:
     ],
 )
 def test_names_of_images(images, name, image_id):
-    assert images.find(name) == image_id
+    assert images.find_all([name]) == [image_id]
 
 
 @pytest.mark.parametrize('name', ['', '/', '..', 'bob.jpg', 'x-rex.jpg', 'rex.jpg/x', 'ex.jpg', 'tom', '\0', '?d=rex'])
 def test_names_of_nothing(images, name):
-    with pytest.raises(ValueError, match='is not an image of the data set'):
-        images.find(name)
+    (error,) = images.find_all([name])
+    assert 'is not an image of the data set' in str(error)
 
 
 def test_names_that_are_several_images_need_their_folder(images, in_tmp):
-    for folder in ('a', 'b'):
-        (in_tmp / 'photos' / folder).mkdir()
-        (in_tmp / 'photos' / folder / 'same.jpg').write_bytes((in_tmp / 'photos/empty.jpg').read_bytes())
-    dataset = open_photographs(in_tmp / 'photos', ('cat',))
-    several = Images(dataset, dataset.ids('train'))
-    assert several.find('x/a/same.jpg') == 'a__same'
-    with pytest.raises(ValueError, match="'same.jpg' may be a/same.jpg and b/same.jpg: their names must differ"):
-        several.find('same.jpg')
+    several = images_in(in_tmp, 'a/same.jpg', 'b/same.jpg')
+    found, error = several.find_all(['x/a/same.jpg', 'same.jpg'])
+    assert found == 'a__same'
+    assert str(error) == "'same.jpg' may be a/same.jpg and b/same.jpg: their names must differ"
+
+
+def test_the_end_of_another_path_is_exact_if_that_path_is_there_too(images, in_tmp):
+    """A file of a tool that leaves out folders has no name with a folder."""
+    several = images_in(in_tmp, 'a.jpg', 'sub/a.jpg')
+    assert several.find_all(['a.jpg', 'sub/a.jpg']) == ['a', 'sub__a']
+    assert several.find_all(['sub/a.png', 'a']) == ['sub__a', 'a']
+    for alone in (['a.jpg'], ['a.jpg', 'a.jpg'], ['x/a.jpg', 'sub/a.jpg']):
+        assert 'may be a.jpg and sub/a.jpg' in str(several.find_all(alone)[0])
 
 
 def test_other_forms_of_the_same_characters(in_tmp):
     make_photographs(in_tmp)
     (in_tmp / 'photos/empty.jpg').rename(in_tmp / 'photos/e\u0301t\u00e9.jpg')
     dataset = open_photographs(in_tmp / 'photos', ('cat',))
-    assert name_of(dataset, Images(dataset, dataset.ids('train')).find('\u00e9te\u0301.jpg')).endswith('.jpg')
+    assert name_of(dataset, Images(dataset, dataset.ids('train')).find_all(['\u00e9te\u0301.jpg'])[0]).endswith('.jpg')
 
 
 def test_classes():

@@ -20,7 +20,7 @@ from core.data.files import read_text
 from core.data.images import read_image, read_label_map, sides_in_header
 from tools.exchange.objects import Picture
 from tools.exchange.png import split
-from tools.exchange.reading import Content, Found, Shape, check_pixels, check_size, list_files
+from tools.exchange.reading import Content, Found, Shape, check_names, check_pixels, check_size, list_files
 from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
@@ -93,7 +93,7 @@ def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
 
 def _read_labels(path):
     """Return the names of the classes by colour 0xrrggbb, in order; without colours, VOC's."""
-    colours = {}
+    colours, names = {}, []
     lines = [line.strip() for line in read_text(path).splitlines()]
     for number, line in enumerate(line for line in lines if line and not line.startswith('#')):
         name, colour, *_ = [*line.split(':'), '', '']
@@ -101,11 +101,13 @@ def _read_labels(path):
         if not re.fullmatch(r'\s*\d{1,3}\s*(,\s*\d{1,3}\s*){2}', colour) or max(map(int, colour.split(','))) > 255:
             raise ValueError(f'{path.name}: {colour[:40]!r} is not a colour r,g,b')
         red, green, blue = map(int, colour.split(','))
+        names.append(name.strip())
         other = colours.setdefault(red << 16 | green << 8 | blue, name.strip())
         if other != name.strip():
             raise ValueError(f'{path.name}: {other[:40]!r} and {name.strip()[:40]!r} have the same colour {colour}')
     if not colours:
         raise ValueError(f'{path.name}: names no class')
+    check_names(path.name, names)
     return colours
 
 

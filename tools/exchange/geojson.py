@@ -4,6 +4,7 @@ Coordinates are pixels, x to the right and y down, unless the image is a GeoTIFF
 its reference system, which is named if the GeoTIFF says its EPSG number. Longitude and latitude are not computed.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -59,22 +60,39 @@ def is_content(content: object) -> bool:
 
 
 def read_file(path: Path, content: dict) -> list[Found]:
-    """Return the image of a file: the one that a feature names, otherwise the one that the file is named after."""
+    """Return the image of a file: the one that a feature names, otherwise the one that the file is named after.
+
+    Raises ValueError.
+    """
     features = content.get('features')
     if not fits(features, [dict]):
         raise ValueError('"features" is not a list of features')
     names = {name for feature in features if fits(name := _properties(feature).get('image'), str)}
     if len(names) > 1:
         raise ValueError(f'names {len(names)} images: a file must be of one')
-    return [Found(next(iter(names), path.stem), str(path), partial(_load, features))]
+    return [Found(next(iter(names), path.stem), str(path), partial(_load, features, _epsg(content)))]
 
 
 def _properties(feature):
     return feature['properties'] if isinstance(feature.get('properties'), dict) else {}
 
 
-def _load(features, size, image):
+def _epsg(content):
+    """Return the EPSG number of the reference system that a file names, None if it names none or another one."""
+    named = content.get('crs')
+    name = named.get('properties', {}).get('name') if fits(named, {'properties': {'name': str}}) else ''
+    if name.endswith('CRS84'):
+        return 4326
+    number = re.search(r'EPSG:.*?(\d+)$', name)
+    return int(number[1]) if number else None
+
+
+def _load(features, epsg, size, image):
     reference = georeference.find(image)
+    if reference is not None and reference.epsg and epsg not in (None, reference.epsg):
+        raise ValueError(
+            f'its coordinates are in EPSG:{epsg}, the image in EPSG:{reference.epsg}: save it in the latter'
+        )
     return Content(size, [shape for feature in features for shape in _read_feature(feature, reference)])
 
 

@@ -28,19 +28,36 @@ class Images:
                 for start in range(len(parts)):
                     self.by_name.setdefault('/'.join(parts[start:]), []).append(image_id)
 
-    def find(self, name: str) -> str:
-        """Return the id of the image that a file names. Raises ValueError if there is none, or several."""
+    def find_all(self, names: Iterable[str]) -> list[str | ValueError]:
+        """Return the id of the image that each name of a file means, or the error that there is none, or several.
+
+        A path may be the end of another one: a.jpg, of sub/a.jpg. It is exact if the file names the other one too.
+        """
+        found = [(name, self._candidates(name)) for name in names]
+        certain = {ids[0] for _, ids in found if len(ids) == 1}
+        return [self._choose(name, ids, certain) for name, ids in found]
+
+    def _candidates(self, name):
+        """Return the ids of the images that a name may mean."""
         for parts in _readings(name):
             for start in range(len(parts)):
                 tail = '/'.join(parts[start:])
                 for key in (tail, ENDING.sub('', tail)):
-                    ids = self.by_name.get(key, [])
-                    if len(ids) == 1:
-                        return ids[0]
-                    if ids:
-                        paths = ' and '.join(name_of(self.dataset, image_id) for image_id in ids[:2])
-                        raise ValueError(f'{name!r} may be {paths}: their names must differ')
-        raise ValueError(f'{name!r} is not an image of the data set')
+                    if key in self.by_name:
+                        return self.by_name[key]
+        return []
+
+    def _choose(self, name, ids, certain):
+        if not ids:
+            return ValueError(f'{name!r} is not an image of the data set')
+        left = ids if len(ids) == 1 else [image_id for image_id in ids if image_id not in certain]
+        if len(ids) == 1 or len(left) == 1 and self._is_path(name, left[0]):
+            return left[0]
+        paths = ' and '.join(name_of(self.dataset, image_id) for image_id in ids[:2])
+        return ValueError(f'{name!r} may be {paths}: their names must differ')
+
+    def _is_path(self, name, image_id):
+        return ENDING.sub('', _normal(name)) == ENDING.sub('', _normal(name_of(self.dataset, image_id)))
 
 
 class Classes:

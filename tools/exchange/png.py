@@ -12,7 +12,7 @@ from core import IGNORE
 from core.data.files import read_text
 from core.data.images import read_label_map, sides_in_header
 from tools.exchange.objects import Picture
-from tools.exchange.reading import Content, Found, Shape, check_pixels, check_size, list_files
+from tools.exchange.reading import Content, Found, Shape, check_names, check_pixels, check_size, list_files
 from tools.exchange.writing import BACKGROUND, Export, write_png
 from util.store.files import write_bytes
 
@@ -51,8 +51,12 @@ def read_folder(path: Path, names: tuple[str, ...]) -> list[Found]:
 
 
 def read_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names in classes.txt of a folder, `names` if it has none."""
-    return tuple(read_text(path / CLASSES).splitlines()) if (path / CLASSES).is_file() else names
+    """Return the names in classes.txt of a folder, `names` if it has none. Raises ValueError."""
+    if not (path / CLASSES).is_file():
+        return names
+    listed = tuple(read_text(path / CLASSES).splitlines())
+    check_names(CLASSES, listed)
+    return listed
 
 
 def load(file: Path, names: tuple[str, ...], size: tuple[int, int], _image: Path) -> Content:

@@ -1,6 +1,7 @@
 """What the readers of all formats share: images with shapes as a tool has them, and how a mask is made of these."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +69,13 @@ def list_files(folder: Path, *endings: str) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         found += [Path(root, name) for name in sorted(names) if not name.startswith('.')]
     return [path for path in found if path.suffix.lower() in endings]
+
+
+def check_names(file: str, names: Iterable[str]) -> None:
+    """Raise ValueError if a file names a class twice: it would have two values."""
+    doubled = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if doubled is not None:
+        raise ValueError(f'{file}: names {doubled[:40]!r} twice')
 
 
 def read_size(height: object, width: object) -> tuple[int, int] | None:

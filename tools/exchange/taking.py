@@ -38,11 +38,9 @@ def match(found: list[Found], images: Images, chosen: list[str]) -> tuple[dict[s
     """
     matched: dict[str, Found] = {}
     problems = []
-    for entry in found:
-        try:
-            image_id = images.find(entry.name)
-        except ValueError as error:
-            problems += [] if chosen else [f'{entry.where}: {error}']
+    for entry, image_id in zip(found, images.find_all(entry.name for entry in found), strict=True):
+        if isinstance(image_id, ValueError):
+            problems += [] if chosen else [f'{entry.where}: {image_id}']
             continue
         if chosen and image_id not in chosen:
             continue

@@ -20,7 +20,7 @@ import numpy as np
 from core.data.files import TEXT_LIMIT, read_bytes, read_text
 from tools.exchange import png
 from tools.exchange.objects import Picture
-from tools.exchange.reading import Box, Content, Found, Polygons, Shape, list_files
+from tools.exchange.reading import Box, Content, Found, Polygons, Shape, check_names, list_files
 from tools.exchange.shapes import read_box, read_polygons
 from tools.exchange.writing import Export, write_png
 from util.store.files import make_folder, write_bytes
@@ -123,6 +123,7 @@ def read_yaml(path: Path) -> dict:
     numbered = dict((i if number is None else number, name) for i, (number, name) in enumerate(names))
     if not names or sorted(numbered) != list(range(len(names))) or '' in numbered.values():
         raise ValueError(f'{path.name}: "names" is not a list of names, or numbered from 0 without gaps')
+    check_names(path.name, numbered.values())
     return {**entries, 'names': tuple(numbered[i] for i in range(len(names)))}
 
 
