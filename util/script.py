@@ -34,6 +34,7 @@ NO_SHARED_MEMORY = 'shared memory (/dev/shm) cannot be written: pass --num_worke
 ENDED = 'another process of this run has ended: its message says why; run the same command to resume'
 SILENT = 'another process has not answered for 2 minutes: check it and the network, then run the same command to resume'
 PROCESSES = 'no further process or thread can be started: lower --num_workers, or raise the limit (ulimit -u, pids.max)'
+OUTPUT = 'the output of this command (stdout) cannot be written: {}'
 GPU = 'the GPU failed: check it with nvidia-smi or choose another --device, then run the same command to resume'
 
 # Errors of torch that users meet: a part of the message, and the line to print.
@@ -87,9 +88,10 @@ def _run(main: Callable[[Namespace], None], args: Namespace) -> None:
             print(f'{launcher.prefix()}{sys.argv[0]}: {TERMINATED}', file=sys.stderr)
         raise
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        fault = _fault_of_output() if isinstance(error, OSError) and error.filename is None else None
+        if isinstance(fault, BrokenPipeError):
             sys.exit(141)
-        line = explain(error) or _report_bug(error)
+        line = OUTPUT.format(fault.strerror) if fault else explain(error) or _report_bug(error)
         is_flag = getattr(error, 'option', None) in vars(args or Namespace())
         raise SystemExit(f'{launcher.prefix()}{sys.argv[0]}: error: {"--" if is_flag else ""}{line}') from error
 
@@ -121,16 +123,19 @@ def _end_children(others: list[multiprocessing.Process]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error if a worker of a loader dies
     for child in children:
         child.kill()
+    for thread in threading.enumerate():  # of a pool of processes; it closes a pipe that Python would write to on exit
+        if type(thread).__name__ == '_ExecutorManagerThread':
+            thread.join(5)
 
 
-def _reader_is_gone() -> bool:
-    """Return whether stdout is a pipe that nobody reads any more (... | head); if so, drop the remaining output."""
+def _fault_of_output() -> OSError | None:
+    """Return the error of writing to stdout, such as a pipe that nobody reads any more; drop what remains to print."""
     try:
         print(flush=True)
-        return False
-    except BrokenPipeError:
+        return None
+    except OSError as fault:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+        return fault
 
 
 def explain(error: Exception) -> str | None:

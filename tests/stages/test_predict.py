@@ -409,10 +409,11 @@ def test_the_same_command_resumes(here, capsys):
     capsys.readouterr()
     run(f'{FAST} photos')
     assert capsys.readouterr().out == f'{SMALL}: masks of 2 of 2 images, 0 of them new\n'
-    Path(SMALL, 'a.png').unlink()
-    run(f'{FAST} photos')
-    assert capsys.readouterr().out.endswith(f'{SMALL}: masks of 2 of 2 images, 1 of them new\n')
-    assert all_bytes(SMALL) == before
+    for ending in ('.png', '.npz', '_overlay.png'):
+        Path(SMALL, f'a{ending}').unlink()
+        run(f'{FAST} photos')
+        assert capsys.readouterr().out.endswith(f'{SMALL}: masks of 2 of 2 images, 1 of them new\n')
+        assert all_bytes(SMALL) == before
     draw_image(Path('photos/c.jpg'), (30, 40), seed=3)
     run(f'{FAST} photos')
     assert names_in(SMALL) == outputs_of('a', 'c', 'trip__b')
@@ -610,8 +611,11 @@ def test_photographs_are_never_replaced(here, capsys):
         picture.save('photos/trip/a.png')
     before = Path('photos/trip/a.png').read_bytes()
     line = '--out photos/trip: photos/trip/a.png is one of the images or their masks: choose another folder'
-    assert fault(f'{FAST} photos/trip --out photos/trip --overwrite', capsys) == line
+    assert fault(f'{FAST} photos/trip/a.png --out photos/trip --overwrite', capsys) == line
     assert Path('photos/trip/a.png').read_bytes() == before
+    for images in ('photos/trip', 'photos/trip/*.jpg'):  # the masks would be images of the next command
+        line = f'--out photos/trip: is the folder of {images}: choose another one'
+        assert fault(f'{FAST} {images} --out photos/trip', capsys) == line
 
 
 def test_masks_of_the_data_set_and_other_outputs_are_never_replaced(here, demo, capsys):

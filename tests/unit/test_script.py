@@ -267,5 +267,15 @@ def test_a_reader_that_stops_early_is_not_an_error(unbuffered):
     assert (run.returncode, run.stdout, run.stderr) == (141, '0\n', '')
 
 
+@pytest.mark.parametrize('lines', [1, 20_000])
+def test_an_output_that_is_full_is_named(lines):
+    program = MANY_LINES.replace('20_000', str(lines))
+    with open('/dev/full', 'w') as full:
+        command = [sys.executable, '-c', program]
+        run = subprocess.run(command, env=subprocess_environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+    line = '-c: error: the output of this command (stdout) cannot be written: No space left on device\n'
+    assert (run.returncode, run.stderr) == (1, line)
+
+
 def test_other_broken_pipes_are_errors(capsys):
     assert fault_of(raising(BrokenPipeError(32, 'Broken pipe')), [], capsys).endswith('Broken pipe')

@@ -85,10 +85,11 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:
     else:
         folder = Path(*takewhile(lambda part: not set(part) & set('*?['), path.parent.parts))
         found = list(match(folder, path.parts[len(folder.parts) :], left_out))
-    below, outputs = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
-    photographs = []
+    outputs, photographs = Path(os.path.abspath(out)), []
+    if outputs == Path(os.path.abspath(folder)):  # the masks would be photographs of the next command
+        raise UserError(f'--out {out}: is the folder of {argument}: choose another one')
     for path in found:
-        if outputs != below and outputs in Path(os.path.abspath(path)).parents:
+        if outputs in Path(os.path.abspath(path)).parents:
             left_out[OUTPUTS].append(path)
         elif any(part.startswith('.') for part in path.relative_to(folder).parts):
             left_out[HIDDEN].append(path)

@@ -86,7 +86,7 @@ def fill_folder(
         unrecorded = written.find_unrecorded(folder.path, folder.kind, share.ids, hashes)
         with records_locked():
             _remove_outdated(folder, unrecorded, hashes, ids)
-        folder.missing = {image_id for image_id in folder.ids if not folder.file(image_id).is_file()}
+        folder.missing = {image_id for image_id in folder.ids if folder.lacks(image_id)}
         if repair:
             existing = set(folder.ids) - folder.missing
             folder.missing |= {image_id for image_id in sorted(existing) if _is_damaged(folder, image_id)}

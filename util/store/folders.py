@@ -41,6 +41,10 @@ class Folder:
     def file(self, image_id: str) -> Path:
         return self.path / f'{image_id}{self.kind.suffix}'
 
+    def lacks(self, image_id: str) -> bool:
+        """Return whether a file of an image is missing."""
+        return not all((self.path / f'{image_id}{ending}').is_file() for ending in self.kind.endings)
+
     def existing(self) -> list[Path]:
         """Return the files that --overwrite removes, whatever their ids."""
         return [*self.path.glob(f'*{self.kind.suffix}')]
