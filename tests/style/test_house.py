@@ -106,8 +106,8 @@ def test_util_stays_small():
     # while an epoch is scored, 4,420 until masks that only score epochs were told apart from those that choose one,
     # 4,440 until stages ended with the program that started them and at SIGHUP, and runs of other stages, models of
     # other runs and folders without args.json were refused, 4,480 until tags that score epochs were recorded and files
-    # that may not be read were told from missing ones, 4,500 until a full output was named, the files beside a mask were
-    # missed, and programs waited for the thread of their pool.
+    # that may not be read were told from missing ones, 4,500 until a full output was named, the files beside a mask
+    # were missed, and programs waited for the thread of their pool.
     assert sum(lines.values()) < 4510, why
 
 
