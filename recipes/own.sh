@@ -24,8 +24,9 @@ CSV=$(realpath "$CSV") || exit; D=$(realpath "$D") || exit
 source "$(dirname "$0")/../tools/environment.sh" requirements.txt
 NAME=${NAME:-own} NET=${NET:-mobilenet_v2} W=${W:-imagenet} LR=${LR:-0.01} OVERWRITE=${OVERWRITE:-}
 # Files of a folder, or lines of a CSV for any line ending. A line of classes, which an import adds, changes no epochs.
-PHOTOGRAPHS=$(exec 2> /dev/null  # errors of the data set are shown below
-    if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV" | grep -v '^"*#'; fi | grep -c .) || PHOTOGRAPHS=1
+PHOTOGRAPHS=$(
+    { if [ -d "$CSV" ]; then find -L "$CSV" -type f; else tr '\r' '\n' < "$CSV" | grep -v '^"*#'; fi | grep -c .; } 2> /dev/null
+) || PHOTOGRAPHS=1  # errors of the data set are shown below
 EPOCHS=${EPOCHS:-$((3000 / PHOTOGRAPHS > 3 ? 3000 / PHOTOGRAPHS : 3))}
 SIZES=${SIZES:---image_size 256 --min_image_size 224 --max_image_size 384}
 DATA=(--dataset "$CSV" --data_dir "$D")

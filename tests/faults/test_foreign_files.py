@@ -445,10 +445,8 @@ def test_folders_with_blanks(name):
 
 def count_photographs(path) -> str:
     """Return what recipes/own.sh counts."""
-    (line,) = [
-        line for line in (REPOSITORY / 'recipes/own.sh').read_text().splitlines() if line.startswith('PHOTOGRAPHS=')
-    ]
-    program = f'set -euo pipefail; CSV={path}; {line}\necho $PHOTOGRAPHS'
+    lines = re.search(r'^PHOTOGRAPHS=.*?(?=^EPOCHS=)', (REPOSITORY / 'recipes/own.sh').read_text(), re.M | re.S)[0]
+    program = f'set -euo pipefail; CSV={path}; {lines}\necho $PHOTOGRAPHS'
     return subprocess.run(['bash', '-c', program], capture_output=True, text=True, check=True).stdout.strip()
 
 
