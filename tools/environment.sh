@@ -1,7 +1,7 @@
 # Source this with a requirements file: creates .venv at the root, installs the packages and the dense CRF
 # (requirements-crf.txt), and puts .venv on the PATH. Installed packages are not changed. Then, with STEPS set,
-# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN, which needs HAS_DRY_RUN,
-# nothing is installed.
+# "step TITLE" prints a heading such as "== step 3 of 9, 2:05 so far: TITLE". With DRY_RUN set, nothing is installed
+# for a script with HAS_DRY_RUN, which prints its commands; any other one ends.
 # A script that gets a signal ends the stage that runs, and waits for it: a trainer saves first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

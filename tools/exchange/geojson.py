@@ -80,10 +80,10 @@ def _properties(feature):
 def _epsg(content):
     """Return the EPSG number of the reference system that a file names, None if it names none or another one."""
     named = content.get('crs')
-    name = named.get('properties', {}).get('name') if fits(named, {'properties': {'name': str}}) else ''
+    name = named['properties']['name'] if fits(named, {'properties': {'name': str}}) else ''
     if name.endswith('CRS84'):
         return 4326
-    number = re.search(r'EPSG:.*?(\d+)$', name)
+    number = re.search(r'EPSG:.*?(\d{1,6})$', name)
     return int(number[1]) if number else None
 
 
