@@ -75,6 +75,11 @@ def walk(folder: Path, above: frozenset[str] = frozenset()) -> tuple[list[Path],
     return files, others
 
 
+def _parse_integer(digits: str) -> int | float:
+    """Return a number of JSON: infinity for one that no float can be, as of other numbers in JSON."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
 def load_json(path: Path) -> object:
     """Return the content of a JSON file.
 
@@ -82,7 +87,7 @@ def load_json(path: Path) -> object:
     """
     content = read_bytes(path, TEXT_LIMIT)
     try:
-        found = json.loads(content.decode('utf-8-sig'))
+        found = json.loads(content.decode('utf-8-sig'), parse_int=_parse_integer)
         if HALF_CHARACTER.search(content):
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import UserError, has_control_characters
-from core.data.files import TEXT_LIMIT, read_bytes
+from core.data.files import TEXT_LIMIT, fits, read_bytes
 
 FIXED = '# classes:'
 COLUMNS = ('image', 'id', 'classes', 'mask', 'split')  # other columns are ignored
@@ -153,24 +153,32 @@ def _read_names(path: Path, line: int, text: str, joint: str) -> tuple[str, ...]
         raise UserError(
             f"{path}: line {line}: {text!r} contains control characters: join classes by '{joint}'", option='dataset'
         )
-    names = _names_in_json(text)
-    return tuple(split_names(text, joint) if names is None else names)
-
-
-def _names_in_json(text: str) -> list[str] | None:
-    """Return the names in {"choices": [...]} or [{"rectanglelabels": [...], ...}, ...], None if the text is neither."""
-    if not re.match(r'\{\s*"|\[\s*(\{|\])', text):
-        return None
+    if not re.match(r'[\[{]\s*["\[{\]]', text):
+        return tuple(split_names(text, joint))
     try:
-        content = json.loads(text)
+        return tuple(dict.fromkeys(_names_in_json(json.loads(text))))
     except (ValueError, RecursionError):
-        return None
-    found = []
-    for entry in content if isinstance(content, list) else [content]:
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            if (key == 'choices' or key.endswith('labels')) and isinstance(value, list):
-                found += [name for name in value if isinstance(name, str)]
-    return list(dict.fromkeys(found))
+        shown = text if len(text) < 80 else f'{text[:76]} ...'
+        raise UserError(
+            f'{path}: line {line}: {shown} is neither {{"choices": [...]}} nor a list of labels of Label Studio',
+            option='dataset',
+        ) from None
+
+
+def _names_in_json(content: object) -> list[str]:
+    """Return the names in {"choices": [...]}, [{"rectanglelabels": [...], ...}, ...] or [...]. Raises ValueError.
+
+    Objects in a list may have no names: regions that nobody has labelled.
+    """
+    if fits(content, [str]):
+        return content
+    entries = content if isinstance(content, list) else [content]
+    if not fits(entries, [{}]):
+        raise ValueError
+    names = [value for entry in entries for key, value in entry.items() if key == 'choices' or key.endswith('labels')]
+    if not fits(names, [[str]]) or not names and isinstance(content, dict):
+        raise ValueError
+    return [name for value in names for name in value]
 
 
 def _fit(path: Path, line: int, cells: list[str], width: int, last: int) -> list[str]:

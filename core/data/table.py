@@ -104,12 +104,16 @@ def read_rows(
 
     Images that Label Studio names are looked for below `root`.
     """
-    sheet, rows = read_sheet(path, keys), []
+    sheet, rows, addresses = read_sheet(path, keys), [], {}
     for line, cells, classes in sheet.rows:
         image_id = cells.get('id', '') if 'id' in keys else ''
         if not (image_id if 'id' in keys and 'id' in cells else cells.get('image')):
             raise UserError(f'{path}: line {line} names no image', option='dataset')
-        rows.append((_read_row(path, line, cells, classes, root), image_id))
+        row, name = _read_row(path, line, cells, classes, root), cells.get('image', '')
+        rows.append((row, image_id))
+        if root is not None and ADDRESS.match(name) and addresses.setdefault(row.image, name) != name:
+            both = f'{addresses[row.image]} and {name} both lead to {row.image}'
+            raise UserError(f'{path}: line {line}: {both}: give the photographs different names', option='dataset')
     return rows, sheet.class_names
 
 

@@ -362,6 +362,13 @@ def test_pairs_of_surrogates_are_characters(tmp_path):
     assert load_json(tmp_path / 'a.json') == {'a': '\U0001f600'}
 
 
+@pytest.mark.parametrize('digits', [400, 6000])
+def test_integers_beyond_any_float_are_infinite(tmp_path, digits):
+    """Python would refuse thousands of digits, and divide no integer of hundreds."""
+    (tmp_path / 'a.json').write_text(f'[-1{"0" * digits}, {2**70}]')
+    assert load_json(tmp_path / 'a.json') == [-float('inf'), 2**70]
+
+
 def test_types_of_records():
     assert fits({'a': 1, 'b': [[1, 2.5]]}, {'a': int, 'b': [[float]]})
     assert fits({'x': {'y': 'z'}}, {str: {str: str}})

@@ -137,12 +137,23 @@ def test_a_row_for_each_box_of_roboflow(tmp_path):
             {'x': 2, 'rectanglelabels': ['cat']},
             {'x': 3, 'rectanglelabels': ['dog']},
         ],
-        [{'brushlabels': ['dog', 'cat'], 'format': 'rle', 'rle': [1, 2]}],
+        [{'brushlabels': ['dog', 'cat'], 'format': 'rle', 'rle': [1, 2]}, {'x': 3, 'original_width': 64}],
+        ['dog', 'cat'],
     ],
 )
 def test_cells_of_label_studio(tmp_path, cell):
     quoted = json.dumps(cell).replace('"', '""')
     assert tags(tmp_path, f'image,label\na.jpg,"{quoted}"\nb.jpg,[]\n') == {'a': ['dog', 'cat'], 'b': []}
+
+
+@pytest.mark.parametrize(
+    'cell',
+    ['{"taxonomy": [["dog"]]}', '[["dog"]]', '{"choices": 5}', '{"choices": [5]}', '{"choices": ["dog",'],
+)
+def test_cells_of_label_studio_without_names(tmp_path, cell):
+    quoted = cell.replace('"', '""')
+    with pytest.raises(UserError, match='labels.csv: line 2: .* is neither {"choices": '):
+        open_text(tmp_path, f'image,label\na.jpg,"{quoted}"\n')
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,15 @@ def test_addresses_of_label_studio_are_found_in_the_folder(tmp_path, address):
     draw_image(tmp_path / 'my dog.jpg')
     (image_id,) = open_text(tmp_path, f'image,choice\n{address},dog\n').ids('train', with_images=True)
     assert image_id == ('pets__my dog' if 'pets' in address else 'my dog')
+
+
+def test_two_addresses_of_one_photograph(tmp_path):
+    """Label Studio tells uploads of one name apart by their digits, which a folder of photographs lacks."""
+    draw_image(tmp_path / 'a.jpg')
+    first, second = '/data/upload/1/0a1b2c3d-a.jpg', '/data/upload/1/0a1b2c3e-a.jpg'
+    assert tags(tmp_path, f'image,choice\n{first},dog\n{first},cat\n') == {'a': ['dog', 'cat']}
+    with pytest.raises(UserError, match=f'line 3: {first} and {second} both lead to a.jpg: give the photographs'):
+        open_text(tmp_path, f'image,choice\n{first},dog\n{second},cat\n')
 
 
 @pytest.mark.parametrize(
