@@ -19,7 +19,7 @@ def images_in(folder, *names: str) -> Images:
     """Return the images of photos/ with copies of one of them under more names."""
     for name in names:
         path = folder / 'photos' / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((folder / 'photos/empty.jpg').read_bytes())
     dataset = open_photographs(folder / 'photos', ('cat',))
     return Images(dataset, dataset.ids('train'))
@@ -70,11 +70,15 @@ def test_names_that_are_several_images_need_their_folder(images, in_tmp):
 
 def test_the_end_of_another_path_is_exact_if_that_path_is_there_too(images, in_tmp):
     """A file of a tool that leaves out folders has no name with a folder."""
-    several = images_in(in_tmp, 'a.jpg', 'sub/a.jpg')
-    assert several.find_all(['a.jpg', 'sub/a.jpg']) == ['a', 'sub__a']
-    assert several.find_all(['sub/a.png', 'a']) == ['sub__a', 'a']
-    for alone in (['a.jpg'], ['a.jpg', 'a.jpg'], ['x/a.jpg', 'sub/a.jpg']):
+    several = images_in(in_tmp, 'a.jpg', 'sub/a.jpg', 'x/sub/a.jpg', 'y/b.jpg', 'z/b.jpg', 'c.jpg', 'c.jpg.jpg')
+    for start in ('', '../photos/', 'train/', '/data/local-files/?d=photos/'):
+        names = [f'{start}{name}' for name in ('a.jpg', 'sub/a.jpg', 'x/sub/a.jpg')]
+        assert several.find_all(names) == ['a', 'sub__a', 'x__sub__a']
+    assert several.find_all(['x/sub/a.png', 'sub/a', 'a']) == ['x__sub__a', 'sub__a', 'a']
+    assert several.find_all(['c.jpg', 'c.jpg.jpg']) == several.find_all(['c', 'c.jpg']) == ['c', 'c.jpg']
+    for alone in (['a.jpg'], ['a.jpg', 'a.jpg'], ['a.jpg', 'x/sub/a.jpg']):
         assert 'may be a.jpg and sub/a.jpg' in str(several.find_all(alone)[0])
+    assert 'may be y/b.jpg and z/b.jpg' in str(several.find_all(['b.jpg', 'y/b.jpg'])[0])
 
 
 def test_other_forms_of_the_same_characters(in_tmp):

@@ -21,43 +21,49 @@ class Images:
     def __init__(self, dataset: Dataset, ids: Iterable[str]):
         self.dataset, self.ids = dataset, list(ids)
         self.by_name: dict[str, list[str]] = {}
+        self.whole: dict[str, set[str]] = {}
         for image_id in self.ids:
             path = name_of(dataset, image_id)
-            for name in {path, ENDING.sub('', path), image_id}:
-                parts = _normal(name).split('/')
+            self.whole[image_id] = {_normal(name) for name in (path, ENDING.sub('', path), image_id)}
+            for name in self.whole[image_id]:
+                parts = name.split('/')
                 for start in range(len(parts)):
                     self.by_name.setdefault('/'.join(parts[start:]), []).append(image_id)
 
     def find_all(self, names: Iterable[str]) -> list[str | ValueError]:
         """Return the id of the image that each name of a file means, or the error that there is none, or several.
 
-        A path may be the end of another one: a.jpg, of sub/a.jpg. It is exact if the file names the other one too.
+        The whole path of an image may be the end of other ones: a.jpg, of sub/a.jpg. It means this image if other names
+        of the file mean all the others, because then it is not a path without its folders.
         """
-        found = [(name, self._candidates(name)) for name in names]
-        certain = {ids[0] for _, ids in found if len(ids) == 1}
-        return [self._choose(name, ids, certain) for name, ids in found]
+        names = list(names)
+        keys = [self._key(name) for name in names]
+        meant = {key: ids[0] for key in keys if len(ids := self.by_name.get(key, ())) == 1}
+        unclear = {key for key in keys if len(self.by_name.get(key, ())) > 1}
+        more = True
+        while more:
+            taken = set(meant.values())
+            left = {key: [image_id for image_id in self.by_name[key] if image_id not in taken] for key in unclear}
+            more = {key: ids[0] for key, ids in left.items() if len(ids) == 1 and key in self.whole[ids[0]]}
+            meant |= more
+            unclear -= more.keys()
+        return [meant.get(key) or self._fault(name, key) for name, key in zip(names, keys, strict=True)]
 
-    def _candidates(self, name):
-        """Return the ids of the images that a name may mean."""
+    def _key(self, name):
+        """Return the longest end of a name that is also the end of a path, '' if there is none."""
         for parts in _readings(name):
             for start in range(len(parts)):
                 tail = '/'.join(parts[start:])
                 for key in (tail, ENDING.sub('', tail)):
                     if key in self.by_name:
-                        return self.by_name[key]
-        return []
+                        return key
+        return ''
 
-    def _choose(self, name, ids, certain):
-        if not ids:
-            return ValueError(f'{name!r} is not an image of the data set')
-        left = ids if len(ids) == 1 else [image_id for image_id in ids if image_id not in certain]
-        if len(ids) == 1 or len(left) == 1 and self._is_path(name, left[0]):
-            return left[0]
-        paths = ' and '.join(name_of(self.dataset, image_id) for image_id in ids[:2])
-        return ValueError(f'{name!r} may be {paths}: their names must differ')
-
-    def _is_path(self, name, image_id):
-        return ENDING.sub('', _normal(name)) == ENDING.sub('', _normal(name_of(self.dataset, image_id)))
+    def _fault(self, name, key):
+        paths = ' and '.join(name_of(self.dataset, image_id) for image_id in self.by_name.get(key, ())[:2])
+        return ValueError(
+            f'{name!r} ' + (f'may be {paths}: their names must differ' if key else 'is not an image of the data set')
+        )
 
 
 class Classes:
