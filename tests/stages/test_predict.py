@@ -611,11 +611,22 @@ def test_photographs_are_never_replaced(here, capsys):
         picture.save('photos/trip/a.png')
     before = Path('photos/trip/a.png').read_bytes()
     line = '--out photos/trip: photos/trip/a.png is one of the images or their masks: choose another folder'
-    assert fault(f'{FAST} photos/trip/a.png --out photos/trip --overwrite', capsys) == line
+    assert fault(f'{FAST} photos/trip --out photos/trip --overwrite', capsys) == line
     assert Path('photos/trip/a.png').read_bytes() == before
-    for images in ('photos/trip', 'photos/trip/*.jpg'):  # the masks would be images of the next command
-        line = f'--out photos/trip: is the folder of {images}: choose another one'
-        assert fault(f'{FAST} {images} --out photos/trip', capsys) == line
+
+
+@pytest.mark.parametrize('images, out', [('photos', 'photos'), ('photos/a.jpg', 'photos'), ('photos', 'photos/masks')])
+def test_masks_of_earlier_commands_are_no_photographs(here, capsys, images, out):
+    """Wherever they are: the next command, with the same --out or another one, finds the photographs alone."""
+    run(f'{FAST} {images} --out {out}')
+    if out == 'photos':
+        count = 3 * len(list(Path(out).glob('*.npz')))
+        capsys.readouterr()
+        run(f'{FAST} photos --out {out}')
+        assert f'{count} outputs of an earlier command (photos/a.npz, ...)' in capsys.readouterr().err
+    run(f'{FAST} photos --out elsewhere')
+    assert f'6 outputs of an earlier command ({out}/a.npz, ...)' in capsys.readouterr().err
+    assert names_in('elsewhere') == outputs_of('a', 'trip__b')
 
 
 def test_masks_of_the_data_set_and_other_outputs_are_never_replaced(here, demo, capsys):

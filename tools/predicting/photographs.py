@@ -19,11 +19,14 @@ from core.data import images
 from core.data.dataset import Dataset
 from core.data.images import ENDINGS, UNREADABLE
 from core.data.pixels import Reading
+from tools.predicting.folder import read_photographs
+from util.store.formats import PREDICTED
 
 DOMAIN = 'photographs'  # the only list of a data set of photographs
 
 HIDDEN = 'hidden'  # such as the files that macOS adds to archives
 OUTPUTS = 'in the folder of --out'
+EARLIER = 'outputs of an earlier command'
 HEIC = 'HEIC, which cannot be read (convert them to JPEG)'
 OTHERS = 'not named as photographs'
 SPECIAL = 'not files, but pipes or devices'
@@ -85,12 +88,13 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:
     else:
         folder = Path(*takewhile(lambda part: not set(part) & set('*?['), path.parent.parts))
         found = list(match(folder, path.parts[len(folder.parts) :], left_out))
-    outputs, photographs = Path(os.path.abspath(out)), []
-    if outputs == Path(os.path.abspath(folder)):  # the masks would be photographs of the next command
-        raise UserError(f'--out {out}: is the folder of {argument}: choose another one')
+    below, outputs = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
+    photographs, earlier = [], {parent: names_of_outputs(parent) for parent in {path.parent for path in found}}
     for path in found:
-        if outputs in Path(os.path.abspath(path)).parents:
+        if outputs != below and outputs in Path(os.path.abspath(path)).parents:
             left_out[OUTPUTS].append(path)
+        elif path.name in earlier[path.parent]:
+            left_out[EARLIER].append(path)
         elif any(part.startswith('.') for part in path.relative_to(folder).parts):
             left_out[HIDDEN].append(path)
         elif not path.exists():
@@ -107,6 +111,12 @@ def expand(argument: str, out: Path) -> tuple[Path, list[Path], LeftOut]:
         reasons = f'; {count_left_out(left_out)}' if left_out else ''
         raise UserError(f'{argument}: no image found ({", ".join(ENDINGS)}){reasons}')
     return folder, sorted(photographs), left_out
+
+
+def names_of_outputs(folder: Path) -> set[str]:
+    """Return the names of the files that this tool has written into a folder, beside photographs or not."""
+    ids = read_photographs(folder).get('images', {})
+    return {f'{image_id}{ending}' for image_id in ids for ending in PREDICTED.endings}
 
 
 def walk(folder: Path, left_out: LeftOut, above: frozenset[str] = frozenset()) -> Iterator[Path]:
